@@ -1,0 +1,45 @@
+# Everything happens in a virtual environment of its own: VENV, made with PYTHON when it is missing.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install test test-all lint format bench clean
+.DELETE_ON_ERROR:
+
+help: ## show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed-benchmark ## explain the embedded scenes with every method, then play the pointing game
+	$(BIN)/saliency explain --method all --out demo
+	$(BIN)/python -m benchmarks.pointing_game --dataset scenes
+	@echo "Pictures: $(CURDIR)/demo (all in one: contact_sheet.png)"
+
+install: $(VENV)/.installed-plot ## install the package, editable, and its command `saliency`
+
+test: $(VENV)/.installed-test ## run the tests
+	$(BIN)/python -m pytest -m "not parity"
+
+test-all: $(VENV)/.installed-test $(VENV)/.installed-parity ## run the tests, and those against other libraries
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## write the code in the one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-benchmark ## measure speed
+	$(BIN)/python -m benchmarks.speed
+
+clean: ## remove the environment, caches and the demo's pictures
+	rm -rf .venv demo saliency_out build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+# One stamp for each extra: it is installed once, and again when the requirements change.
+$(VENV)/.installed-%: setup.py pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@

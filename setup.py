@@ -1,0 +1,45 @@
+"""Metadata of the distribution ``saliency-torch``; the import name is ``saliency``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "saliency" / "__init__.py").read_text("utf-8"), re.MULTILINE)
+README = HERE / "README.md"
+
+REQUIRED = [
+    "torch>=2.6",  # torch.compiler.set_stance: a compiled model runs eagerly while it is explained
+    "torchvision>=0.21",  # the release that goes with torch 2.6
+    "numpy>=1.24",  # percentile(method=...) is of 1.22; 1.24 is the oldest line the tests were run with
+    "pillow>=9.4",  # exif_transpose that always returns an image, and 16-bit modes it can turn
+]
+PLOT = ["matplotlib>=3.8"]  # the first release that ships its types
+BENCHMARK = [*PLOT, "tqdm>=4.64", "pycocotools>=2.0.7", "defusedxml>=0.7.1"]
+PARITY = ["torchray", "captum>=0.7", "grad-cam>=1.5", "torchcam>=0.4", "zennit>=0.5"]
+TEST = [*BENCHMARK, "pytest>=8", "hypothesis>=6.100"]
+DEV = [*TEST, "ruff>=0.9", "mypy>=1.14"]
+
+setup(
+    name="saliency-torch",
+    version=VERSION[1],
+    description="Saliency methods for PyTorch: every method one call, every gradient method one driver",
+    long_description=README.read_text("utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["saliency", "saliency.*"]),
+    package_data={"saliency": ["py.typed"], "saliency.scenes": ["*.pt"]},
+    install_requires=REQUIRED,
+    extras_require={"plot": PLOT, "benchmark": BENCHMARK, "parity": PARITY, "test": TEST, "dev": DEV},
+    entry_points={"console_scripts": ["saliency = saliency.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    zip_safe=False,
+)
