@@ -1,0 +1,193 @@
+"""The driver: probe a layer, run the model forward and backward in a context, turn the gradient into a map."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from saliency.engine import maps, targets
+from saliency.engine.contexts import NullContext
+from saliency.engine.forward import Call, ContextBuilder, Input, Site, make_call, make_site, recording
+from saliency.engine.layers import Layer, unwrap
+from saliency.engine.maps import Layout, Resize, check_map_options, finish_map, join_targets, to_channels_first
+from saliency.engine.probe import Probe, attach_debug_probes
+from saliency.engine.state import evaluating, model_dtype
+from saliency.engine.targets import Target, select_scores, split_targets
+
+Maps: TypeAlias = Any  # a Tensor; a list of them for a list of layers, a tuple for a tuple of inputs; a pair with debug
+GetGradient: TypeAlias = Callable[[Any, Any], Tensor] | None
+
+
+def saliency(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = "",
+    resize: Resize = False,
+    resize_mode: str = "bilinear",
+    smooth: float = 0,
+    context_builder: ContextBuilder = NullContext,
+    gradient_to_saliency: Callable[[Tensor], Tensor] = maps.gradient_to_saliency,
+    get_backward_gradient: GetGradient = targets.get_backward_gradient,
+    debug: bool = False,
+    *,
+    additional_forward_args: Any = None,
+    forward_kwargs: Mapping[str, Any] | None = None,
+    attribute_to_layer_input: bool = False,
+    layout: Layout = None,
+) -> Maps:
+    """Explain the score of ``target`` at a layer: the engine of every gradient method.
+
+    A probe records the layer's activation ``x``; the model runs forward, and backward down to the layer, inside
+    ``context_builder()``; ``gradient_to_saliency(x)`` makes a map of ``x`` and ``x.grad``, which is resized and
+    smoothed on the model's device. The model, the caller's tensors and the global state stay as they were.
+
+    Args:
+        model: any ``Module`` whose batch comes first; evaluated in ``eval`` mode, whatever mode it is in.
+        input: (N, C, H, W), or a tuple of tensors for a model of several inputs.
+        target: what is explained: a class index, one per sample, (N, K) indices for K maps from one forward pass, a
+            float tensor shaped like the output, a tuple of indices, ``None`` for an only score, or a function of the
+            output that returns one score per sample.
+        saliency_layer: dotted name or module; ``''`` is the input, ``None`` the last layer with spatial output.
+            A list of layers gives a list of maps from one forward pass.
+        resize: ``True`` for the input's size, or (width, height). ``resize_mode`` as in ``F.interpolate``.
+        smooth: standard deviation of a Gaussian filter, as a fraction of the map's longer side.
+        context_builder: makes the context that both passes run in.
+        gradient_to_saliency: makes a map (N, 1, h, w) of a tensor (N, C, h, w) that has its ``.grad``.
+        get_backward_gradient: makes the output's gradient of output and target; ``None``: no backward pass.
+        debug: also return a dict of probes, one per module, with data and gradients (of the last of K targets).
+        additional_forward_args, forward_kwargs: reach the model's ``forward`` after the input.
+        attribute_to_layer_input: probe what goes into the layer, not what comes out of it.
+        layout: how the layer's activation holds its grid, where that cannot be told from its shape:
+            ``'channels_first'``, ``'channels_last'``, tokens' (h, w), a function of the activation that returns
+            (N, C, h, w), or ``'layer'`` to hand it on as it is.
+
+    Returns:
+        (N, 1, h, w) at the layer's resolution or at ``resize``, raw scale, detached, in the model's dtype; (N, K, h, w)
+        for K targets; a list for a list of layers, a tuple for a tuple of inputs; with ``debug`` (that, probes).
+
+    Raises:
+        ValueError: for an argument that cannot be used, a layer that is not reached, a gradient that is not.
+    """
+    check_map_options(resize, resize_mode, smooth, layout)
+    model = unwrap(model)
+    call = make_call(input, additional_forward_args, forward_kwargs)
+    several = isinstance(saliency_layer, (list, tuple))
+    layers: Any = saliency_layer if several else [saliency_layer]
+    sites = [make_site(model, layer, call, attribute_to_layer_input) for layer in layers]
+    image = next((tensor for tensor in call.inputs if tensor.ndim > 2), call.inputs[0])
+
+    def to_map(x: Tensor, site: Site) -> Tensor:
+        size, module = (image.shape[2:], site.module) if site.name else (x.shape[2:], None)
+        saliency = gradient_to_saliency(_to_grid(x, size, layout, module))
+        return finish_map(saliency, image if site.name else x, resize, resize_mode, smooth)
+
+    activations, probes = layer_gradient(model, call, target, sites, context_builder, get_backward_gradient, debug)
+    results: list[Any] = []
+    for site, tensors in zip(sites, activations, strict=True):
+        joined = tuple(join_targets([to_map(x, site) for x in per_target]) for per_target in tensors)
+        results.append(joined if not site.name and isinstance(input, (tuple, list)) else joined[0])
+    result = results if several else results[0]
+    return (result, probes) if debug else result
+
+
+def layer_gradient(
+    model: Module,
+    call: Call,
+    target: Target,
+    sites: Sequence[Site],
+    context_builder: ContextBuilder = NullContext,
+    get_backward_gradient: GetGradient = targets.get_backward_gradient,
+    debug: bool = False,
+) -> tuple[list[list[list[Tensor]]], Mapping[str, Probe] | None]:
+    """Activations with their ``.grad``, in the model's dtype: per site, per tensor there, per target; and the probes.
+
+    One forward pass serves all sites and targets. Without ``get_backward_gradient`` there is no backward pass, and
+    the activations have no gradient. Raises ``ValueError`` where no gradient reaches a site.
+    """
+    run = partial(_run, model, call, target, sites, context_builder, get_backward_gradient, debug)
+    activations, probes = run(record_all=debug)
+    if get_backward_gradient is not None and _cut_off(sites, activations) and not debug:
+        # The model may set the gradient mode itself around the layer; then the record must start at the input.
+        activations, probes = run(record_all=True)
+    if get_backward_gradient is not None and (site := _cut_off(sites, activations)):
+        raise ValueError(
+            f"saliency_layer={site.name!r} is reached by no gradient, the score does not depend on its output; "
+            "a layer on the way to the score is accepted."
+        )
+    return activations, probes
+
+
+def _run(
+    model: Module,
+    call: Call,
+    target: Target,
+    sites: Sequence[Site],
+    context_builder: ContextBuilder,
+    get_backward_gradient: GetGradient,
+    debug: bool,
+    record_all: bool,
+) -> tuple[list[list[list[Tensor]]], Mapping[str, Probe] | None]:
+    with evaluating(model), ExitStack() as stack:
+        torch.set_grad_enabled(record_all)
+        probes = attach_debug_probes(model, debug)
+        watching = [stack.enter_context(probe) for probe in (probes or {}).values()]
+        with recording(model, call, sites, context_builder, get_backward_gradient is not None) as (output, recorded):
+            tensors = [x for at_site in recorded for x in at_site]
+            watched = [x for probe in watching for x in probe.data]
+            if get_backward_gradient is None:
+                rows = [[x.detach() for x in tensors]] * len(split_targets(target))
+            else:
+                scores, target = select_scores(output, target, len(call.inputs[0]))
+                rows = _differentiate(scores, target, get_backward_gradient, tensors, watched)
+        dtype = model_dtype(model, call.inputs[0])
+        columns = iter([[_to_dtype(x, dtype) for x in column] for column in zip(*rows, strict=True)])
+    return [[next(columns) for _ in at_site] for at_site in recorded], probes
+
+
+def _cut_off(sites: Sequence[Site], activations: list[list[list[Tensor]]]) -> Site | None:
+    """The first site that no gradient reached."""
+    pairs = zip(sites, activations, strict=True)
+    return next((site for site, at_site in pairs if any(x.grad is None for row in at_site for x in row)), None)
+
+
+def _differentiate(
+    scores: Tensor,
+    target: Any,
+    get_backward_gradient: Callable[[Any, Any], Tensor],
+    tensors: list[Tensor],
+    watched: list[Tensor],
+) -> list[list[Tensor]]:
+    """For every target, the tensors with their gradient; tensors of debug probes are given theirs in place."""
+    columns = split_targets(target)
+    rows = []
+    for i, column in enumerate(columns):
+        gradient = get_backward_gradient(scores, column)
+        found: Sequence[Tensor | None] = [None] * len(tensors + watched)
+        if scores.requires_grad:
+            retain = i + 1 < len(columns)
+            found = torch.autograd.grad(scores, tensors + watched, gradient, retain_graph=retain, allow_unused=True)
+        rows.append([_with_gradient(x.detach(), dx) for x, dx in zip(tensors, found, strict=False)])
+        for x, dx in zip(watched, found[len(tensors) :], strict=True):
+            x.grad = dx
+    return rows
+
+
+def _with_gradient(x: Tensor, gradient: Tensor | None) -> Tensor:
+    x.grad = gradient
+    return x
+
+
+def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else _with_gradient(x.to(dtype), None if x.grad is None else x.grad.to(dtype))
+
+
+def _to_grid(x: Tensor, size: Sequence[int], layout: Layout, module: Module | None) -> Tensor:
+    grid = to_channels_first(x, size, layout, module)
+    if grid is x or x.grad is None:
+        return grid
+    return _with_gradient(grid, to_channels_first(x.grad, size, layout, module))

@@ -1,0 +1,138 @@
+"""Layers: find them by name, through the wrappers that models come in."""
+
+from contextlib import ExitStack
+from difflib import get_close_matches
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._pytree import tree_leaves
+
+from saliency.engine.maps import grid_of
+from saliency.engine.probe import add_hook
+from saliency.engine.state import evaluating
+
+Layer: TypeAlias = str | Module | None
+
+_WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+_POOLS = (torch.nn.AdaptiveAvgPool2d, torch.nn.AdaptiveMaxPool2d)
+
+
+def unwrap(model: Module) -> Module:
+    """The network inside DataParallel, DistributedDataParallel and ``torch.compile``."""
+    if not isinstance(model, Module):
+        raise ValueError(f"model={type(model).__name__} is no network; a torch.nn.Module is accepted.")
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), Module):
+            model = inner
+        else:
+            return model
+
+
+def _plain_name(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def get_module(model: Module, module: str | Module) -> Module | None:
+    """The layer of that name, as ``named_modules()`` spells it; ``None`` if there is none. A module is itself.
+
+    >>> get_module(torch.nn.Sequential(torch.nn.ReLU()), '0')
+    ReLU()
+    """
+    if isinstance(module, Module):
+        return module
+    inner = unwrap(model)
+    # A compiled layer has two names that become one here: the last is the layer itself.
+    layers = {_plain_name(name): layer for name, layer in inner.named_modules(remove_duplicate=False)}
+    name = _plain_name(module)
+    if name not in layers and inner is not model:
+        name = name.removeprefix("module.")
+    return layers.get(name)
+
+
+def resolve_layer(model: Module, layer: str | Module, argument: str = "saliency_layer") -> Module:
+    """As :func:`get_module`, but an unknown layer raises ``ValueError`` with the nearest name."""
+    if not isinstance(layer, (str, Module)):
+        raise ValueError(f"{argument}={layer!r} is no layer; a dotted name, a module, '' or None is accepted.")
+    found = get_module(model, layer)
+    inner = unwrap(model)
+    if found is not None and any(unwrap(found) is module for module in inner.modules()):
+        return unwrap(found)
+    if isinstance(layer, Module):
+        raise ValueError(f"{argument}={type(layer).__name__} is not part of the model; one of its modules is accepted.")
+    names = [_plain_name(name) for name, _ in inner.named_modules() if name]
+    near = get_close_matches(layer, names, n=1, cutoff=0.0)
+    hint = f"did you mean {near[0]!r}? A" if near else "a"
+    raise ValueError(
+        f"{argument}={layer!r} is no layer of the model; {hint} name in model.named_modules() is accepted."
+    )
+
+
+class _SpatialOutputs:
+    """The last module with a grid as output, and, in a network of tokens, all those that may still be chosen."""
+
+    def __init__(self, size: tuple[int, ...]) -> None:
+        self.size = size
+        self.grid = ""
+        self.tokens: dict[str, Tensor] = {}
+
+    def watch(self, name: str, module: Module) -> Any:
+        def hook(module: Module, args: Any, output: Any) -> Any:
+            first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+            shape = None if first is None else grid_of(first, self.size)
+            if first is None or shape is None or shape.numel() < 2 or isinstance(module, _POOLS):
+                return None
+            if first.ndim != 3:
+                self.grid, self.tokens = name, {}
+                return None
+            if output is not first or isinstance(module, torch.nn.Linear):
+                return None
+            torch.set_grad_enabled(True)
+            self.tokens[name] = first if first.requires_grad else first.detach().requires_grad_()
+            return self.tokens[name].clone()
+
+        return add_hook(module.register_forward_hook, hook)
+
+    def choose(self, output: Any) -> str:
+        """The class token alone reaches the output from the last layers: take the last where the image still does."""
+        scores = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+        if not self.tokens or scores is None or not scores.requires_grad:
+            return self.grid
+        gradients = torch.autograd.grad(scores.sum(), list(self.tokens.values()), allow_unused=True)
+        for name, gradient in reversed(list(zip(self.tokens, gradients, strict=True))):
+            if gradient is not None and (gradient != 0).any(2).sum() > gradient.shape[0] * gradient.shape[1] // 2:
+                return name
+        return self.grid
+
+
+def find_layer(model: Module, input: Tensor, /, *args: Any, **kwargs: Any) -> str:
+    """The name of the last layer whose output is a grid that the output still depends on everywhere.
+
+    That is the last block of a convolutional network, and the last normalisation before attention in a vision
+    transformer. Costs one forward pass of the first image (in a transformer also a backward pass); further arguments
+    reach the model. Raises ``ValueError`` where no layer has a spatial output.
+
+    >>> find_layer(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten()), torch.rand(1, 1, 6, 6))
+    '0'
+    """
+    inner = unwrap(model)
+    images = input.shape[0]
+
+    def first(value: Any) -> Any:
+        return value[:1].detach().clone() if isinstance(value, Tensor) and value.shape[:1] == (images,) else value
+
+    image = next((value for value in (input, *args) if isinstance(value, Tensor) and value.ndim > 2), input)
+    outputs = _SpatialOutputs(tuple(image.shape[2:]))
+    with evaluating(inner):
+        with ExitStack() as stack:
+            for name, module in inner.named_modules():
+                if name:
+                    stack.callback(outputs.watch(_plain_name(name), module).remove)
+            output = inner(first(input), *map(first, args), **{key: first(value) for key, value in kwargs.items()})
+        name = outputs.choose(output)
+    if not name:
+        raise ValueError("saliency_layer=None finds no layer with a spatial output; a layer's name is accepted.")
+    return name

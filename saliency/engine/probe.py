@@ -1,0 +1,101 @@
+"""Probes: record what goes into or comes out of a layer, with its gradient."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._pytree import tree_map_only
+from torch.utils.hooks import RemovableHandle
+
+_registering = threading.Lock()  # two threads may hook one module, and PyTorch numbers hooks without a lock
+
+
+def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any], **options: Any) -> RemovableHandle:
+    """Register a hook that acts on calls of this thread alone."""
+    thread = threading.get_ident()
+
+    def own_calls(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == thread else None
+
+    with _registering:
+        return register(own_calls, **options)
+
+
+class Probe:
+    """Record the tensors that a module is given (``target='input'``) or returns (``'output'``).
+
+    ``data`` lists the floating-point tensors of the module's last call; after ``backward`` each has its ``.grad``.
+    The model goes on with a copy, so an in-place operation behind the layer leaves ``data`` as it was.
+    Only calls made by the thread that made the probe are recorded. ``enable_grad=True`` switches gradients on when
+    the layer is reached. Use :meth:`remove`, or ``with``, to detach it.
+
+    >>> relu = torch.nn.ReLU(inplace=True)
+    >>> with Probe(relu) as probe:
+    ...     relu(torch.tensor([-1.0, 2.0])).sum().backward()
+    >>> probe.data[0].tolist(), probe.data[0].grad.tolist()
+    ([-1.0, 2.0], [0.0, 1.0])
+    """
+
+    def __init__(self, module: Module, target: str = "input", *, enable_grad: bool = False) -> None:
+        if target not in ("input", "output"):
+            raise ValueError(f"target={target!r} is no side of a layer; 'input' or 'output' is accepted.")
+        self.module = module
+        self.target = target
+        self.data: list[Tensor] = []
+        self._enable_grad = enable_grad
+        if target == "input":
+            self._hook = add_hook(module.register_forward_pre_hook, self._catch_input, with_kwargs=True)
+        else:
+            self._hook = add_hook(module.register_forward_hook, self._catch_output)
+
+    def remove(self) -> None:
+        """Detach the probe from its module. ``data`` stays."""
+        self._hook.remove()
+
+    def __enter__(self) -> "Probe":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def _catch_input(self, module: Module, args: Any, kwargs: Any) -> Any:
+        return self._record((args, kwargs))
+
+    def _catch_output(self, module: Module, args: Any, output: Any) -> Any:
+        return self._record(output)
+
+    def _record(self, values: Any) -> Any:
+        if self._enable_grad:
+            torch.set_grad_enabled(True)
+        self.data = []
+        return tree_map_only(Tensor, self._keep, values)
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        if tensor.requires_grad and torch.is_grad_enabled():
+            # A view: hooks that a rule has put on the tensor itself belong to the layer, not to what comes after it.
+            tensor = tensor.view_as(tensor)
+            tensor.retain_grad()
+        else:
+            tensor = tensor.detach().requires_grad_()
+        self.data.append(tensor)
+        return tensor.clone()
+
+
+def attach_debug_probes(model: Module, debug: bool = False) -> "OrderedDict[str, Probe] | None":
+    """Probe every module's output, and the model's input under the name ``''``; ``None`` unless ``debug``.
+
+    >>> list(attach_debug_probes(torch.nn.Sequential(torch.nn.ReLU()), debug=True))
+    ['', '0']
+    """
+    if not debug:
+        return None
+    return OrderedDict((name, Probe(module, "output" if name else "input")) for name, module in model.named_modules())
