@@ -1,0 +1,87 @@
+"""Functional saliency for PyTorch vision models: every attribution method is one call.
+
+>>> from saliency import grad_cam
+>>> from saliency.scenes import make_scene, scene_network
+>>> map = grad_cam(scene_network(), make_scene(0).image[None], 0, saliency_layer='layer4')
+"""
+
+from saliency.engine.contexts import NullContext, Patch, ReLUContext, RuleContext
+from saliency.engine.driver import saliency
+from saliency.engine.layers import find_layer, get_module
+from saliency.engine.maps import gradient_to_saliency, imsmooth, max_channels, resize_saliency, sum_channels
+from saliency.engine.probe import Probe, attach_debug_probes
+from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
+from saliency.methods import METHODS, Method
+from saliency.methods.cam import (
+    grad_cam,
+    grad_cam_plus_plus,
+    gradient_to_grad_cam_plus_plus_saliency,
+    gradient_to_grad_cam_saliency,
+    gradient_to_hires_cam_saliency,
+    gradient_to_layer_cam_saliency,
+    gradient_to_xgrad_cam_saliency,
+    hires_cam,
+    layer_cam,
+    xgrad_cam,
+)
+from saliency.methods.gradients import (
+    activation,
+    gradient,
+    gradient_to_gradient_x_activation,
+    gradient_to_linear_approx_saliency,
+    gradient_x_activation,
+    linear_approx,
+)
+from saliency.methods.relu_backprop import (
+    DeConvNetContext,
+    GuidedBackpropContext,
+    deconvnet,
+    guided_backprop,
+    guided_grad_cam,
+)
+from saliency.wrappers import smooth_grad
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "METHODS",
+    "DeConvNetContext",
+    "GuidedBackpropContext",
+    "Method",
+    "NullContext",
+    "Patch",
+    "Probe",
+    "ReLUContext",
+    "RuleContext",
+    "activation",
+    "attach_debug_probes",
+    "deconvnet",
+    "find_layer",
+    "get_backward_gradient",
+    "get_module",
+    "get_pointing_gradient",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "gradient",
+    "gradient_to_grad_cam_plus_plus_saliency",
+    "gradient_to_grad_cam_saliency",
+    "gradient_to_gradient_x_activation",
+    "gradient_to_hires_cam_saliency",
+    "gradient_to_layer_cam_saliency",
+    "gradient_to_linear_approx_saliency",
+    "gradient_to_saliency",
+    "gradient_to_xgrad_cam_saliency",
+    "gradient_x_activation",
+    "guided_backprop",
+    "guided_grad_cam",
+    "hires_cam",
+    "imsmooth",
+    "layer_cam",
+    "linear_approx",
+    "max_channels",
+    "resize_saliency",
+    "saliency",
+    "smooth_grad",
+    "sum_channels",
+    "xgrad_cam",
+]

@@ -1,0 +1,31 @@
+"""WHAT: the methods, and the table of contents that command line, tests and benchmarks read."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from saliency.methods.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
+from saliency.methods.gradients import activation, gradient, gradient_x_activation, linear_approx
+from saliency.methods.relu_backprop import deconvnet, guided_backprop, guided_grad_cam
+
+
+class Method(NamedTuple):
+    """A row of the table: ``function(model, input, target, saliency_layer, **options)``, and where it comes from."""
+
+    function: Callable[..., Any]
+    paper: str
+
+
+METHODS: dict[str, Method] = {
+    "gradient": Method(gradient, "Simonyan et al., Deep Inside Convolutional Networks, ICLR workshop 2014"),
+    "gradient_x_activation": Method(gradient_x_activation, "Shrikumar et al., Not Just a Black Box, 2016"),
+    "linear_approx": Method(linear_approx, "Kindermans et al., Investigating the Influence of Noise, 2016"),
+    "activation": Method(activation, "Zeiler and Fergus, Visualizing Convolutional Networks, ECCV 2014"),
+    "deconvnet": Method(deconvnet, "Zeiler and Fergus, Visualizing Convolutional Networks, ECCV 2014"),
+    "guided_backprop": Method(guided_backprop, "Springenberg et al., Striving for Simplicity, ICLR workshop 2015"),
+    "guided_grad_cam": Method(guided_grad_cam, "Selvaraju et al., Grad-CAM, ICCV 2017"),
+    "grad_cam": Method(grad_cam, "Selvaraju et al., Grad-CAM, ICCV 2017"),
+    "grad_cam_plus_plus": Method(grad_cam_plus_plus, "Chattopadhay et al., Grad-CAM++, WACV 2018"),
+    "layer_cam": Method(layer_cam, "Jiang et al., LayerCAM, TIP 2021"),
+    "xgrad_cam": Method(xgrad_cam, "Fu et al., Axiom-based Grad-CAM, BMVC 2020"),
+    "hires_cam": Method(hires_cam, "Draelos and Carin, HiResCAM, 2020"),
+}

@@ -1,0 +1,108 @@
+"""The gradient family: the gradient itself, and its product with what it belongs to."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from saliency.engine.driver import Maps, saliency
+from saliency.engine.forward import Input
+from saliency.engine.layers import Layer
+from saliency.engine.maps import Reduction, gradient_of, layer_shaped, reduce, sum_channels
+from saliency.engine.targets import Target
+
+
+def gradient(model: Module, input: Input, target: Target, saliency_layer: Layer = "", **options: Any) -> Maps:
+    r"""Gradient: how strongly the score reacts to each position.
+
+    .. math:: s_{n1u} = \max_c |dx_{ncu}|
+
+    (N, 1, h, w), non-negative. Simonyan et al., ICLR workshop 2014. Options and errors: see :func:`saliency`.
+
+    >>> from saliency.scenes import make_scene, scene_network
+    >>> gradient(scene_network(), make_scene(0).image[None], 0).shape
+    torch.Size([1, 1, 128, 128])
+    """
+    return saliency(model, input, target, saliency_layer, **options)
+
+
+def gradient_to_gradient_x_activation(x: Tensor) -> Tensor:
+    r"""The attribution :math:`a_{ncu} = x_{ncu} \, dx_{ncu}`, of the shape of ``x``."""
+    return x * gradient_of(x)
+
+
+def gradient_x_activation(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer = "",
+    reduction: Reduction = sum_channels,
+    **options: Any,
+) -> Maps:
+    r"""Gradient x activation: each activation's first-order share of the score.
+
+    .. math:: a_{ncu} = x_{ncu} \, dx_{ncu}
+
+    ``reduction=None`` gives this signed attribution in the layer's own shape; the default adds up its channels,
+    which is :func:`linear_approx`. On a piecewise linear network without biases it sums to the score.
+    Shrikumar et al., Not Just a Black Box, 2016. Options and errors: see :func:`saliency`.
+
+    >>> import torch
+    >>> gradient_x_activation(torch.nn.Linear(2, 1), torch.zeros(1, 2), 0, reduction=None)
+    tensor([[0., 0.]])
+    """
+    return saliency(
+        model,
+        input,
+        target,
+        saliency_layer,
+        gradient_to_saliency=lambda x: reduce(reduction, gradient_to_gradient_x_activation(x)),
+        **layer_shaped(reduction, options),
+    )
+
+
+def gradient_to_linear_approx_saliency(x: Tensor) -> Tensor:
+    r"""The first-order approximation of the score at each position.
+
+    .. math:: s_{n1u} = \sum_c x_{ncu} \, dx_{ncu}
+    """
+    return sum_channels(gradient_to_gradient_x_activation(x))
+
+
+def linear_approx(model: Module, input: Input, target: Target, saliency_layer: Layer = "", **options: Any) -> Maps:
+    r"""Linear approximation: the score's first-order Taylor term at each position.
+
+    .. math:: s_{n1u} = \sum_c x_{ncu} \, dx_{ncu}
+
+    (N, 1, h, w), signed. Kindermans et al., Investigating the Influence of Noise and Distractors, 2016.
+    Options and errors: see :func:`saliency`.
+    """
+    return saliency(
+        model, input, target, saliency_layer, gradient_to_saliency=gradient_to_linear_approx_saliency, **options
+    )
+
+
+def activation(
+    model: Module,
+    input: Input,
+    target: Target = None,
+    saliency_layer: Layer = None,
+    reduction: Reduction = sum_channels,
+    **options: Any,
+) -> Maps:
+    r"""Activation: what the layer sees, whatever the target; there is no backward pass.
+
+    .. math:: s_{n1u} = \sum_c x_{ncu}
+
+    ``reduction=None`` gives the activation in the layer's own shape. K targets give K equal maps.
+    Options and errors: see :func:`saliency`.
+    """
+    return saliency(
+        model,
+        input,
+        target,
+        saliency_layer,
+        gradient_to_saliency=lambda x: reduce(reduction, x),
+        get_backward_gradient=None,
+        **layer_shaped(reduction, options),
+    )

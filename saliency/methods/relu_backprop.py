@@ -1,0 +1,119 @@
+"""Guided backpropagation and DeConvNet: the gradient, with another rule for ReLU."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from saliency import rules
+from saliency.engine.contexts import RuleContext
+from saliency.engine.driver import Maps, saliency
+from saliency.engine.forward import ContextBuilder, Input
+from saliency.engine.layers import Layer
+from saliency.engine.maps import (
+    Layout,
+    Reduction,
+    Resize,
+    check_map_options,
+    finish_map,
+    gradient_of,
+    join_targets,
+    max_channels,
+    reduce,
+)
+from saliency.engine.targets import Target
+from saliency.methods.cam import grad_cam
+
+
+class GuidedBackpropContext(RuleContext):
+    """Send back through every activation only the positive part of the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(rules.GUIDED)
+
+
+class DeConvNetContext(RuleContext):
+    """Send back through every activation the positive part of the gradient, whatever its input was."""
+
+    def __init__(self) -> None:
+        super().__init__(rules.DECONVNET)
+
+
+def guided_backprop(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer = "",
+    context_builder: ContextBuilder = GuidedBackpropContext,
+    **options: Any,
+) -> Maps:
+    r"""Guided backpropagation: the gradient that is positive all the way down.
+
+    At every activation :math:`dx = f'(x) \max(0, dy)`; then :math:`s_{n1u} = \max_c |dx_{ncu}|`.
+    ReLU6, hardtanh, leaky ReLU, ELU, GELU, SiLU, Mish and hardswish count as activations, with their own derivative.
+    (N, 1, h, w), non-negative. Springenberg et al., ICLR workshop 2015. Options and errors: see :func:`saliency`.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU())
+    >>> guided_backprop(model, torch.zeros(1, 1), torch.tensor([[-1.0]]))
+    tensor([[[[0.]]]])
+    """
+    return saliency(model, input, target, saliency_layer, context_builder=context_builder, **options)
+
+
+def deconvnet(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer = "",
+    context_builder: ContextBuilder = DeConvNetContext,
+    **options: Any,
+) -> Maps:
+    r"""DeConvNet: the gradient sent back through ReLU as through a deconvolution network.
+
+    At every activation :math:`dx = \max(0, dy)`, whatever :math:`x` was; then :math:`s_{n1u} = \max_c |dx_{ncu}|`.
+    Other activations count as in :func:`guided_backprop`.
+    (N, 1, h, w), non-negative. Zeiler and Fergus, ECCV 2014. Options and errors: see :func:`saliency`.
+    """
+    return saliency(model, input, target, saliency_layer, context_builder=context_builder, **options)
+
+
+def guided_grad_cam(
+    model: Module,
+    input: Tensor,
+    target: Target,
+    saliency_layer: Layer = None,
+    resize: Resize = False,
+    resize_mode: str = "bilinear",
+    smooth: float = 0,
+    debug: bool = False,
+    *,
+    layout: Layout = None,
+    reduction: Reduction = max_channels,
+    **options: Any,
+) -> Maps:
+    r"""Guided Grad-CAM: guided backpropagation at the input, where Grad-CAM's map is.
+
+    .. math:: s_{n1u} = \max_c |g_{ncu} \, \operatorname{resize}(m)_{n1u}|
+
+    with the guided gradient :math:`g` and Grad-CAM's map :math:`m` of the layer, resized by ``resize_mode``.
+    (N, 1, H, W) at the input's size; ``reduction=None`` gives the product itself, (N, C, H, W).
+    Selvaraju et al., ICCV 2017. Options and errors: see :func:`saliency`.
+    """
+    check_map_options(resize, resize_mode, smooth, layout)
+    if not isinstance(input, Tensor):
+        raise ValueError(f"input={type(input).__name__} is no single tensor; one of shape (N, C, H, W) is accepted.")
+    cams = grad_cam(
+        model, input, target, saliency_layer, resize=True, resize_mode=resize_mode, layout=layout, **options
+    )
+    guided = guided_backprop(model, input, target, gradient_to_saliency=gradient_of, debug=debug, **options)
+    guided, probes = guided if debug else (guided, None)
+
+    def combine(cam: Tensor) -> Tensor:
+        # Every map weighs the gradient of its own target.
+        weighed = cam[:, :, None] * guided.view(*cam.shape[:2], *input.shape[1:])
+        maps = [reduce(reduction, product) for product in weighed.unbind(1)]
+        return join_targets([finish_map(saliency, input, resize, resize_mode, smooth) for saliency in maps])
+
+    result = [combine(cam) for cam in cams] if isinstance(cams, list) else combine(cams)
+    return (result, probes) if debug else result
