@@ -33,7 +33,7 @@ def guided(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: An
         return input.copy_(guided(function, input.clone(), *args, **kwargs))
     output: Tensor = function(input, *args, **kwargs)
     if output.requires_grad:
-        output.register_hook(torch.relu)  # type: ignore[no-untyped-call]
+        output.register_hook(torch.relu)
     return output
 
 

@@ -99,10 +99,10 @@ class RuleContext(TorchFunctionMode):
     ) -> None:
         # Contexts may overlap without being nested (generators do that): take out this one, not the topmost.
         inner = []
-        while (mode := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
+        while (mode := _pop_mode()) is not self:
             inner.append(mode)
         for mode in reversed(inner):
-            _push_mode(mode)  # type: ignore[no-untyped-call]
+            _push_mode(mode)
 
 
 def _is_relu(bounds: Mapping[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -109,50 +108,37 @@ def layer_gradient(
     One forward pass serves all sites and targets. Without ``get_backward_gradient`` there is no backward pass, and
     the activations have no gradient. Raises ``ValueError`` where no gradient reaches a site.
     """
-    run = partial(_run, model, call, target, sites, context_builder, get_backward_gradient, debug)
-    activations, probes = run(record_all=debug)
-    if get_backward_gradient is not None and _cut_off(sites, activations) and not debug:
-        # The model may set the gradient mode itself around the layer; then the record must start at the input.
-        activations, probes = run(record_all=True)
-    if get_backward_gradient is not None and (site := _cut_off(sites, activations)):
-        raise ValueError(
-            f"saliency_layer={site.name!r} is reached by no gradient, the score does not depend on its output; "
-            "a layer on the way to the score is accepted."
-        )
-    return activations, probes
+    dtype = model_dtype(model, call.inputs[0])
+    # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on.
+    for record_all in [True] if debug else [False, True]:
+        with evaluating(model), ExitStack() as stack:
+            torch.set_grad_enabled(record_all)
+            probes = attach_debug_probes(model, debug)
+            watching = [stack.enter_context(probe) for probe in (probes or {}).values()]
+            forward = recording(model, call, sites, context_builder, grad=get_backward_gradient is not None)
+            with forward as (output, recorded):
+                tensors = [x for at_site in recorded for x in at_site]
+                watched = [x for probe in watching for x in probe.data]
+                if get_backward_gradient is None:
+                    rows = [[x.detach() for x in tensors]] * len(split_targets(target))
+                else:
+                    scores, wanted = select_scores(output, target, len(call.inputs[0]))
+                    rows = _differentiate(scores, wanted, get_backward_gradient, tensors, watched)
+        columns = zip(*rows, strict=True)
+        activations = [[[_to_dtype(x, dtype) for x in next(columns)] for _ in at_site] for at_site in recorded]
+        missed = _cut_off(sites, activations)
+        if get_backward_gradient is None or not missed:
+            return activations, probes
+    raise ValueError(
+        f"saliency_layer={missed[0]!r} is reached by no gradient, the score does not depend on its output; "
+        "a layer on the way to the score is accepted."
+    )
 
 
-def _run(
-    model: Module,
-    call: Call,
-    target: Target,
-    sites: Sequence[Site],
-    context_builder: ContextBuilder,
-    get_backward_gradient: GetGradient,
-    debug: bool,
-    record_all: bool,
-) -> tuple[list[list[list[Tensor]]], Mapping[str, Probe] | None]:
-    with evaluating(model), ExitStack() as stack:
-        torch.set_grad_enabled(record_all)
-        probes = attach_debug_probes(model, debug)
-        watching = [stack.enter_context(probe) for probe in (probes or {}).values()]
-        with recording(model, call, sites, context_builder, get_backward_gradient is not None) as (output, recorded):
-            tensors = [x for at_site in recorded for x in at_site]
-            watched = [x for probe in watching for x in probe.data]
-            if get_backward_gradient is None:
-                rows = [[x.detach() for x in tensors]] * len(split_targets(target))
-            else:
-                scores, target = select_scores(output, target, len(call.inputs[0]))
-                rows = _differentiate(scores, target, get_backward_gradient, tensors, watched)
-        dtype = model_dtype(model, call.inputs[0])
-        columns = iter([[_to_dtype(x, dtype) for x in column] for column in zip(*rows, strict=True)])
-    return [[next(columns) for _ in at_site] for at_site in recorded], probes
-
-
-def _cut_off(sites: Sequence[Site], activations: list[list[list[Tensor]]]) -> Site | None:
-    """The first site that no gradient reached."""
+def _cut_off(sites: Sequence[Site], activations: list[list[list[Tensor]]]) -> list[str]:
+    """The names of the sites that no gradient reached."""
     pairs = zip(sites, activations, strict=True)
-    return next((site for site, at_site in pairs if any(x.grad is None for row in at_site for x in row)), None)
+    return [site.name for site, at_site in pairs if any(x.grad is None for per_target in at_site for x in per_target)]
 
 
 def _differentiate(

@@ -86,26 +86,26 @@ def guided_grad_cam(
     resize: Resize = False,
     resize_mode: str = "bilinear",
     smooth: float = 0,
-    debug: bool = False,
     *,
+    debug: bool = False,
     layout: Layout = None,
     reduction: Reduction = max_channels,
+    interpolate_mode: str = "bilinear",
     **options: Any,
 ) -> Maps:
     r"""Guided Grad-CAM: guided backpropagation at the input, where Grad-CAM's map is.
 
-    .. math:: s_{n1u} = \max_c |g_{ncu} \, \operatorname{resize}(m)_{n1u}|
+    .. math:: s_{n1u} = \max_c |g_{ncu} \, m_{n1u}|
 
-    with the guided gradient :math:`g` and Grad-CAM's map :math:`m` of the layer, resized by ``resize_mode``.
-    (N, 1, H, W) at the input's size; ``reduction=None`` gives the product itself, (N, C, H, W).
+    with the guided gradient :math:`g` and Grad-CAM's map :math:`m` of the layer, brought to the input's size by
+    ``interpolate_mode``. (N, 1, H, W); ``reduction=None`` gives the product itself, (N, C, H, W).
     Selvaraju et al., ICCV 2017. Options and errors: see :func:`saliency`.
     """
     check_map_options(resize, resize_mode, smooth, layout)
     if not isinstance(input, Tensor):
         raise ValueError(f"input={type(input).__name__} is no single tensor; one of shape (N, C, H, W) is accepted.")
-    cams = grad_cam(
-        model, input, target, saliency_layer, resize=True, resize_mode=resize_mode, layout=layout, **options
-    )
+    at_layer = {"resize": True, "resize_mode": interpolate_mode, "layout": layout}
+    cams = grad_cam(model, input, target, saliency_layer, **at_layer, **options)
     guided = guided_backprop(model, input, target, gradient_to_saliency=gradient_of, debug=debug, **options)
     guided, probes = guided if debug else (guided, None)
 
