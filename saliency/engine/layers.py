@@ -48,9 +48,7 @@ def get_module(model: Module, module: str | Module) -> Module | None:
     # A compiled layer has two names that become one here: the last is the layer itself.
     layers = {_plain_name(name): layer for name, layer in inner.named_modules(remove_duplicate=False)}
     name = _plain_name(module)
-    if name not in layers and inner is not model:
-        name = name.removeprefix("module.")
-    return layers.get(name)
+    return layers.get(name, layers.get(name.removeprefix("module.")))
 
 
 def resolve_layer(model: Module, layer: str | Module, argument: str = "saliency_layer") -> Module:

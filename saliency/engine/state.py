@@ -1,14 +1,18 @@
 """What a call changes outside itself, and puts back."""
 
+import operator
+import random
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
 
 # Overlapping calls share a change: the first makes it, the last undoes it. Entries live only as long as a call does.
 _lock = threading.Lock()
@@ -35,12 +39,31 @@ def _shared(changes: dict[Hashable, Callable[[], Callable[[], Any]]]) -> Iterato
                     undo()
 
 
-def _to_eval(module: Module) -> Callable[[], None]:
+def _nothing() -> None:
+    pass
+
+
+def _hold(module: Module) -> Callable[[], None]:
+    """Put one module into evaluation mode, and remember its own mode and buffers."""
     # Not module.eval(): networks override train() with side effects, and train() is not its inverse.
     training = module.training
     if training:
         module.training = False
-    return lambda: setattr(module, "training", training) if training else None
+    # Batch norm leaves its buffers alone in evaluation mode; a module of the user's own may not.
+    buffers = {} if isinstance(module, _BatchNorm) else dict(module._buffers)
+    if not (training or buffers):
+        return _nothing
+    copies = {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
+
+    def undo() -> None:
+        if training:
+            module.training = True
+        for name, copy in copies.items():
+            buffer = module._buffers[name] = buffers[name]
+            if buffer is not None and not torch.equal(buffer, copy):
+                buffer.data.copy_(copy)
+
+    return undo
 
 
 def _to_eager() -> Callable[[], None]:
@@ -59,18 +82,25 @@ def model_dtype(model: Module, input: Tensor) -> torch.dtype:
     return next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), input.dtype)
 
 
-@contextmanager
-def _random_state(device: torch.device) -> Iterator[None]:
-    sources: list[Any] = [(torch.get_rng_state, torch.set_rng_state)]
+def _generators(device: torch.device) -> Iterator[tuple[Callable[..., Any], ...]]:
+    """How to read, write and compare every global random state that a forward pass may draw from."""
+    yield random.getstate, random.setstate, operator.eq
+    yield torch.get_rng_state, torch.set_rng_state, torch.equal
+    if numpy := sys.modules.get("numpy"):
+        yield numpy.random.get_state, numpy.random.set_state, lambda a, b: a[2:] == b[2:] and (a[1] == b[1]).all()
     if device.type not in ("cpu", "meta"):
         module = torch.get_device_module(device)
-        sources.append((lambda: module.get_rng_state(device), lambda state: module.set_rng_state(state, device)))
-    before = [get() for get, _ in sources]
+        yield partial(module.get_rng_state, device), lambda state: module.set_rng_state(state, device), torch.equal
+
+
+@contextmanager
+def _random_state(device: torch.device) -> Iterator[None]:
+    states = [(get, put, same, get()) for get, put, same in _generators(device)]
     try:
         yield
     finally:
-        for (get, put), state in zip(sources, before, strict=True):
-            if not torch.equal(get(), state):
+        for get, put, same, state in states:
+            if not same(get(), state):  # another thread may be drawing: leave what this call has not touched
                 put(state)
 
 
@@ -78,7 +108,7 @@ def _random_state(device: torch.device) -> Iterator[None]:
 def evaluating(model: Module) -> Iterator[None]:
     """Run ``model`` for a saliency call: in evaluation mode, eagerly, without gradients unless a probe asks.
 
-    Put back afterwards, whatever happens inside: every module's own ``training`` flag, the global random state,
+    Put back afterwards, whatever happens inside: every module's ``training`` flag and buffers, the random states,
     the gradient, inference and autocast modes, the compiler's stance. Calls may overlap in time and across threads.
 
     >>> model = torch.nn.Dropout()
@@ -89,8 +119,7 @@ def evaluating(model: Module) -> Iterator[None]:
     True
     """
     changes: dict[Hashable, Callable[[], Callable[[], Any]]] = {
-        module: lambda module=module: _to_eval(module)  # type: ignore[misc]
-        for module in model.modules()
+        module: partial(_hold, module) for module in model.modules()
     }
     if "torch._dynamo" in sys.modules:  # something may be compiled, and hooks do not fire in compiled code
         changes["eager"] = _to_eager
