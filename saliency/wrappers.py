@@ -1,5 +1,6 @@
 """Wrappers: a method goes in, a method comes out."""
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -28,7 +29,7 @@ def smooth_grad(
     """
     if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
         raise ValueError(f"n_samples={n_samples!r} is no number of samples; an int >= 1 is accepted.")
-    if not isinstance(sigma, (int, float)) or not sigma >= 0:
+    if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 <= sigma < math.inf:
         raise ValueError(f"sigma={sigma!r} is no fraction of the input's range; a number >= 0 is accepted.")
 
     @wraps(method)

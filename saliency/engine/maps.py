@@ -190,8 +190,8 @@ def imsmooth(
     >>> imsmooth(torch.ones(1, 1, 3, 3), 0.5, padding_mode='replicate').allclose(torch.ones(1, 1, 3, 3))
     True
     """
-    if sigma < 0:
-        raise ValueError(f"sigma={sigma!r} is negative; a standard deviation in pixels is accepted.")
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"sigma={sigma!r} is no standard deviation in pixels; a number >= 0 is accepted.")
     width = math.ceil(4 * sigma)
     precision = torch.promote_types(tensor.dtype, torch.float32)
     at = torch.arange(-width, width + 1, dtype=precision, device=tensor.device)

@@ -1,6 +1,7 @@
 """Targets: which outputs are explained, as the gradient that is sent into the backward pass."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -138,6 +139,8 @@ def _entries(output: Tensor, target: Any) -> tuple[Any, ...]:
     if any(not isinstance(row, tuple) or len(row) != output.ndim - 1 for row in rows):
         raise target_error(target, f"does not index an output of shape {tuple(output.shape)} with one tuple a sample")
     for row in rows:
-        if any(not 0 <= int(i) < size for i, size in zip(row, output.shape[1:], strict=True)):
+        if any(isinstance(i, bool) or not isinstance(i, Integral) for i in row):
+            raise target_error(target, "holds an index that is no int")
+        if any(not 0 <= i < size for i, size in zip(row, output.shape[1:], strict=True)):
             raise target_error(target, f"is out of range for an output of shape {tuple(output.shape)}")
     return (torch.arange(samples), *torch.tensor(rows, dtype=torch.long).reshape(samples, output.ndim - 1).unbind(1))
