@@ -138,7 +138,4 @@ def evaluating(model: Module) -> Iterator[None]:
 
 def own_copy(tensor: Tensor) -> Tensor:
     """A copy that the model may overwrite: detached, and usable by autograd even if made in inference mode."""
-    try:
-        return torch._lazy_clone(tensor.detach())  # copies when it is written to, and hardly ever is
-    except (AttributeError, RuntimeError):  # memory that is not PyTorch's own, such as NumPy's
-        return tensor.detach().clone()
+    return tensor.detach().clone()

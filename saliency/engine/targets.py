@@ -112,6 +112,7 @@ def class_indices(output: Tensor, target: Any) -> Tensor:
     if output.ndim < 2:
         raise target_error(target, f"selects a class, but the output has shape {tuple(output.shape)}: pass None")
     index = _as_index(target)
+    index = index.squeeze(1) if index.ndim == 2 and index.shape[1] == 1 else index
     samples, classes = output.shape[:2]
     if index.ndim > 1 or index.numel() not in (1, samples):
         raise target_error(target, f"has shape {tuple(index.shape)}, but the batch holds {samples} samples")

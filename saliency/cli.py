@@ -1,0 +1,287 @@
+"""The command line: ``saliency explain``, ``saliency methods`` and ``saliency layers``."""
+
+import argparse
+import itertools
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from saliency.engine.layers import find_layer, resolve_layer
+from saliency.evaluation.models import (
+    DEFAULT,
+    SCENES,
+    Recipe,
+    find_targets,
+    layer_shapes,
+    load_network,
+    recipe,
+    unknown,
+)
+from saliency.images import normalise, overlay, read_image, resize_image, write_png
+from saliency.methods import METHODS
+from saliency.plot import contact_sheet
+
+SHOWN = 448  # shorter side, in pixels, of the pictures written for a larger photo
+
+
+class Photo(NamedTuple):
+    """A photo under its name in the output, and the classes of what is known to be in it."""
+
+    name: str
+    image: Tensor
+    present: tuple[int, ...] = ()
+
+
+class Case(NamedTuple):
+    """A photo ready to be explained: as shown, as the network takes it, its scores, and the classes asked for."""
+
+    name: str
+    picture: Tensor
+    input: Tensor
+    scores: Tensor
+    targets: list[int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code: 0, or 2 after one line of error on stderr, or 130 after Ctrl-C.
+
+    >>> main(["explain", "nowhere.jpg"])
+    2
+    """
+    try:
+        arguments = build_parser().parse_args(argv)
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader left (`saliency layers | head`): point stdout elsewhere, to exit quietly
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"saliency: error: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, written by :func:`main`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise :class:`ValueError` instead of printing the usage."""
+        raise ValueError(f"{message}; see {self.prog} --help.")
+
+
+def build_parser() -> Parser:
+    """Return the parser of all commands."""
+    parser = Parser(prog="saliency", description="Saliency maps of image classifiers.")
+    commands = parser.add_subparsers(title="commands", metavar="{explain,methods,layers}", required=True)
+    add_explain(commands.add_parser("explain", help="write maps and overlays of photos"))
+    methods = commands.add_parser("methods", help="list the methods")
+    methods.set_defaults(run=lambda _: list_methods())
+    layers = commands.add_parser("layers", help="list the layers of a network, with the shapes of their outputs")
+    layers.add_argument("--arch", default="resnet50", help="'scenes' or a classifier of torchvision (resnet50)")
+    layers.set_defaults(run=lambda arguments: list_layers(arguments.arch))
+    return parser
+
+
+def add_explain(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``saliency explain``."""
+    parser.description = (
+        "Write a saliency map (.npy, raw scale) and an overlay (.png) for every photo, target and method, and one "
+        "contact sheet of all. Without a photo, the embedded scenes and network are explained."
+    )
+    add = parser.add_argument
+    add("photos", nargs="*", metavar="PHOTO", help="image files")
+    add("--arch", help="'scenes' or a classifier of torchvision (resnet50; scenes without a photo)")
+    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="torchvision's, or the file of a state dict")
+    add("--method", action="append", metavar="NAME", help="repeatable; or 'all' (grad_cam)")
+    add("--layer", metavar="NAME", help="see 'saliency layers' (each method's own)")
+    add("--target", action="append", metavar="INDEX|NAME|top[K]", help="repeatable (top1; a scene's own objects)")
+    add("--size", type=positive, metavar="N", help="shorter side of the network's input (the network's own)")
+    add("--scenes", type=positive, metavar="N", default=4, help="number of embedded scenes (4)")
+    add("--seed", type=int, metavar="N", default=0, help="seed of the first embedded scene (0)")
+    add("--out", default="saliency_out", metavar="DIR", help="folder of the results (./saliency_out)")
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where there is one")
+    parser.set_defaults(run=explain)
+
+
+def explain(arguments: argparse.Namespace) -> None:
+    """Explain photos or scenes; everything the user gave is checked before the first map is computed."""
+    methods = choose_methods(arguments.method or ["grad_cam"])
+    device = choose_device(arguments.device)
+    photos = read_photos(arguments.photos) if arguments.photos else draw_scenes(arguments)
+    arch = arguments.arch or ("resnet50" if arguments.photos else SCENES)
+    wanted = recipe(arch, arguments.size)
+    model = load_network(arch, arguments.weights).to(device)
+    options = {} if arguments.layer is None else {"saliency_layer": arguments.layer}
+    if arguments.layer:
+        resolve_layer(model, arguments.layer, "layer")
+    cases = [prepare(photo, model, wanted, arguments.target, device) for photo in photos]
+    out = output_folder(arguments.out)
+    rows = [row for case in cases for row in explain_case(case, model, methods, options, wanted, out)]
+    write_sheet(rows, methods, out)
+
+
+def explain_case(
+    case: Case, model: Module, methods: list[str], options: dict[str, Any], wanted: Recipe, out: Path
+) -> list[tuple[Tensor, str, list[Tensor]]]:
+    """Write the files of a case; return (picture, title, maps of all methods) for each of its targets.
+
+    All targets of the case share one forward pass of each method.
+    """
+    names = class_names(wanted, case.scores)
+    top = case.scores.argsort(descending=True)[:5].tolist()
+    say(f"{case.name}: " + ", ".join(f"{names[index]} {case.scores[index]:.1%}" for index in top))
+    targets = torch.tensor([case.targets], device=case.input.device)
+    maps = [METHODS[name].function(model, case.input, targets, **options)[0] for name in methods]
+    rows = []
+    for position, target in enumerate(case.targets):
+        stem = f"{case.name}_{target}_{slug(names[target])}"
+        for name, method_maps in zip(methods, maps, strict=True):
+            np.save(out / f"{stem}_{name}.npy", method_maps[position].float().cpu().numpy())
+            write_png(overlay(case.picture, method_maps[position]), out / f"{stem}_{name}.png")
+            say(f"  {out / stem}_{name}.png, .npy")
+        title = f"{case.name}\n{names[target]}\n{case.scores[target]:.1%}"
+        rows.append((case.picture, title, [method_maps[position] for method_maps in maps]))
+    return rows
+
+
+def write_sheet(rows: list[tuple[Tensor, str, list[Tensor]]], methods: list[str], out: Path) -> None:
+    """Write ``contact_sheet.png``, or one line on stderr where matplotlib is not installed."""
+    pictures, titles, maps = zip(*rows, strict=True)
+    columns = {name: [row[position] for row in maps] for position, name in enumerate(methods)}
+    try:
+        contact_sheet(pictures, columns, titles, out / "contact_sheet.png")
+    except ImportError as error:
+        sys.stderr.write(f"saliency: no contact sheet: {error}\n")
+    else:
+        say(f"  {out / 'contact_sheet.png'}")
+
+
+def read_photos(paths: Sequence[str]) -> list[Photo]:
+    """Read all photos; two of the same name get different names in the output."""
+    photos: dict[str, Photo] = {}
+    for path in paths:
+        stem = Path(path).stem
+        names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+        name = next(name for name in names if name not in photos)
+        photos[name] = Photo(name, read_image(path))
+    return list(photos.values())
+
+
+def draw_scenes(arguments: argparse.Namespace) -> list[Photo]:
+    """Draw the embedded scenes; only their own network knows their classes."""
+    from saliency.scenes import make_scene
+
+    if arguments.arch not in (None, SCENES):
+        raise ValueError(f"photo=[] is empty; arch={arguments.arch!r} needs photos, only 'scenes' brings its own.")
+    seeds = range(arguments.seed, arguments.seed + arguments.scenes)
+    scenes = [(seed, make_scene(seed)) for seed in seeds]
+    return [
+        Photo(f"scene{seed}", scene.image, tuple(dict.fromkeys(item.label for item in scene.objects)))
+        for seed, scene in scenes
+    ]
+
+
+def prepare(photo: Photo, model: Module, wanted: Recipe, targets: list[str] | None, device: torch.device) -> Case:
+    """Resize and normalise a photo, run the network on it once, and choose the classes to explain."""
+    picture = photo.image
+    if min(picture.shape[1:]) > SHOWN:
+        picture = resize_image(picture, SHOWN)
+    resized = resize_image(photo.image, wanted.size, wanted.square)
+    batch = normalise(resized, wanted.mean, wanted.std)[None].to(device)
+    with torch.no_grad():
+        output = model(batch)[0].float().cpu()
+    scores = output.sigmoid() if wanted.multi_label else output.softmax(0)
+    if targets is None and photo.present:
+        return Case(photo.name, picture, batch, scores, list(photo.present))
+    names = class_names(wanted, scores)
+    chosen = [index for text in targets or ["top1"] for index in find_targets(text, names, scores)]
+    return Case(photo.name, picture, batch, scores, list(dict.fromkeys(chosen)))
+
+
+def class_names(wanted: Recipe, scores: Tensor) -> Sequence[str]:
+    """Return the names of the classes, or numbers where the weights have another number of classes."""
+    return wanted.classes if len(wanted.classes) == len(scores) else [f"class {i}" for i in range(len(scores))]
+
+
+def choose_methods(names: Sequence[str]) -> list[str]:
+    """Return the names of methods without repetition; ``'all'`` stands for every one."""
+    chosen = [method for name in names for method in (METHODS if name == "all" else [name])]
+    for name in chosen:
+        if name not in METHODS:
+            raise unknown("method", name, list(METHODS), "accepted are 'all' and what 'saliency methods' lists")
+    return list(dict.fromkeys(chosen))
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device; ``'auto'`` is CUDA where there is one."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise unknown("device", name, ["auto", "cpu", "cuda"], "accepted are 'auto', 'cpu' and 'cuda'")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("device='cuda' is not available on this machine; accepted are 'auto' and 'cpu'.")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def output_folder(path: str) -> Path:
+    """Make the folder of the results."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out={path!r} cannot be made ({error.strerror}); accepted is a folder.") from error
+    return Path(path)
+
+
+def list_methods() -> None:
+    """Write name, purpose and paper of every method."""
+    rows = [(name, (method.function.__doc__ or "").split("\n")[0], method.paper) for name, method in METHODS.items()]
+    say(table(rows))
+
+
+def list_layers(arch: str) -> None:
+    """Write name, class and output shape of every layer, the default of the CAMs marked with a star."""
+    model, wanted = load_network(arch), recipe(arch)
+    image = torch.zeros(1, 3, wanted.size, wanted.size)
+    default, shapes = find_layer(model, image), layer_shapes(model, image)
+    layers = [(name, layer) for name, layer in model.named_modules() if name]
+    marks = {default: "*"}
+    rows = [(marks.get(name, " "), name, type(layer).__name__, shapes.get(name, "-")) for name, layer in layers]
+    say(table(rows))
+    say(f"* where the CAMs look by default; shapes for an input of {tuple(image.shape)}")
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Return the rows as aligned columns.
+
+    >>> table([("a", "first"), ("long", "second")])
+    'a     first\\nlong  second'
+    """
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def slug(name: str) -> str:
+    """Return a name fit for a file: ``'bull mastiff'`` is ``'bull_mastiff'``."""
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
+def positive(text: str) -> int:
+    """Return the whole number of at least 1 that an argument of the command line stands for."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def say(text: str) -> None:
+    """Write a line to stdout."""
+    sys.stdout.write(f"{text}\n")

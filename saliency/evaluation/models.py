@@ -1,0 +1,234 @@
+"""Networks by name: torchvision's classifiers and the embedded one, what they expect of a photo, and their classes."""
+
+import difflib
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+SCENES = "scenes"
+DEFAULT = "DEFAULT"
+# Their weights are trained for another normalisation than the others', which they make of the common one on request.
+TRANSFORMING = ("googlenet", "inception_v3")
+
+
+class Recipe(NamedTuple):
+    """What a network expects of a photo, and the names of its classes.
+
+    ``size`` is the shorter side in pixels, ``mean`` and ``std`` normalise RGB in [0, 1]. A ``square`` network
+    (ViT, MaxViT, Swin) takes ``size`` x ``size`` only; every other one takes any size from ``min_size`` on.
+    The scores of a ``multi_label`` network are sigmoids, one for each class, else a softmax over the classes.
+    """
+
+    size: int
+    min_size: int
+    square: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    multi_label: bool = False
+
+
+def networks() -> list[str]:
+    """Return the names :func:`load_network` accepts, the embedded network first.
+
+    >>> networks()[:3]
+    ['scenes', 'alexnet', 'convnext_base']
+    """
+    from torchvision import models
+
+    return [SCENES, *models.list_models(module=models)]
+
+
+def recipe(arch: str, size: int | None = None) -> Recipe:
+    """Return what the network expects of a photo, read from torchvision's description of its DEFAULT weights.
+
+    Nothing is downloaded. ``size`` replaces the network's own. Raises :class:`ValueError` for an unknown ``arch``
+    and a ``size`` that it does not take.
+
+    >>> recipe("inception_v3").size, recipe("resnet50").classes[243]
+    (299, 'bull mastiff')
+    """
+    check_arch(arch)
+    found = _scenes_recipe() if arch == SCENES else _torchvision_recipe(arch)
+    if size is None or size == found.size:
+        return found
+    if found.square or size < found.min_size:
+        accepted = f"{found.size} only" if found.square else f"{found.min_size} or more"
+        raise ValueError(f"size={size!r} does not fit arch={arch!r}; accepted is {accepted}.")
+    return found._replace(size=size)
+
+
+def load_network(arch: str, weights: str | Path | None = None) -> Module:
+    """Return a classifier in evaluation mode, on the CPU, in float32.
+
+    ``arch`` is one of :func:`networks`. ``weights`` is None (random), ``'DEFAULT'`` (torchvision's, downloaded once;
+    the embedded ones of ``scenes``) or a file with a state dict, in any precision, bare or under ``'state_dict'``,
+    with or without the prefix ``'module.'``. The head takes the number of classes of the file.
+    Raises :class:`ValueError` for an unknown ``arch`` and for weights that are missing, broken or of another network.
+
+    >>> load_network("squeezenet1_1")(torch.zeros(1, 3, 64, 64)).shape
+    torch.Size([1, 1000])
+    """
+    check_arch(arch)
+    if weights is None or weights == DEFAULT:
+        return _build(arch, weights, {}).eval()
+    state = read_state_dict(weights)
+    model = _build(arch, None, state)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise _weights_error(weights, f"do not fit arch={arch!r}", error) from error
+    return model.eval()
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a state dict or checkpoint file by name, on the CPU, in the file's own precision.
+
+    Only tensors are unpickled, never code. Raises :class:`ValueError` where the file is missing or holds anything else.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"weights={str(path)!r} is no file; accepted are 'DEFAULT' and a file with a state dict.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler raises whatever the bytes make it raise
+        raise _weights_error(path, "cannot be read", error) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"weights={str(path)!r} holds no state dict; accepted is a dict of tensors by name.")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def find_class(name: str, classes: Sequence[str]) -> int:
+    """Return the index of the class called ``name``, whatever the case.
+
+    The whole name counts first, then one of its aliases (``'tench, Tinca tinca'``), then a whole word that only one
+    class has. Raises :class:`ValueError` with the nearest name, or with the classes that ``name`` may mean.
+
+    >>> find_class("Tabby", ["tabby", "tiger cat", "bull mastiff"]), find_class("mastiff", ["tabby", "bull mastiff"])
+    (0, 1)
+    """
+    wanted, names = name.strip().lower(), [entry.lower() for entry in classes]
+    word = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
+    tests = (
+        lambda entry: entry == wanted,
+        lambda entry: wanted in [alias.strip() for alias in entry.split(",")],
+        lambda entry: bool(wanted) and bool(word.search(entry)),
+    )
+    for test in tests:
+        found = [index for index, entry in enumerate(names) if test(entry)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            meant = ", ".join(f"{index} {classes[index]!r}" for index in found[:8])
+            raise ValueError(f"target={name!r} may mean several classes; give the index or the name: {meant}.")
+    words = sorted({part for entry in classes for part in re.findall(r"\w+", entry)})
+    raise unknown("target", name, [*classes, *words], "accepted are a class index, a class name and 'top' or 'topK'")
+
+
+def find_targets(text: str, classes: Sequence[str], scores: Tensor) -> list[int]:
+    """Return the class indices of ``INDEX``, ``NAME`` or ``topK`` (``top`` is ``top1``).
+
+    Raises :class:`ValueError` for what is none of these, an index out of range, or a ``K`` beyond the classes.
+
+    >>> [find_targets(text, ["cat", "dog"], torch.tensor([0.4, 0.6])) for text in ("top2", "0", "Dog")]
+    [[1, 0], [0], [1]]
+    """
+    if top := re.fullmatch(r"top(\d*)", text):
+        count = int(top[1] or 1)
+        if not 1 <= count <= len(scores):
+            raise ValueError(f"target={text!r} asks for {count} classes; accepted is 'top1' to 'top{len(scores)}'.")
+        return scores.argsort(descending=True)[:count].tolist()
+    if re.fullmatch(r"-?\d+", text):
+        if not 0 <= int(text) < len(scores):
+            raise ValueError(f"target={text!r} is no class of the network; accepted is 0 to {len(scores) - 1}.")
+        return [int(text)]
+    return [find_class(text, classes)]
+
+
+def layer_shapes(model: Module, image: Tensor) -> dict[str, str]:
+    """Return the shape of the (first) tensor that comes out of every layer that runs."""
+    shapes: dict[str, str] = {}
+
+    def recorder(name: str) -> Callable[[Module, Any, Any], None]:
+        def record(_module: Module, _inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            shapes[name] = str(tuple(first.shape)) if isinstance(first, Tensor) else "-"
+
+        return record
+
+    handles = [layer.register_forward_hook(recorder(name)) for name, layer in model.named_modules()]
+    try:
+        with torch.no_grad():
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def check_arch(arch: str) -> None:
+    """Raise :class:`ValueError`, with the nearest name, where no network has this name."""
+    if arch != SCENES and arch not in networks():
+        raise unknown("arch", arch, networks(), "accepted are 'scenes' and torchvision's classification networks")
+
+
+def unknown(argument: str, value: str, names: Sequence[str], accepted: str) -> ValueError:
+    """Return the error for a name that is none of ``names``, with the nearest one.
+
+    >>> unknown("arch", "resnet5", ["resnet50", "vgg16"], "accepted are networks")
+    ValueError("arch='resnet5' is unknown; did you mean 'resnet50'? accepted are networks.")
+    """
+    nearest = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.0)
+    hint = f"did you mean {_spelling(nearest[0], names)!r}? " if nearest else ""
+    return ValueError(f"{argument}={value!r} is unknown; {hint}{accepted}.")
+
+
+def _spelling(lowered: str, names: Sequence[str]) -> str:
+    return next(name for name in names if name.lower() == lowered)
+
+
+def _build(arch: str, weights: str | Path | None, state: dict[str, Tensor]) -> Module:
+    if arch == SCENES:
+        from saliency.scenes import scene_network
+
+        return scene_network(weights=weights == DEFAULT)
+    from torchvision.models import get_model
+
+    # The last entry of a classifier's state dict is its head's, so its length is the number of classes.
+    head = [tensor for tensor in state.values() if tensor.ndim][-1:]
+    options: dict[str, Any] = {"num_classes": len(head[0])} if head else {}
+    if arch in TRANSFORMING and weights is None:
+        options |= {"transform_input": True, "init_weights": not state}
+    try:
+        model: Module = get_model(arch, weights=weights, **options)
+    except (OSError, RuntimeError) as error:  # no network, no such page, a file cut short (its hash differs)
+        raise _weights_error(DEFAULT, f"could not be downloaded for arch={arch!r}", error) from error
+    return model
+
+
+def _scenes_recipe() -> Recipe:
+    from saliency.scenes import CLASSES
+    from saliency.scenes.generator import SIZE
+
+    return Recipe(SIZE, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, multi_label=True)
+
+
+def _torchvision_recipe(arch: str) -> Recipe:
+    from torchvision.models import get_model_weights
+
+    weights: Any = get_model_weights(arch)["DEFAULT"]
+    transforms = weights.transforms()
+    size, min_size = transforms.crop_size[0], min(weights.meta["min_size"])
+    classes = tuple(weights.meta["categories"])
+    return Recipe(size, min_size, min_size == size, tuple(transforms.mean), tuple(transforms.std), classes)
+
+
+def _weights_error(weights: str | Path, problem: str, error: Exception) -> ValueError:
+    reason = textwrap.shorten(" ".join(str(error).split()), 160) or type(error).__name__
+    return ValueError(f"weights={str(weights)!r} {problem} ({reason}); accepted are 'DEFAULT' and a state dict's file.")

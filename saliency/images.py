@@ -1,0 +1,153 @@
+"""Photos as tensors, and maps as pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+
+# Control points (r, g, b), evenly spaced, of two colour maps: from dark to light, and from dark by white to dark.
+HEAT = (
+    (0.05, 0.03, 0.25),
+    (0.35, 0.05, 0.50),
+    (0.72, 0.16, 0.42),
+    (0.95, 0.42, 0.20),
+    (0.99, 0.73, 0.15),
+    (1.00, 1.00, 0.70),
+)
+DIVERGING = (
+    (0.02, 0.10, 0.55),
+    (0.05, 0.35, 0.95),
+    (0.25, 0.65, 1.00),
+    (1.00, 1.00, 1.00),
+    (1.00, 0.60, 0.20),
+    (0.95, 0.20, 0.05),
+    (0.50, 0.00, 0.05),
+)
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Return the photo as an RGB tensor (3, H, W) in [0, 1], turned upright as its EXIF orientation says.
+
+    Grey, palette, CMYK and 16-bit files are converted; what is transparent becomes white; of an animation the first
+    frame counts. Raises :class:`ValueError` where the file is missing, truncated, broken or no image.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"photo={str(path)!r} is no file; accepted is an image that Pillow reads.")
+    try:
+        with Image.open(path) as image:
+            pixels = _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # on a broken file, decoders raise whatever comes up
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"photo={str(path)!r} cannot be read ({reason}); accepted is an image that Pillow reads."
+        ) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def resize_image(image: Tensor, size: int, square: bool = False) -> Tensor:
+    """Return the whole photo (3, H, W) with a shorter side of ``size`` pixels, or squashed to ``size`` x ``size``.
+
+    Nothing is cropped away, so a map shows every part of the photo. Bilinear with antialiasing; values stay in [0, 1].
+    The longer side gets at most 8 times ``size``: a strip of 1 x 100,000 pixels must not fill the memory.
+
+    >>> resize_image(torch.rand(3, 60, 90), 224).shape
+    torch.Size([3, 224, 336])
+    """
+    height, width = image.shape[-2:]
+    scale = size / min(height, width)
+    sides = [size, size] if square else [min(round(side * scale), 8 * size) for side in (height, width)]
+    resized = F.interpolate(image[None], size=sides, mode="bilinear", align_corners=False, antialias=True)
+    return resized[0].clamp(0, 1)
+
+
+def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return ``(image - mean) / std`` per channel, for an image (…, C, H, W).
+
+    >>> normalise(torch.ones(3, 1, 1), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.25)).flatten()
+    tensor([1., 1., 2.])
+    """
+    return (image - image.new_tensor(mean).view(-1, 1, 1)) / image.new_tensor(std).view(-1, 1, 1)
+
+
+def display_range(saliency_map: Tensor) -> Tensor:
+    """Return the map scaled for the eye: min to max as [0, 1], or a map with negative values as [-1, 1] around 0.
+
+    Values beyond the 99th percentile are cut, else one bright pixel hides a gradient map. A constant map gives zeros.
+
+    >>> display_range(torch.tensor([[2.0, 4.0], [3.0, 2.0]]))
+    tensor([[0.0000, 1.0000],
+            [0.5000, 0.0000]])
+    """
+    values = torch.nan_to_num(saliency_map.detach().float().cpu())
+    if values.min() < 0:
+        top = _percentile(values.abs())
+        return (values / top).clamp(-1, 1) if top > 0 else torch.zeros_like(values)
+    values = values - values.min()
+    top = _percentile(values)
+    return (values / top).clamp(0, 1) if top > 0 else torch.zeros_like(values)
+
+
+def overlay(image: Tensor, saliency_map: Tensor, alpha: float = 0.85) -> Image.Image:
+    """Return the image (3, H, W) in [0, 1] with the map (…, h, w) laid over it in colour, as a picture of W x H.
+
+    The stronger a pixel's value, the more its colour covers: ``1 - (1 - |v|)^2`` times ``alpha``. Only the picture is
+    normalised (see :func:`display_range`), the map stays as it is. A map with negative values is shown red and blue.
+    Raises :class:`ValueError` where the map is not one map.
+
+    >>> overlay(torch.rand(3, 60, 90), torch.rand(1, 1, 7, 7)).size
+    (90, 60)
+    """
+    if saliency_map.ndim < 2 or saliency_map.shape[-2:].numel() != saliency_map.numel() or not saliency_map.numel():
+        shape = tuple(saliency_map.shape)
+        raise ValueError(f"saliency_map={shape!r} is not the shape of one map; accepted is (h, w) or (1, 1, h, w).")
+    size = image.shape[-2:]
+    values = display_range(saliency_map.reshape(1, 1, *saliency_map.shape[-2:]))
+    values = F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)[0, 0]
+    cover = alpha * (1 - (1 - values.abs()).square())
+    return to_picture(image.detach().float().cpu().lerp(colours(values), cover))
+
+
+def colours(values: Tensor) -> Tensor:
+    """Return RGB (3, h, w) for values (h, w): [0, 1] from dark violet to bright yellow, or [-1, 1] from blue to red."""
+    signed = bool(values.min() < 0)
+    points = np.array(DIVERGING if signed else HEAT)
+    positions = np.linspace(-1 if signed else 0, 1, len(points))
+    channels = [np.interp(values.numpy(), positions, channel) for channel in points.T]
+    return torch.from_numpy(np.stack(channels)).float()
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """Return an image tensor (3, H, W) in [0, 1] as an 8-bit RGB picture.
+
+    >>> to_picture(torch.ones(3, 2, 4)).getpixel((3, 1))
+    (255, 255, 255)
+    """
+    pixels = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def write_png(image: Tensor | Image.Image, path: str | Path) -> None:
+    """Write an image tensor (3, H, W) in [0, 1], or a picture, as a PNG file; missing folders are made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    picture = to_picture(image) if isinstance(image, Tensor) else image
+    picture.save(path, "PNG")
+
+
+def _rgb(image: Image.Image) -> NDArray[np.float32]:
+    if image.mode.startswith("I") or image.mode == "F":  # convert("RGB") would clip 16 bits at 255
+        grey = np.nan_to_num(np.asarray(image, np.float32) / (1 if image.mode == "F" else 65535)).clip(0, 1)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
+
+
+def _percentile(values: Tensor) -> float:
+    """Return the 99th percentile, or the maximum where fewer pixels than that are not zero."""
+    return float(np.percentile(values.numpy(), 99, method="higher")) or float(values.max())
