@@ -1,0 +1,377 @@
+"""The command line: the files it writes, what it says, and one line for whatever goes wrong."""
+
+import itertools
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import squeezenet1_1
+
+import saliency
+from saliency import METHODS, cli
+from saliency.cli import main
+from saliency.evaluation.models import find_class, find_targets, load_network, networks, recipe
+from saliency.images import normalise, read_image, resize_image
+from saliency.scenes import CLASSES, SceneNet, make_scene, scene_network
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Photos, and weights in files."""
+    folder = tmp_path_factory.mktemp("given")
+    random = np.random.RandomState(0)
+    for name, size in {"wide": (60, 90), "tall": (80, 50)}.items():
+        Image.fromarray(random.randint(0, 256, (*size, 3), np.uint8)).save(folder / f"{name}.png")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save({name: value.half() for name, value in squeezenet1_1().state_dict().items()}, folder / "half.pth")
+        torch.save(squeezenet1_1(num_classes=3).state_dict(), folder / "three.pth")
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "broken.pth").write_bytes(b"no weights")
+    return folder
+
+
+@pytest.fixture
+def squeezenet(folder):
+    return ["--arch", "squeezenet1_1", "--weights", str(folder / "half.pth"), "--size", "64"]
+
+
+def contents(out, suffix):
+    return sorted(path.name for path in Path(out).iterdir() if path.suffix == suffix)
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def test_scenes_are_explained_without_a_photo(tmp_path, capsys):
+    assert main(["explain", "--scenes", "2", "--seed", "5", "--out", str(tmp_path)]) == 0
+    objects = {(seed, item.label) for seed in (5, 6) for item in make_scene(seed).objects}
+    stems = sorted(f"scene{seed}_{label}_{CLASSES[label].replace(' ', '_')}_grad_cam" for seed, label in objects)
+    assert contents(tmp_path, ".npy") == [f"{stem}.npy" for stem in stems]
+    assert contents(tmp_path, ".png") == sorted([f"{stem}.png" for stem in stems] + ["contact_sheet.png"])
+    said = capsys.readouterr().out
+    assert all(f"{stem}.png" in said for stem in stems)
+    for seed, label in objects:
+        stem = f"scene{seed}_{label}_{CLASSES[label].replace(' ', '_')}_grad_cam"
+        image = make_scene(seed).image[None]
+        expected = saliency.grad_cam(scene_network(), image, label)[0, 0].numpy()
+        np.testing.assert_allclose(np.load(tmp_path / f"{stem}.npy"), expected, rtol=1e-4, atol=1e-6)
+        assert size_of(tmp_path / f"{stem}.png") == (128, 128)
+
+
+def test_predictions_of_scenes_are_sigmoids(tmp_path, capsys):
+    main(["explain", "--scenes", "1", "--target", "0", "--out", str(tmp_path)])
+    with torch.no_grad():
+        scores = scene_network()(make_scene(0).image[None])[0].sigmoid()
+    best = int(scores.argmax())
+    assert capsys.readouterr().out.startswith(f"scene0: {CLASSES[best]} {float(scores[best]):.1%}, ")
+
+
+def test_photo_with_names_indices_and_top(folder, squeezenet, tmp_path, capsys):
+    targets = ["--target", "bull mastiff", "--target", "TABBY", "--target", "5", "--target", "top2", "--target", "243"]
+    methods = ["--method", "layer_cam", "--method", "gradient"]
+    assert main(["explain", str(folder / "wide.png"), *squeezenet, *targets, *methods, "--out", str(tmp_path)]) == 0
+    model = load_network("squeezenet1_1", folder / "half.pth")
+    wanted = recipe("squeezenet1_1")
+    image = normalise(resize_image(read_image(folder / "wide.png"), 64), wanted.mean, wanted.std)[None]
+    assert image.shape == (1, 3, 64, 96)
+    with torch.no_grad():
+        top = model(image)[0].softmax(0).topk(2)
+    labels = list(dict.fromkeys([243, 281, 5, *top.indices.tolist()]))
+    assert len(contents(tmp_path, ".npy")) == 2 * len(labels)
+    for label, method in itertools.product(labels, ["layer_cam", "gradient"]):
+        (path,) = tmp_path.glob(f"wide_{label}_*_{method}.npy")
+        expected = METHODS[method].function(model, image, label)[0, 0].numpy()
+        assert np.load(path).shape == expected.shape
+        np.testing.assert_allclose(np.load(path), expected, rtol=1e-3, atol=1e-6 * expected.max())
+        assert size_of(path.with_suffix(".png")) == (90, 60)
+    assert (tmp_path / "wide_243_bull_mastiff_layer_cam.png").exists()
+    names = recipe("squeezenet1_1").classes
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said.startswith(f"wide: {names[top.indices[0]]} {float(top.values[0]):.1%}, {names[top.indices[1]]} ")
+
+
+def test_targets_share_the_forward_pass(folder, squeezenet, tmp_path, monkeypatch):
+    passes = []
+
+    def counted(*args):
+        model = load_network(*args)
+        model.register_forward_pre_hook(lambda *_: passes.append(1))
+        return model
+
+    monkeypatch.setattr(cli, "load_network", counted)
+    counts = []
+    for targets in (["1"], ["1", "2", "3", "4"]):
+        passes.clear()
+        arguments = [item for target in targets for item in ("--target", target)]
+        assert main(["explain", str(folder / "wide.png"), *squeezenet, *arguments, "--out", str(tmp_path)]) == 0
+        counts.append(len(passes))
+    assert counts[0] == counts[1] > 0
+
+
+def test_layer_is_passed_on(folder, squeezenet, tmp_path):
+    photo = str(folder / "tall.png")
+    # 102 x 64 pixels; the convolution and the three poolings are 3 wide with stride 2, the poolings round up.
+    for layer, shape in {"features.3": (25, 15), "features.12": (6, 3)}.items():
+        arguments = [*squeezenet, "--layer", layer, "--target", "1", "--out", str(tmp_path / layer)]
+        assert main(["explain", photo, *arguments]) == 0
+        (name,) = contents(tmp_path / layer, ".npy")
+        assert np.load(tmp_path / layer / name).shape == shape
+
+
+def test_all_methods(tmp_path):
+    assert main(["explain", "--scenes", "1", "--target", "0", "--method", "all", "--out", str(tmp_path)]) == 0
+    stem = f"scene0_0_{CLASSES[0]}"
+    assert contents(tmp_path, ".npy") == sorted(f"{stem}_{method}.npy" for method in METHODS)
+
+
+def test_photos_of_one_name_do_not_overwrite_each_other(folder, squeezenet, tmp_path):
+    (tmp_path / "other").mkdir()
+    shutil.copy(folder / "tall.png", tmp_path / "other" / "wide.png")
+    photos = [str(folder / "wide.png"), str(tmp_path / "other" / "wide.png")]
+    assert main(["explain", *photos, *squeezenet, "--target", "1", "--out", str(tmp_path / "out")]) == 0
+    sizes = {name: size_of(tmp_path / "out" / name) for name in contents(tmp_path / "out", ".png")}
+    assert sizes.pop("contact_sheet.png")
+    assert sorted(sizes.items()) == [
+        ("wide_1_goldfish_grad_cam.png", (90, 60)),
+        ("wide_2_1_goldfish_grad_cam.png", (50, 80)),
+    ]
+
+
+def test_large_photo_is_shown_smaller(folder, tmp_path):
+    Image.new("RGB", (1000, 900), "red").save(tmp_path / "large.png")
+    arguments = ["--arch", "scenes", "--size", "32", "--target", "0", "--out", str(tmp_path / "out")]
+    assert main(["explain", str(tmp_path / "large.png"), *arguments]) == 0
+    assert size_of(tmp_path / "out" / f"large_0_{CLASSES[0]}_grad_cam.png") == (498, 448)
+
+
+def test_head_of_another_number_of_classes(folder, tmp_path, capsys):
+    given = ["explain", str(folder / "wide.png"), "--arch", "squeezenet1_1", "--weights", str(folder / "three.pth")]
+    assert main([*given, "--target", "2", "--size", "64", "--out", str(tmp_path)]) == 0
+    assert contents(tmp_path, ".npy") == ["wide_2_class_2_grad_cam.npy"]
+    assert main([*given, "--target", "3", "--size", "64", "--out", str(tmp_path)]) == 2
+    assert "target='3' is no class of the network; accepted is 0 to 2." in capsys.readouterr().err
+
+
+def test_without_matplotlib_all_else_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["explain", "--scenes", "1", "--target", "0", "--out", str(tmp_path)]) == 0
+    assert contents(tmp_path, ".png") == [f"scene0_0_{CLASSES[0]}_grad_cam.png"]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "extra 'plot'" in error
+
+
+ERRORS = {
+    "photo missing": (["{folder}/nowhere.png"], "photo='{folder}/nowhere.png' is no file"),
+    "photo broken": (["{folder}/broken.png"], "photo='{folder}/broken.png' cannot be read"),
+    "second photo broken": (["{folder}/wide.png", "{folder}/broken.png"], "photo='{folder}/broken.png' cannot be read"),
+    "no photo": (["--arch", "resnet18"], "needs photos"),
+    "weights missing": (["--weights", "{folder}/nowhere.pth"], "weights='{folder}/nowhere.pth' is no file"),
+    "weights broken": (["--weights", "{folder}/broken.pth"], "weights='{folder}/broken.pth' cannot be read"),
+    "weights of another": (["--weights", "{folder}/half.pth"], "do not fit arch='scenes'"),
+    "arch": (["{folder}/wide.png", "--arch", "resnet5O"], "arch='resnet5O' is unknown; did you mean 'resnet50'?"),
+    "no classifier": (["{folder}/wide.png", "--arch", "fcn_resnet50"], "arch='fcn_resnet50' is unknown"),
+    "method": (["--method", "gradcam"], "method='gradcam' is unknown; did you mean 'grad_cam'?"),
+    "layer": (["--layer", "layr4"], "layer='layr4' is no layer of the model; did you mean 'layer4'?"),
+    "class": (["--target", "sqare"], "target='sqare' is unknown; did you mean 'square'?"),
+    "class of no letters": (["--target", ""], "target='' is unknown"),
+    "index": (["--target", "8"], "target='8' is no class of the network; accepted is 0 to 7."),
+    "negative index": (["--target", "-1"], "target='-1' is no class of the network"),
+    "top": (["--target", "top9"], "target='top9' asks for 9 classes; accepted is 'top1' to 'top8'."),
+    "top of none": (["--target", "top0"], "accepted is 'top1' to 'top8'."),
+    "device": (["--device", "cdua"], "device='cdua' is unknown; did you mean 'cuda'?"),
+    "size": (["--size", "4"], "size=4 does not fit arch='scenes'; accepted is 16 or more."),
+    "size of ViT": (["{folder}/wide.png", "--arch", "vit_b_16", "--size", "256"], "accepted is 224 only."),
+    "no number": (["--scenes", "none"], "--scenes: 'none' is no whole number"),
+    "seed": (["--seed", "-1"], "seed=-1"),
+    "out": (["--out", "{folder}/wide.png"], "out='{folder}/wide.png' cannot be made (File exists)"),
+    "option": (["--methods", "grad_cam", "--nonsense"], "--nonsense"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_one_line_of_error(folder, tmp_path, monkeypatch, capsys, case):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = ERRORS[case]
+    assert main(["explain", *(argument.format(folder=folder) for argument in arguments)]) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith("saliency: error: ")
+    assert written.err.count("\n") == 1
+    assert message.format(folder=folder) in written.err
+    assert len(written.err) < 400
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("arguments", [[], ["explian"], ["layers", "--arch", "resnt18"]])
+def test_unknown_command_or_network(arguments, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_cuda_on_a_machine_without(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["explain", "--device", "cuda"]) == 2
+    assert "device='cuda' is not available" in capsys.readouterr().err
+
+
+def test_interrupt_is_quiet(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_network", interrupt)
+    assert main(["explain"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_methods_are_listed_in_columns(capsys):
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(METHODS)
+    assert len({line.index(method.paper) for line, method in zip(lines, METHODS.values(), strict=True)}) == 1
+
+
+def test_layers_with_shapes_and_the_default(capsys):
+    assert main(["layers", "--arch", "scenes"]) == 0
+    *rows, note = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["*", "layer4", "Sequential", "(1,", "80,", "16,", "16)"] in rows
+    assert ["fc", "Linear", "(1,", "8)"] in rows
+    assert [row[0] for row in rows].count("*") == 1
+    assert note[0] == "*"
+    assert len(rows) == len([name for name, _ in SceneNet().named_modules() if name])
+
+
+def test_run_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["saliency", "methods"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("saliency", run_name="__main__")
+    assert ended.value.code == 0
+    assert "grad_cam" in capsys.readouterr().out
+
+
+def test_package_of_the_same_name_in_its_place_is_named(tmp_path):
+    (tmp_path / "saliency").mkdir()
+    (tmp_path / "saliency" / "__init__.py").write_text("")
+    shutil.copy(Path(cli.__file__).with_name("__main__.py"), tmp_path / "saliency")
+    ended = subprocess.run(
+        [sys.executable, "-m", "saliency"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "another distribution" in ended.stderr
+
+
+def test_reader_that_leaves_early():
+    command = f"{sys.executable} -m saliency layers --arch scenes"
+    ended = subprocess.run(f"({command}; echo $? >&2) | true", shell=True, capture_output=True, text=True, check=False)
+    assert ended.stderr.split() == ["0"]
+
+
+@pytest.mark.parametrize("wrap", ["bare", "checkpoint", "parallel", "half"])
+def test_state_dicts_of_every_form_load(tmp_path, wrap):
+    trained = SceneNet()
+    state = {name: value.clone() for name, value in trained.state_dict().items()}
+    forms = {
+        "bare": state,
+        "checkpoint": {"state_dict": state, "epoch": 3},
+        "parallel": {f"module.{name}": value for name, value in state.items()},
+        "half": {name: value.half() if value.is_floating_point() else value for name, value in state.items()},
+    }
+    torch.save(forms[wrap], tmp_path / "weights.pth")
+    loaded = load_network("scenes", tmp_path / "weights.pth")
+    assert not loaded.training
+    tolerance = 1e-3 if wrap == "half" else 0
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == state[name].dtype
+        torch.testing.assert_close(value, state[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], {}, {"state_dict": 3}, torch.zeros(3), SceneNet()], ids=lambda x: type(x).__name__
+)
+def test_file_without_a_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights='.*weights\.pth' (holds no state dict|cannot be read)"):
+        load_network("scenes", tmp_path / "weights.pth")
+
+
+def test_default_weights_are_torchvisions(monkeypatch):
+    urls = []
+    state = squeezenet1_1().state_dict()
+
+    def download(url, *args, **kwargs):
+        urls.append(url)
+        return state
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    loaded = load_network("squeezenet1_1", "DEFAULT").state_dict()
+    assert [Path(url).name.split("-")[0] for url in urls] == ["squeezenet1_1"]
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+def test_download_that_fails(monkeypatch):
+    def download(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    with pytest.raises(
+        ValueError, match=r"weights='DEFAULT' could not be downloaded for arch='resnet18' \(.*no network"
+    ):
+        load_network("resnet18", "DEFAULT")
+
+
+def test_networks_trained_for_another_normalisation_convert_it(tmp_path):
+    torch.save(load_network("googlenet").state_dict(), tmp_path / "weights.pth")
+    assert load_network("googlenet", tmp_path / "weights.pth").transform_input
+
+
+def test_every_network_has_a_recipe():
+    for arch in networks():
+        wanted = recipe(arch)
+        assert wanted.size >= wanted.min_size > 0
+        assert len(wanted.mean) == len(wanted.std) == 3
+        assert len(wanted.classes) == (len(CLASSES) if arch == "scenes" else 1000)
+    assert {arch for arch in networks() if recipe(arch).square} >= {"vit_b_16", "maxvit_t"}
+    assert not recipe("resnet50").square
+
+
+ANIMALS = ["tench, Tinca tinca", "tabby", "tiger cat", "Persian cat", "bull mastiff", "crane", "crane"]
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [("tabby", 1), ("Tinca Tinca", 0), ("TENCH", 0), ("tiger", 2), ("persian CAT", 3), ("mastiff", 4)],
+)
+def test_class_by_name(name, index):
+    assert find_class(name, ANIMALS) == index
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cat", "may mean several classes; give the index or the name: 2 'tiger cat', 3 'Persian cat'."),
+        ("crane", "may mean several classes; give the index or the name: 5 'crane', 6 'crane'."),
+        ("tabbi", "is unknown; did you mean 'tabby'?"),
+        ("bul mastiff", "is unknown; did you mean 'bull mastiff'?"),
+        ("mastif", "is unknown; did you mean 'mastiff'?"),
+        ("tab", "is unknown; did you mean 'tabby'?"),
+    ],
+)
+def test_class_by_a_name_that_does_not_settle_it(name, message):
+    with pytest.raises(ValueError, match=re.escape(f"target={name!r} {message}")):
+        find_class(name, ANIMALS)
+
+
+def test_exact_name_wins_over_words():
+    assert find_targets("mastiff", ["bull mastiff", "mastiff", "Tibetan mastiff"], torch.zeros(3)) == [1]
