@@ -1,0 +1,1 @@
+"""Scripts that measure: speed, and how good the maps are. Run them as ``python -m benchmarks.<name>``."""
