@@ -1,0 +1,400 @@
+"""How much time and memory saliency maps take, relative to the bare passes they need and next to other libraries.
+
+    python -m benchmarks.speed --rounds 7 --batch 8 --image 224 --threads 2 --json speed.json
+
+Only ratios are reported, and only of runs that took turns: every candidate is timed right after its baseline, round by
+round; the first round is dropped and the median of the others is shown, with the range. Peak memory is the most that
+the model, the batch and what a run allocates take together, and is measured once. To compare something else, add an
+entry to ``COMPARISONS``.
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+import torchvision
+from torch import Tensor
+from torch.nn import Module
+
+import saliency
+
+
+class Workload(NamedTuple):
+    """What every candidate is given: a class for each image, and several classes (N, K) for each image."""
+
+    model: Module
+    input: Tensor
+    target: list[int]
+    targets: Tensor
+    layer: str
+
+
+Explain: TypeAlias = Callable[[list[int]], Any]  # a class for each image -> what the library returns
+Library: TypeAlias = Callable[[Workload], Explain]  # imports the library and gives it the workload
+Run: TypeAlias = Callable[[], Any]  # what is timed
+Candidate: TypeAlias = Callable[[Workload], Run]
+
+
+class Comparison(NamedTuple):
+    """Candidates measured against one baseline; the goals are upper limits of ``OURS``, relative to the baseline."""
+
+    name: str
+    baseline: Candidate
+    candidates: Mapping[str, Candidate]
+    time_goal: float | None = None
+    memory_goal: float | None = None
+
+
+class Result:
+    """What has been measured of a comparison: per candidate the ratios of all rounds, and the ratio of peak memory."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.comparison = comparison
+        self.times: dict[str, list[float]] = {}
+        self.memory: dict[str, float] = {}
+        self.missing: set[str] = set()
+
+
+# Baselines.
+
+
+def forward(work: Workload) -> Run:
+    """The model on the batch, in inference mode: the least that any map can take."""
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            scores: Tensor = work.model(work.input)
+            return scores
+
+    return run
+
+
+def forward_and_backward(work: Workload) -> Run:
+    """Forward and backward down to the input, by autograd alone, with frozen parameters."""
+    model = deepcopy(work.model).requires_grad_(False)
+
+    def run() -> Tensor:
+        input = work.input.detach().requires_grad_()
+        scores = model(input)[range(len(work.target)), work.target]
+        return torch.autograd.grad(scores.sum(), input)[0]
+
+    return run
+
+
+# Candidates. Other libraries get one copy of the model and of the input for all runs: some change what they are given.
+
+OURS = "saliency-torch"
+
+
+def once(library: Library) -> Candidate:
+    """Explain one class per image."""
+
+    def build(work: Workload) -> Run:
+        explain = library(work)
+        return lambda: explain(work.target)
+
+    return build
+
+
+def one_after_the_other(library: Library) -> Candidate:
+    """Explain several classes per image by as many calls."""
+
+    def build(work: Workload) -> Run:
+        explain = library(work)
+        columns = work.targets.T.tolist()
+        return lambda: [explain(column) for column in columns]
+
+    return build
+
+
+def our_grad_cam(work: Workload) -> Explain:
+    return lambda target: saliency.grad_cam(work.model, work.input, target, work.layer)
+
+
+def our_grad_cam_of_all_targets(work: Workload) -> Run:
+    return lambda: saliency.grad_cam(work.model, work.input, work.targets, work.layer)
+
+
+def our_gradient(work: Workload) -> Explain:
+    return lambda target: saliency.gradient(work.model, work.input, target)
+
+
+def our_guided_backprop(work: Workload) -> Explain:
+    return lambda target: saliency.guided_backprop(work.model, work.input, target)
+
+
+def torchray_grad_cam(work: Workload) -> Explain:
+    from torchray.attribution.grad_cam import grad_cam
+
+    model, input = deepcopy(work.model), work.input.clone()
+    return lambda target: grad_cam(model, input, target, saliency_layer=work.layer)
+
+
+def torchray_guided_backprop(work: Workload) -> Explain:
+    from torchray.attribution.guided_backprop import guided_backprop
+
+    model, input = deepcopy(work.model), work.input.clone()
+    return lambda target: guided_backprop(model, input, target)
+
+
+def captum_grad_cam(work: Workload) -> Explain:
+    from captum.attr import LayerGradCam
+
+    model, input = deepcopy(work.model), work.input.clone()
+    method = LayerGradCam(model, model.get_submodule(work.layer))
+    return lambda target: method.attribute(input, target, relu_attributions=True)
+
+
+def captum_guided_backprop(work: Workload) -> Explain:
+    from captum.attr import GuidedBackprop
+
+    method, input = GuidedBackprop(deepcopy(work.model)), work.input.clone()
+    return lambda target: method.attribute(input, target)
+
+
+def pytorch_grad_cam_grad_cam(work: Workload) -> Explain:
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, input = deepcopy(work.model), work.input.clone()
+    method = GradCAM(model, [model.get_submodule(work.layer)])
+    return lambda target: method(input, [ClassifierOutputTarget(index) for index in target])
+
+
+def pytorch_grad_cam_guided_backprop(work: Workload) -> Explain:
+    from pytorch_grad_cam import GuidedBackpropReLUModel
+
+    method = GuidedBackpropReLUModel(deepcopy(work.model), work.input.device)
+    images = [image[None].clone() for image in work.input]  # it explains the first image of a batch only
+    return lambda target: [method(image, index) for image, index in zip(images, target, strict=True)]
+
+
+GRAD_CAM_PEERS: Mapping[str, Library] = {
+    "TorchRay": torchray_grad_cam,
+    "Captum": captum_grad_cam,
+    "pytorch-grad-cam": pytorch_grad_cam_grad_cam,
+}
+GUIDED_PEERS: Mapping[str, Library] = {
+    "TorchRay": torchray_guided_backprop,
+    "Captum": captum_guided_backprop,
+    "pytorch-grad-cam": pytorch_grad_cam_guided_backprop,
+}
+
+COMPARISONS = [
+    Comparison(
+        "Grad-CAM / forward pass",
+        forward,
+        {OURS: once(our_grad_cam), **{name: once(peer) for name, peer in GRAD_CAM_PEERS.items()}},
+        time_goal=1.10,
+        memory_goal=1.05,
+    ),
+    Comparison(
+        "Grad-CAM of 5 classes / forward pass",
+        forward,
+        {
+            OURS: our_grad_cam_of_all_targets,
+            **{name: one_after_the_other(peer) for name, peer in GRAD_CAM_PEERS.items()},
+        },
+        time_goal=1.25,
+    ),
+    Comparison(
+        "guided backpropagation / our gradient",
+        once(our_gradient),
+        {OURS: once(our_guided_backprop), **{name: once(peer) for name, peer in GUIDED_PEERS.items()}},
+        time_goal=1.10,
+    ),
+    Comparison("gradient / forward and backward pass", forward_and_backward, {OURS: once(our_gradient)}),
+]
+
+
+def seconds(run: Run, device: torch.device) -> float:
+    """Wall-clock time of a run, with all that it has started on the device."""
+    _synchronize(device)
+    start = time.perf_counter()
+    run()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(run: Run, device: torch.device) -> int:
+    """The most bytes that a run has allocated at once, on top of what was there before."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        _synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    # The profiler's own events are summed up per operation: only the records behind them know the order.
+    records = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return highest_sum([record.nbytes() for record in sorted(records, key=lambda record: record.start_ns())])
+
+
+def resident_memory(work: Workload) -> int:
+    """The bytes of the model and the batch, which are there all the time."""
+    return sum(tensor.nbytes for tensor in (work.input, *work.model.parameters(), *work.model.buffers()))
+
+
+def highest_sum(changes: Sequence[int]) -> int:
+    """The highest running sum of allocations (positive) and releases (negative).
+
+    >>> highest_sum([4, 6, -4, 1, -7])
+    10
+    """
+    now = highest = 0
+    for change in changes:
+        now += change
+        highest = max(highest, now)
+    return highest
+
+
+def measure(result: Result, work: Workload, rounds: int, progress: Callable[[str], None]) -> None:
+    """Fill in a result, step by step, so that what is there can be shown after an interruption."""
+    comparison, device = result.comparison, work.input.device
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some libraries warn at every call of what they do
+        baseline = comparison.baseline(work)
+        runs = _build(result, work)
+        there = resident_memory(work)
+        bytes_of_baseline = there + peak_memory(baseline, device)
+        for name, run in runs.items():
+            result.memory[name] = (there + peak_memory(run, device)) / bytes_of_baseline
+        for number in range(rounds + 1):
+            progress(f"{comparison.name}: " + (f"round {number} of {rounds}" if number else "warm-up"))
+            for name, run in runs.items():
+                base = seconds(baseline, device)
+                ratio = seconds(run, device) / base
+                if number:
+                    result.times.setdefault(name, []).append(ratio)
+
+
+def _build(result: Result, work: Workload) -> dict[str, Run]:
+    runs = {}
+    for name, candidate in result.comparison.candidates.items():
+        with suppress(ModuleNotFoundError):
+            runs[name] = candidate(work)
+    result.missing = result.comparison.candidates.keys() - runs.keys()
+    return runs
+
+
+def verdict(result: Result, name: str) -> str:
+    """Whether our own candidate keeps within the goals of its comparison."""
+    comparison = result.comparison
+    if name != OURS or (comparison.time_goal is None and comparison.memory_goal is None):
+        return ""
+    if not result.times.get(name):
+        return "not measured"
+    slow = comparison.time_goal is not None and statistics.median(result.times[name]) > comparison.time_goal
+    large = comparison.memory_goal is not None and result.memory[name] > comparison.memory_goal
+    return "not met" if slow or large else "met"
+
+
+def table(results: Sequence[Result]) -> str:
+    """A Markdown table of what has been measured."""
+    lines = [
+        "| comparison | candidate | time (range) | peak memory | goal: time | goal: memory | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        for name in result.comparison.candidates:
+            goals = [result.comparison.time_goal, result.comparison.memory_goal] if name == OURS else [None, None]
+            limits = ["" if goal is None else f"≤ {goal:.2f}" for goal in goals]
+            cells = [result.comparison.name, name, *_figures(result, name), *limits, verdict(result, name)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _figures(result: Result, name: str) -> tuple[str, str]:
+    if name in result.missing:
+        return "not installed", ""
+    times = result.times.get(name)
+    time = f"{statistics.median(times):.2f} ({min(times):.2f}–{max(times):.2f})" if times else "not measured"
+    return time, f"{result.memory[name]:.2f}" if name in result.memory else "not measured"
+
+
+def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
+    """All ratios of all rounds, and what they were measured on."""
+    rows = [
+        {
+            "comparison": result.comparison.name,
+            "candidate": name,
+            "time_ratios": result.times.get(name, []),
+            "memory_ratio": result.memory.get(name),
+            "installed": name not in result.missing,
+            "verdict": verdict(result, name),
+        }
+        for result in results
+        for name in result.comparison.candidates
+    ]
+    return json.dumps({"settings": dict(settings), "rows": rows}, indent=2)
+
+
+def make_workload(network: str, layer: str, batch: int, image: int, device: str) -> Workload:
+    """An untrained network of torchvision, random images, and targets that differ from image to image."""
+    generator = torch.Generator().manual_seed(0)
+    model = torchvision.models.get_model(network, weights=None).eval().to(device)
+    input = torch.randn(batch, 3, image, image, generator=generator).to(device)
+    targets = torch.stack([torch.randperm(1000, generator=generator)[:5] for _ in range(batch)])
+    return Workload(model, input, targets[:, 0].tolist(), targets, layer)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7, help="rounds that count, after one that does not")
+    parser.add_argument("--batch", type=int, default=8, help="images")
+    parser.add_argument("--image", type=int, default=224, help="side of an image in pixels")
+    parser.add_argument("--threads", type=int, default=2, help="threads on the CPU")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--network", default="resnet50", help="a classification network of torchvision")
+    parser.add_argument("--layer", default="layer4", help="where Grad-CAM is taken")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all ratios to this file")
+    options = parser.parse_args(arguments)
+    if min(options.rounds, options.batch, options.image, options.threads) < 1:
+        parser.error("--rounds, --batch, --image and --threads are at least 1")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None, comparisons: Sequence[Comparison] = COMPARISONS) -> int:
+    """Measure, print the table, and return the exit status: 130 where the user has stopped it."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler says on stderr when it starts and stops
+    results: list[Result] = []
+    status = 0
+    try:
+        work = make_workload(options.network, options.layer, options.batch, options.image, options.device)
+        for comparison in comparisons:
+            results.append(Result(comparison))
+            measure(results[-1], work, options.rounds, lambda line: print(line, file=sys.stderr, flush=True))
+    except KeyboardInterrupt:
+        print("interrupted: this is the table so far", file=sys.stderr)
+        status = 130
+    print(table(results))
+    if options.json:
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        settings |= {"torch": torch.__version__, "interrupted": bool(status)}
+        options.json.write_text(as_json(results, settings) + "\n", "utf-8")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The benchmark's arithmetic on given numbers, and that it runs; how fast anything is, is not tested."""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from benchmarks import speed
+from benchmarks.speed import OURS, Comparison, Result
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def result(times=(), memory=None, time_goal=None, memory_goal=None):
+    made = Result(Comparison("a / b", None, {OURS: None}, time_goal, memory_goal))
+    made.times[OURS] = list(times)
+    if memory is not None:
+        made.memory[OURS] = memory
+    return made
+
+
+class TestArithmetic:
+    @pytest.mark.parametrize(
+        ("changes", "highest"),
+        [([], 0), ([5], 5), ([5, -5, 3], 5), ([2, 3, -4, 6, -7], 7), ([-8, 3], 0)],
+    )
+    def test_highest_sum(self, changes, highest):
+        assert speed.highest_sum(changes) == highest
+
+    def test_peak_memory_counts_what_lives_at_the_same_time(self):
+        def one_after_the_other():
+            for _ in range(3):
+                torch.empty(1000, dtype=torch.float64)
+
+        def at_once():
+            return [torch.empty(1000, dtype=torch.float64) for _ in range(3)]
+
+        cpu = torch.device("cpu")
+        assert speed.peak_memory(one_after_the_other, cpu) == 8000
+        assert speed.peak_memory(at_once, cpu) == 24000
+
+    def test_times_are_ratios_to_the_baseline_run_just_before_and_the_warm_up_is_dropped(self, monkeypatch):
+        clock = Clock(monkeypatch)
+        baseline, candidate = clock.lasting(50, 2, 4, 8), clock.lasting(50, 3, 4, 4)
+        comparison = Comparison("a / b", lambda work: baseline, {OURS: lambda work: candidate})
+        measured = Result(comparison)
+        speed.measure(measured, work(), 3, lambda line: None)
+        assert measured.times == {OURS: [1.5, 1.0, 0.5]}
+
+    @pytest.mark.parametrize(
+        ("times", "memory", "time_goal", "memory_goal", "verdict"),
+        [
+            ([1.0, 9.0, 1.1], 1.0, 1.1, None, "met"),
+            ([1.0, 1.3, 1.2], 1.0, 1.1, None, "not met"),
+            ([1.0], 1.2, 1.1, 1.05, "not met"),
+            ([1.0], 1.05, 1.1, 1.05, "met"),
+            ([2.0], 1.06, None, 1.05, "not met"),
+            ([2.0], 2.0, None, None, ""),
+            ([], None, 1.1, 1.05, "not measured"),
+        ],
+    )
+    def test_verdict(self, times, memory, time_goal, memory_goal, verdict):
+        assert speed.verdict(result(times, memory, time_goal, memory_goal), OURS) == verdict
+
+    def test_table_shows_median_range_and_goals(self):
+        line = speed.table([result([1.25, 1.0, 3.0], 1.5, 1.5, 1.05)]).splitlines()[-1]
+        assert line == f"| a / b | {OURS} | 1.25 (1.00–3.00) | 1.50 | ≤ 1.50 | ≤ 1.05 | not met |"
+
+
+@dataclass
+class Clock:
+    """Time that only passes while a run lasts, as long as it was told to."""
+
+    monkeypatch: pytest.MonkeyPatch
+    now: float = field(default=0.0)
+
+    def __post_init__(self):
+        self.monkeypatch.setattr(speed.time, "perf_counter", lambda: self.now)
+        self.monkeypatch.setattr(speed, "peak_memory", lambda run, device: 1)
+
+    def lasting(self, *durations):
+        left = iter(durations)
+
+        def run():
+            self.now += next(left)
+
+        return run
+
+
+def work():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 6))
+    targets = torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])
+    return speed.Workload(model.eval(), torch.randn(2, 3, 8, 8), [0, 5], targets, "1")
+
+
+@pytest.mark.parametrize("comparison", speed.COMPARISONS, ids=lambda comparison: comparison.name)
+def test_every_comparison_runs(comparison):
+    measured, lines = Result(comparison), []
+    speed.measure(measured, work(), 2, lines.append)
+    assert OURS not in measured.missing
+    assert set(measured.times) | measured.missing == set(comparison.candidates)
+    assert all(len(ratios) == 2 and min(ratios) > 0 for ratios in measured.times.values())
+    assert all(measured.memory[name] > 0 for name in measured.times)
+    assert len(lines) == 3
+
+
+class TestCommand:
+    ARGUMENTS = ("--rounds=1", "--batch=1", "--image=32", "--threads=1", "--network=resnet18")
+
+    def not_installed(self, work):
+        raise ModuleNotFoundError("No module named 'torchray'")
+
+    def stopped(self, work):
+        raise KeyboardInterrupt
+
+    def test_prints_a_table_and_writes_every_ratio(self, tmp_path, capsys):
+        candidates = {OURS: speed.once(speed.our_grad_cam), "TorchRay": self.not_installed}
+        comparison = Comparison("Grad-CAM / forward pass", speed.forward, candidates, time_goal=1e9)
+        file = tmp_path / "speed.json"
+        assert speed.main([*self.ARGUMENTS, f"--json={file}"], [comparison]) == 0
+        printed = capsys.readouterr()
+        head, _, ours, torchray = printed.out.splitlines()
+        assert head.startswith("| comparison | candidate |")
+        assert ours.endswith("| met |")
+        assert "| TorchRay | not installed |" in torchray
+        assert "round 1 of 1" in printed.err
+        written = json.loads(file.read_text("utf-8"))
+        assert written["settings"]["network"] == "resnet18"
+        assert [len(row["time_ratios"]) for row in written["rows"]] == [1, 0]
+        assert [row["installed"] for row in written["rows"]] == [True, False]
+
+    def test_prints_the_table_so_far_when_it_is_stopped(self, capsys):
+        ours = {OURS: speed.once(speed.our_gradient)}
+        comparisons = [
+            Comparison("first", speed.forward, ours, time_goal=1e9),
+            Comparison("second", self.stopped, ours, time_goal=1e9),
+            Comparison("third", speed.forward, ours),
+        ]
+        assert speed.main(self.ARGUMENTS, comparisons) == 130
+        printed = capsys.readouterr()
+        first, second = printed.out.splitlines()[2:]
+        assert first.endswith("| met |")
+        assert second == f"| second | {OURS} | not measured | not measured | ≤ 1000000000.00 |  | not measured |"
+        assert "interrupted" in printed.err
+
+    def test_rejects_what_cannot_be_measured(self, capsys):
+        with pytest.raises(SystemExit, match="2"):
+            speed.main(["--rounds=0"])
+        assert "at least 1" in capsys.readouterr().err
