@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 .DELETE_ON_ERROR:
 
 help: ## show this help
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-benchmark ## explain the embedded scenes with every method, then play the pointing game
 	$(BIN)/saliency explain --method all --out demo

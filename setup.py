@@ -9,11 +9,12 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "saliency" / "__init__.py").read_text("utf-8"), re.MULTILINE)
 README = HERE / "README.md"
 
+# Lower bounds without a reason of their own are the oldest releases that the tests were run with.
 REQUIRED = [
     "torch>=2.6",  # torch.compiler.set_stance: a compiled model runs eagerly while it is explained
     "torchvision>=0.21",  # the release that goes with torch 2.6
-    "numpy>=1.24",  # percentile(method=...) is of 1.22; 1.24 is the oldest line the tests were run with
-    "pillow>=9.4",  # exif_transpose that always returns an image, and 16-bit modes it can turn
+    "numpy>=1.24",
+    "pillow>=9.4",
 ]
 PLOT = ["matplotlib>=3.8"]  # the first release that ships its types
 BENCHMARK = [*PLOT, "tqdm>=4.64", "pycocotools>=2.0.7", "defusedxml>=0.7.1"]

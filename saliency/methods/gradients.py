@@ -48,8 +48,8 @@ def gradient_x_activation(
     Shrikumar et al., Not Just a Black Box, 2016. Options and errors: see :func:`saliency`.
 
     >>> import torch
-    >>> gradient_x_activation(torch.nn.Linear(2, 1), torch.zeros(1, 2), 0, reduction=None)
-    tensor([[0., 0.]])
+    >>> gradient_x_activation(torch.nn.Flatten(), torch.tensor([[3.0, 4.0]]), 1, reduction=None)
+    tensor([[0., 4.]])
     """
     return saliency(
         model,

@@ -1,0 +1,351 @@
+"""The cases of the tests: a row for every method, and small models, each with a difficulty of its own.
+
+A new method needs one row in ``METHOD_CASES``; the contract test then runs it on every model.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.functional import relu as bound_relu
+
+import saliency
+
+
+class MethodCase(NamedTuple):
+    """A method of the table: options of every call, and in what its results differ from those of the others."""
+
+    name: str
+    options: Mapping[str, Any] = {}
+    layer: str | None = ""  # the documented default of saliency_layer
+    at_input: bool = False  # the map has the input's size, whatever the layer
+    uses_target: bool = True
+    signed: bool = False
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return saliency.METHODS[self.name].function(*args, **{**self.options, **options})
+
+
+METHOD_CASES = (
+    MethodCase("gradient"),
+    MethodCase("gradient_x_activation", signed=True),
+    MethodCase("linear_approx", signed=True),
+    MethodCase("activation", layer=None, uses_target=False, signed=True),
+    MethodCase("deconvnet"),
+    MethodCase("guided_backprop"),
+    MethodCase("guided_grad_cam", layer=None, at_input=True),
+    MethodCase("grad_cam", layer=None),
+    MethodCase("grad_cam_plus_plus", layer=None),
+    MethodCase("layer_cam", layer=None),
+    MethodCase("xgrad_cam", layer=None),
+    MethodCase("hires_cam", layer=None),
+)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    """A batch normalisation that does something in evaluation mode."""
+    norm = nn.BatchNorm2d(channels)
+    nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    return norm
+
+
+class InPlace(nn.Module):
+    """In-place ReLU modules behind every layer that may be probed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 5, 3, padding=1),
+            _norm(5),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(5, 6, 3, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+        )
+        self.classifier = nn.Linear(6, 4)
+
+    def scores(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.scores(x)
+
+
+class Functional(nn.Module):
+    """Two convolutions, each followed by a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor] = torch.relu) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 5, 3, padding=1)
+        self.conv2 = nn.Conv2d(5, 6, 3, stride=2, padding=1)
+        self.classifier = nn.Linear(6, 4)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.function(self.conv1(x))
+        x = self.function(self.conv2(x))
+        return self.classifier(x.mean((2, 3)))
+
+
+def _thrown_away(x: Tensor) -> Tensor:
+    F.relu(x, inplace=True)
+    return x
+
+
+_inplace_module = nn.ReLU(inplace=True)
+
+
+def _module_thrown_away(x: Tensor) -> Tensor:
+    _inplace_module(x)
+    return x
+
+
+# ReLU however it is spelled: all of these are the same function of their argument.
+RELU_SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nn.ReLU()": nn.ReLU(),
+    "nn.ReLU(inplace=True)": _inplace_module,
+    "nn.ReLU(inplace=True) thrown away": _module_thrown_away,
+    "F.relu": lambda x: F.relu(x),
+    "F.relu(inplace=True)": lambda x: F.relu(x, inplace=True),
+    "F.relu(x, True)": lambda x: F.relu(x, True),
+    "F.relu(input=x)": lambda x: F.relu(input=x),
+    "F.relu(inplace=True) thrown away": _thrown_away,
+    "F.relu_": lambda x: F.relu_(x),
+    "bound before": bound_relu,
+    "bound before, in place": lambda x: bound_relu(x, inplace=True),
+    "torch.relu": lambda x: torch.relu(x),
+    "torch.relu_": lambda x: torch.relu_(x),
+    "x.relu()": lambda x: x.relu(),
+    "x.relu_()": lambda x: x.relu_(),
+    "x.clamp(min=0)": lambda x: x.clamp(min=0),
+    "x.clamp(0)": lambda x: x.clamp(0),
+    "x.clamp(0, None)": lambda x: x.clamp(0, None),
+    "x.clamp_(min=0)": lambda x: x.clamp_(min=0),
+    "x.clamp_min(0)": lambda x: x.clamp_min(0),
+    "x.clamp_min_(0)": lambda x: x.clamp_min_(0),
+    "torch.clamp(x, min=0)": lambda x: torch.clamp(x, min=0),
+    "torch.clamp(input=x, min=0.0)": lambda x: torch.clamp(input=x, min=0.0),
+    "torch.clamp_(x, 0)": lambda x: torch.clamp_(x, 0),
+    "torch.clamp_min(x, 0)": lambda x: torch.clamp_min(x, 0),
+    "x.clip(min=0)": lambda x: x.clip(min=0),
+    "x.clip_(0)": lambda x: x.clip_(0),
+    "torch.clip(x, 0)": lambda x: torch.clip(x, 0),
+    "F.threshold(x, 0, 0)": lambda x: F.threshold(x, 0, 0),
+    "nn.Threshold(0, 0)": nn.Threshold(0, 0),
+    "nn.Threshold(0, 0, inplace=True)": nn.Threshold(0, 0, inplace=True),
+}
+
+
+class Residual(nn.Module):
+    """The block of a ResNet: ``out += identity``, then an in-place ReLU; its shortcut is an empty Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(5, 5, 3, padding=1)
+        self.norm = _norm(5)
+        self.shortcut = nn.Sequential()
+        self.relu = nn.ReLU(inplace=True)
+        self.classifier = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        identity = self.shortcut(x)
+        out = self.norm(self.conv(x))
+        out += identity
+        return self.classifier(self.relu(out).mean((2, 3)))
+
+
+class Twice(nn.Module):
+    """One layer, used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(5, 5, 3, padding=1)
+        self.classifier = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(self.stem(x).relu()).relu_()
+        return self.classifier(self.conv(x).tanh().mean((2, 3)))
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attention = nn.MultiheadAttention(channels, 2, batch_first=True)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 7), nn.GELU(), nn.Linear(7, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """Patches of 3 x 3 and a class token in front of them: (N, 1 + h * w, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 3, stride=3)
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.position = nn.Parameter(torch.randn(1, 21, 6))
+        self.blocks = nn.Sequential(_Block(6), _Block(6))
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.position
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+class ChannelsLast(nn.Module):
+    """Activations (N, h, w, C), as in a Swin transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 10, 3, stride=3)
+        self.mlp = nn.Sequential(nn.LayerNorm(10), nn.Linear(10, 7), nn.GELU(), nn.Linear(7, 10))
+        self.norm = nn.LayerNorm(10)
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1)
+        x = x + self.mlp(x)
+        return self.head(self.norm(x).mean((1, 2)))
+
+
+class DictOutput(InPlace):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"boxes": x.sum(), "scores": self.scores(x)}
+
+
+class TupleOutput(InPlace):
+    def forward(self, x: Tensor) -> tuple[Tensor, None, Tensor]:
+        return self.scores(x), None, x.sum()
+
+
+class ColumnOutput(InPlace):
+    """(N, C, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(x)[..., None, None]
+
+
+class OneScore(InPlace):
+    """(N,)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(x)[:, 1]
+
+
+class DenseOutput(nn.Module):
+    """(N, C, H, W), as in segmentation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 5, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(5, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(self.conv2(F.relu_(self.conv1(x))), x.shape[2:]).tanh()
+
+
+class TwoInputs(InPlace):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.scores(x) * y
+
+
+class KeywordArguments(InPlace):
+    def forward(self, x: Tensor, extra: Tensor, *, scale: Tensor, power: int = 1) -> Tensor:
+        return self.scores(x * extra) * scale**power
+
+
+class FirstInPlace(InPlace):
+    """The first operation overwrites the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(x.mul_(2).sub_(0.1))
+
+
+class Stochastic(InPlace):
+    """Draws random numbers in evaluation mode too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(F.dropout(x, 0.3, training=True))
+
+
+class TrainMode(InPlace):
+    """In training, with dropout awake and the batch normalisation put to sleep by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features.append(nn.Dropout(0.5))
+        self.features[1].eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.scores(x), 0.5, self.training)
+
+
+class ModelCase(NamedTuple):
+    """A model, what it is called with, two of its layers, and the grid (h, w) of the second, its default one."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    layers: tuple[str, str]
+    grid: tuple[int, int]
+    shapes: tuple[tuple[int, ...], ...] = ((2, 3, 11, 14),)
+    target: Any = 1
+    options: Callable[[torch.dtype], dict[str, Any]] = lambda dtype: {}
+    train: bool = False
+    batched: bool = True  # does the map of an image not depend on the rest of its batch?
+
+    def model(self, dtype: torch.dtype = torch.float64) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = self.build().to(dtype)
+        return model if self.train else model.eval()
+
+    def input(self, dtype: torch.dtype = torch.float64) -> Any:
+        generator = torch.Generator().manual_seed(1)
+        tensors = tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in self.shapes)
+        return tensors[0] if len(tensors) == 1 else tensors
+
+
+_FEATURES = (("features.0", "features"), (6, 7))
+_PATCHES = ((2, 3, 12, 15),)
+
+
+def _keywords(dtype: torch.dtype) -> dict[str, Any]:
+    extra = torch.linspace(0.5, 2, 11 * 14, dtype=dtype).view(1, 1, 11, 14)
+    scale = torch.tensor([0.5, 1, 2, 3], dtype=dtype)
+    return {"additional_forward_args": extra, "forward_kwargs": {"scale": scale, "power": 2}}
+
+
+IN_PLACE = ModelCase("in place", InPlace, *_FEATURES)
+FUNCTIONAL = ModelCase("functional", Functional, ("conv1", "conv2"), (6, 7))
+RESIDUAL = ModelCase("residual", Residual, ("shortcut", "relu"), (6, 7), target=2)
+TRANSFORMER = ModelCase("transformer", VisionTransformer, ("blocks.0", "blocks.1.norm1"), (4, 5), _PATCHES)
+CHANNELS_LAST = ModelCase("channels last", ChannelsLast, ("mlp", "norm"), (4, 5), _PATCHES)
+DICT = ModelCase("dict", DictOutput, *_FEATURES, target=lambda output: output["scores"][:, 1])
+TUPLE = ModelCase("tuple", TupleOutput, *_FEATURES)
+COLUMN = ModelCase("column", ColumnOutput, *_FEATURES)
+ONE_SCORE = ModelCase("one score", OneScore, *_FEATURES, target=None)
+DENSE = ModelCase("dense", DenseOutput, ("conv1", "conv2"), (6, 7))
+TWO_INPUTS = ModelCase("two inputs", TwoInputs, *_FEATURES, shapes=((2, 3, 11, 14), (2, 4)))
+KEYWORDS = ModelCase("keywords", KeywordArguments, *_FEATURES, options=_keywords)
+FIRST_IN_PLACE = ModelCase("first in place", FirstInPlace, *_FEATURES)
+STOCHASTIC = ModelCase("stochastic", Stochastic, *_FEATURES, batched=False)
+TRAIN_MODE = ModelCase("train mode", TrainMode, *_FEATURES, train=True)
+TWICE = ModelCase("twice", Twice, ("stem", "conv"), (6, 7))
+
+MODEL_CASES = (
+    *(IN_PLACE, FUNCTIONAL, RESIDUAL, TWICE, TRANSFORMER, CHANNELS_LAST, DICT, TUPLE, COLUMN, ONE_SCORE, DENSE),
+    *(TWO_INPUTS, KEYWORDS, FIRST_IN_PLACE, STOCHASTIC, TRAIN_MODE),
+)

@@ -1,0 +1,93 @@
+"""The public names: complete, documented, typed, and the same in the table, the package and the README."""
+
+import inspect
+import re
+import typing
+from pathlib import Path
+
+import pytest
+
+import saliency
+
+README = Path(__file__).parent.parent / "README.md"
+FUNCTIONS = [name for name in saliency.__all__ if inspect.isfunction(getattr(saliency, name))]
+CLASSES = [name for name in saliency.__all__ if inspect.isclass(getattr(saliency, name))]
+
+
+def test_all_is_complete_and_sorted():
+    """CONSTANTS, Classes and functions, each in alphabetical order."""
+    public = {
+        name for name, value in vars(saliency).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert set(saliency.__all__) == public
+    assert len(set(saliency.__all__)) == len(saliency.__all__)
+    assert saliency.__all__ == sorted(
+        saliency.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name)
+    )
+
+
+@pytest.mark.parametrize("name", saliency.METHODS)
+def test_every_method_is_exported_under_its_name(name):
+    function, paper = saliency.METHODS[name]
+    assert getattr(saliency, name) is function
+    assert function.__name__ == name
+    assert name in saliency.__all__
+    assert re.search(r"\b(19|20)\d\d$", paper)
+
+
+@pytest.mark.parametrize("name", saliency.METHODS)
+def test_methods_begin_with_the_same_arguments(name):
+    parameters = inspect.signature(saliency.METHODS[name].function).parameters
+    assert list(parameters)[:4] == ["model", "input", "target", "saliency_layer"]
+    assert parameters["saliency_layer"].default in ("", None)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS + CLASSES)
+def test_public_names_are_documented(name):
+    text = inspect.getdoc(getattr(saliency, name)) or ""
+    first = text.strip().splitlines()[0] if text.strip() else ""
+    assert re.search(r"[.:]$", first), first
+    # What dataclasses and named tuples make up is no documentation.
+    assert not first.startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_signatures_are_typed(name):
+    signature = inspect.signature(getattr(saliency, name))
+    untyped = [p.name for p in signature.parameters.values() if p.annotation is inspect.Parameter.empty]
+    assert untyped == []
+    assert signature.return_annotation is not inspect.Signature.empty
+    assert typing.get_type_hints(getattr(saliency, name))
+
+
+def test_the_drivers_parameters_are_torchrays():
+    """Names, order and defaults of TorchRay's ``saliency``; what is new can only be given by name."""
+    parameters = list(inspect.signature(saliency.saliency).parameters.values())
+    positional = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert {p.name: p.default for p in positional} == {
+        "model": inspect.Parameter.empty,
+        "input": inspect.Parameter.empty,
+        "target": inspect.Parameter.empty,
+        "saliency_layer": "",
+        "resize": False,
+        "resize_mode": "bilinear",
+        "smooth": 0,
+        "context_builder": saliency.NullContext,
+        "gradient_to_saliency": saliency.gradient_to_saliency,
+        "get_backward_gradient": saliency.get_backward_gradient,
+        "debug": False,
+    }
+    assert [p.name for p in positional] == [
+        *("model", "input", "target", "saliency_layer", "resize", "resize_mode", "smooth"),
+        *("context_builder", "gradient_to_saliency", "get_backward_gradient", "debug"),
+    ]
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[len(positional) :])
+
+
+def test_the_readme_lists_the_methods():
+    rows = re.findall(r"^\| `(\w+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(saliency.METHODS)
+
+
+def test_the_version_is_a_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+", saliency.__version__)
