@@ -72,6 +72,11 @@ def recording(
     With ``grad`` a graph is recorded from the first site on; the network in front of it leaves none.
     Raises ``ValueError`` for a site that the forward pass does not reach, and for TorchScript under a rule context.
     """
+    if grad and any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            f"model={type(model).__name__} was built inside inference_mode, which rules out gradients; "
+            "a model built outside is accepted, and may be explained inside."
+        )
     context = context_builder()
     if isinstance(context, RuleContext) and any(isinstance(part, ScriptModule) for part in model.modules()):
         raise ValueError(

@@ -23,7 +23,10 @@ def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any],
         return hook(*args) if threading.get_ident() == thread else None
 
     with _registering:
-        return register(own_calls, **options)
+        try:
+            return register(own_calls, **options)
+        except RuntimeError as error:  # PyTorch's own refusal
+            raise ValueError("model=TorchScript takes no hook; the nn.Module it was made of is accepted.") from error
 
 
 class Probe:

@@ -339,3 +339,19 @@ def test_a_rule_sees_the_functional_calls_of_the_model_but_not_of_the_reduction(
         gradient_to_saliency=lambda x: torch.sum(F.relu(x.grad), 1, keepdim=True),
     )
     assert torch.equal(plain, ruled)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_torchscript_and_inference_models_are_refused_in_one_sentence():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 4 * 5, 3))
+    input = torch.randn(1, 1, 6, 7)
+    scripted = torch.jit.script(model)
+    with pytest.raises(ValueError, match="takes no hook"):
+        saliency.gradient(scripted, input, 1)
+    with pytest.raises(ValueError, match="takes no hook"):
+        saliency.grad_cam(scripted, input, 1, "0")
+    with torch.inference_mode():
+        born_there = nn.Sequential(nn.Flatten(), nn.Linear(42, 3))
+    with pytest.raises(ValueError, match="built inside inference_mode"):
+        saliency.gradient(born_there, input, 1)
+    assert saliency.activation(born_there, input, None, "1").shape == (1, 1, 1, 1)
