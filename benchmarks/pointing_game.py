@@ -6,6 +6,7 @@ A case is an image and a class in it. All classes of an image are explained from
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scenes", type=int, default=200, help="number of scenes")
     parser.add_argument("--tolerance", type=float, default=15, help="radius of the closed disc in pixels")
     options = parser.parse_args(argv)
-    if options.scenes < 1 or options.tolerance < 0:
+    if options.scenes < 1 or not 0 <= options.tolerance < math.inf:
         parser.error("--scenes wants at least 1, --tolerance at least 0")
     methods = [CENTRE, *(options.method or METHODS)]
     model = scene_network()

@@ -249,6 +249,9 @@ def list_methods() -> None:
 def list_layers(arch: str) -> None:
     """Write name, class and output shape of every layer, the default of the CAMs marked with a star."""
     model, wanted = load_network(arch), recipe(arch)
+    for parameter in model.parameters():  # a head starts at zero in some networks, and lets no gradient through
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
     image = torch.zeros(1, 3, wanted.size, wanted.size)
     default, shapes = find_layer(model, image), layer_shapes(model, image)
     layers = [(name, layer) for name, layer in model.named_modules() if name]

@@ -11,7 +11,8 @@ from saliency.engine.contexts import Rule, is_inplace, relu_rules
 
 # Activations that are no ReLU but are used as one: the rules below act on their own derivative.
 _ACTIVATIONS = (
-    *(F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.rrelu, F.rrelu_, F.prelu, torch.prelu),
+    *(F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_),
+    *(F.prelu, torch.prelu, Tensor.prelu),
     *(F.elu, F.elu_, F.celu, torch.celu, torch.celu_, F.selu, torch.selu, torch.selu_),
     *(F.gelu, F.silu, F.hardswish, F.mish),
 )

@@ -33,13 +33,15 @@ def smooth_grad(
         raise ValueError(f"sigma={sigma!r} is no fraction of the input's range; a number >= 0 is accepted.")
 
     @wraps(method)
-    def smoothed(model: Any, input: Any, target: Any, *args: Any, **options: Any) -> Any:
+    def smoothed(model: Any, input: Any, *args: Any, **options: Any) -> Any:
+        if options.get("debug"):
+            raise ValueError("debug=True has no mean over noisy inputs; it is accepted by the method itself.")
         inputs = make_call(input).inputs
         generator = torch.Generator(inputs[0].device).manual_seed(seed)
         total: Any = None
         for _ in range(n_samples):
             noisy = [_add_noise(tensor, sigma, generator) for tensor in inputs]
-            result = method(model, noisy[0] if isinstance(input, Tensor) else tuple(noisy), target, *args, **options)
+            result = method(model, noisy[0] if isinstance(input, Tensor) else tuple(noisy), *args, **options)
             total = result if total is None else tree_map(torch.add, total, result)
         return tree_map(lambda added: added / n_samples, total)
 

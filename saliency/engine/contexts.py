@@ -45,7 +45,7 @@ class Patch:
     def __init__(self, target: str, new_callable: Callable[..., Any]) -> None:
         path, _, self.attribute = target.rpartition(".")
         self.target: Any = _import(path) if path else None
-        if not hasattr(self.target, self.attribute):
+        if not callable(getattr(self.target, self.attribute, None)):
             raise ValueError(f"target={target!r} names no callable; a path such as 'torch.relu' is accepted.")
         self.orig_callable = getattr(self.target, self.attribute)
         setattr(self.target, self.attribute, new_callable)

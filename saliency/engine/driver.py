@@ -15,7 +15,7 @@ from saliency.engine.layers import Layer, unwrap
 from saliency.engine.maps import Layout, Resize, check_map_options, finish_map, join_targets, to_channels_first
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.state import evaluating, model_dtype
-from saliency.engine.targets import Target, select_scores, split_targets
+from saliency.engine.targets import Target, describe, select_scores, split_targets
 
 Maps: TypeAlias = Any  # a Tensor; a list of them for a list of layers, a tuple for a tuple of inputs; a pair with debug
 GetGradient: TypeAlias = Callable[[Any, Any], Tensor] | None
@@ -67,7 +67,8 @@ def saliency(
 
     Returns:
         (N, 1, h, w) at the layer's resolution or at ``resize``, raw scale, detached, in the model's dtype; (N, K, h, w)
-        for K targets; a list for a list of layers, a tuple for a tuple of inputs; with ``debug`` (that, probes).
+        for K targets; a list for a list of layers; at the input, a tuple for the floating-point ones of a tuple;
+        with ``debug`` (that, probes).
 
     Raises:
         ValueError: for an argument that cannot be used, a layer that is not reached, a gradient that is not.
@@ -77,18 +78,23 @@ def saliency(
     call = make_call(input, additional_forward_args, forward_kwargs)
     several = isinstance(saliency_layer, (list, tuple))
     layers: Any = saliency_layer if several else [saliency_layer]
+    if not layers:
+        raise ValueError(f"saliency_layer={saliency_layer!r} names no layer; a layer or a list of layers is accepted.")
     sites = [make_site(model, layer, call, attribute_to_layer_input) for layer in layers]
     image = next((tensor for tensor in call.inputs if tensor.ndim > 2), call.inputs[0])
 
     def to_map(x: Tensor, site: Site) -> Tensor:
-        size, module = (image.shape[2:], site.module) if site.name else (x.shape[2:], None)
-        saliency = gradient_to_saliency(_to_grid(x, size, layout, module))
-        return finish_map(saliency, image if site.name else x, resize, resize_mode, smooth)
+        # The input is (N, C, H, W), whatever the layout of the layers.
+        reference, as_is = (image, layout) if site.name else (x, "layer" if x.ndim > 2 else layout)
+        saliency = gradient_to_saliency(_to_grid(x, reference, as_is, site))
+        if not isinstance(saliency, Tensor):
+            raise ValueError(f"gradient_to_saliency={gradient_to_saliency!r} returned no tensor; a map is accepted.")
+        return finish_map(saliency, reference, resize, resize_mode, smooth)
 
     activations, probes = layer_gradient(model, call, target, sites, context_builder, get_backward_gradient, debug)
     results: list[Any] = []
     for site, tensors in zip(sites, activations, strict=True):
-        joined = tuple(join_targets([to_map(x, site) for x in per_target]) for per_target in tensors)
+        joined = tuple(join_targets([to_map(x, site) for x in per_target], layout == "layer") for per_target in tensors)
         results.append(joined if not site.name and isinstance(input, (tuple, list)) else joined[0])
     result = results if several else results[0]
     return (result, probes) if debug else result
@@ -130,8 +136,8 @@ def layer_gradient(
         if get_backward_gradient is None or not missed:
             return activations, probes
     raise ValueError(
-        f"saliency_layer={missed[0]!r} is reached by no gradient, the score does not depend on its output; "
-        "a layer on the way to the score is accepted."
+        f"saliency_layer={missed[0]!r} is reached by no gradient: the score does not depend on it, or is computed "
+        "without gradients (quantised, reentrant checkpointing); a layer on the way to the score is accepted."
     )
 
 
@@ -153,6 +159,11 @@ def _differentiate(
     rows = []
     for i, column in enumerate(columns):
         gradient = get_backward_gradient(scores, column)
+        if not isinstance(gradient, Tensor) or gradient.shape != scores.shape:
+            raise ValueError(
+                f"get_backward_gradient={get_backward_gradient!r} returned {describe(gradient)}; "
+                f"a tensor of the output's shape {tuple(scores.shape)} is accepted."
+            )
         found: Sequence[Tensor | None] = [None] * len(tensors + watched)
         if scores.requires_grad:
             retain = i + 1 < len(columns)
@@ -172,8 +183,13 @@ def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else _with_gradient(x.to(dtype), None if x.grad is None else x.grad.to(dtype))
 
 
-def _to_grid(x: Tensor, size: Sequence[int], layout: Layout, module: Module | None) -> Tensor:
-    grid = to_channels_first(x, size, layout, module)
+def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
+    if len(x) != len(image) and not (layout == "layer" or callable(layout)):
+        raise ValueError(
+            f"saliency_layer={site.name!r} makes a batch of {len(x)} of {len(image)} images; "
+            "a layer with one row an image, or layout=function, is accepted."
+        )
+    grid = to_channels_first(x, image.shape[2:], layout, site.module)
     if grid is x or x.grad is None:
         return grid
-    return _with_gradient(grid, to_channels_first(x.grad, size, layout, module))
+    return _with_gradient(grid, to_channels_first(x.grad, image.shape[2:], layout, site.module))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor
 from torch.jit import ScriptModule
 from torch.nn import Module
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 from saliency.engine.contexts import RuleContext
@@ -72,11 +73,15 @@ def recording(
     With ``grad`` a graph is recorded from the first site on; the network in front of it leaves none.
     Raises ``ValueError`` for a site that the forward pass does not reach, and for TorchScript under a rule context.
     """
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ValueError(f"model={type(model).__name__} has lazy parameters; a model that ran once is accepted.")
     if grad and any(parameter.is_inference() for parameter in model.parameters()):
         raise ValueError(
             f"model={type(model).__name__} was built inside inference_mode, which rules out gradients; "
             "a model built outside is accepted, and may be explained inside."
         )
+    if not callable(context_builder):
+        raise ValueError(f"context_builder={context_builder!r} is not callable; a context class is accepted.")
     context = context_builder()
     if isinstance(context, RuleContext) and any(isinstance(part, ScriptModule) for part in model.modules()):
         raise ValueError(

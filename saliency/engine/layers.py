@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from saliency.engine.maps import grid_of
 from saliency.engine.probe import add_hook
 from saliency.engine.state import evaluating
+from saliency.engine.targets import main_output
 
 Layer: TypeAlias = str | Module | None
 
@@ -70,40 +71,52 @@ def resolve_layer(model: Module, layer: str | Module, argument: str = "saliency_
 
 
 class _SpatialOutputs:
-    """The last module with a grid as output, and, in a network of tokens, all those that may still be chosen."""
+    """The last module with a grid as output, and those to choose from where the last may not be the right one.
 
-    def __init__(self, size: tuple[int, ...]) -> None:
+    In a network of tokens these are the layers of tokens; with ``follow``, all layers with a grid.
+    """
+
+    def __init__(self, size: tuple[int, ...], follow: bool) -> None:
         self.size = size
-        self.grid = ""
-        self.tokens: dict[str, Tensor] = {}
+        self.follow = follow
+        self.last = ""
+        self.candidates: dict[str, Tensor] = {}
 
     def watch(self, name: str, module: Module) -> Any:
         def hook(module: Module, args: Any, output: Any) -> Any:
             first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
-            shape = None if first is None else grid_of(first, self.size)
-            if first is None or shape is None or shape.numel() < 2 or isinstance(module, _POOLS):
+            if first is None or len(first) != 1 or isinstance(module, _POOLS) or not self._is_grid(first):
                 return None
-            if first.ndim != 3:
-                self.grid, self.tokens = name, {}
+            if first.ndim != 3 and not self.follow:
+                self.last, self.candidates = name, {}
                 return None
             if output is not first or isinstance(module, torch.nn.Linear):
                 return None
             torch.set_grad_enabled(True)
-            self.tokens[name] = first if first.requires_grad else first.detach().requires_grad_()
-            return self.tokens[name].clone()
+            self.candidates[name] = first if first.requires_grad else first.detach().requires_grad_()
+            return self.candidates[name].clone()
 
         return add_hook(module.register_forward_hook, hook)
 
+    def _is_grid(self, x: Tensor) -> bool:
+        grid = grid_of(x, self.size)
+        # Between layers of tokens, four dimensions are those of attention: heads, tokens, and tokens or features.
+        attention = x.ndim == 4 and any(x.shape[2] == other.shape[1] for other in self.candidates.values())
+        return grid is not None and grid.numel() > 1 and not (attention and not self.follow)
+
     def choose(self, output: Any) -> str:
-        """The class token alone reaches the output from the last layers: take the last where the image still does."""
-        scores = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
-        if not self.tokens or scores is None or not scores.requires_grad:
-            return self.grid
-        gradients = torch.autograd.grad(scores.sum(), list(self.tokens.values()), allow_unused=True)
-        for name, gradient in reversed(list(zip(self.tokens, gradients, strict=True))):
-            if gradient is not None and (gradient != 0).any(2).sum() > gradient.shape[0] * gradient.shape[1] // 2:
+        """The last candidate that the scores depend on everywhere: the class token alone leaves the last layers."""
+        output = main_output(output)
+        scores = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad), None)
+        if not self.candidates or scores is None:
+            return self.last
+        weight = torch.linspace(1, 2, scores.numel(), dtype=scores.dtype, device=scores.device)  # softmaxes sum to 1
+        score = (scores.flatten() * weight).sum()
+        gradients = torch.autograd.grad(score, list(self.candidates.values()), allow_unused=True)
+        for name, gradient in reversed(list(zip(self.candidates, gradients, strict=True))):
+            if gradient is not None and (gradient.ndim != 3 or (gradient != 0).any(2).float().mean() > 0.5):
                 return name
-        return self.grid
+        return self.last
 
 
 def find_layer(model: Module, input: Tensor, /, *args: Any, **kwargs: Any) -> str:
@@ -123,14 +136,19 @@ def find_layer(model: Module, input: Tensor, /, *args: Any, **kwargs: Any) -> st
         return value[:1].detach().clone() if isinstance(value, Tensor) and value.shape[:1] == (images,) else value
 
     image = next((value for value in (input, *args) if isinstance(value, Tensor) and value.ndim > 2), input)
-    outputs = _SpatialOutputs(tuple(image.shape[2:]))
-    with evaluating(inner):
-        with ExitStack() as stack:
+    name = ""
+    for follow in (False, True):
+        outputs = _SpatialOutputs(tuple(image.shape[2:]), follow)
+        with evaluating(inner), ExitStack() as stack:
             for name, module in inner.named_modules():
                 if name:
                     stack.callback(outputs.watch(_plain_name(name), module).remove)
             output = inner(first(input), *map(first, args), **{key: first(value) for key, value in kwargs.items()})
-        name = outputs.choose(output)
+            stack.close()
+            single = isinstance(output, Tensor)
+            name = str(outputs.choose(output)) if single or follow else ""
+        if single:
+            break  # only of several outputs, one may be made by layers that the score does not depend on
     if not name:
         raise ValueError("saliency_layer=None finds no layer with a spatial output; a layer's name is accepted.")
     return name

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -14,7 +15,7 @@ Resize: TypeAlias = bool | Sequence[int]
 Reduction: TypeAlias = Callable[[Tensor], Tensor] | None  # attribution -> map; None keeps the attribution
 
 _MAX_EXTRA_TOKENS = 8  # a class token, a distillation token, registers
-_CORNERS_MODES = ("linear", "bilinear", "bicubic", "trilinear")
+_CORNERS_MODES = ("bilinear", "bicubic")
 _MODES = (*_CORNERS_MODES, "nearest", "nearest-exact", "area")
 
 
@@ -35,7 +36,7 @@ def gradient_to_saliency(x: Tensor) -> Tensor:
 
     Simonyan et al., Deep Inside Convolutional Networks, ICLR workshop 2014.
     """
-    return gradient_of(x).abs().amax(1, keepdim=True)
+    return max_channels(gradient_of(x))
 
 
 def gradient_of(x: Tensor) -> Tensor:
@@ -75,13 +76,19 @@ def _same_aspect(grid: Sequence[int], size: Sequence[int]) -> bool:
 def token_grid(tokens: int, size: Sequence[int]) -> tuple[int, int] | None:
     """Rows and columns of square patches of an image of this size; extra tokens stand in front.
 
+    Patches that fill the image come before those that leave a rest, few extra tokens before many.
+
     >>> token_grid(197, (224, 224)), token_grid(7, (32, 48))
     ((14, 14), (2, 3))
     """
     height, width = size
-    grids = {(height // patch, width // patch) for patch in range(1, min(height, width) + 1)}
-    fitting = [grid for grid in grids if 0 <= tokens - grid[0] * grid[1] <= _MAX_EXTRA_TOKENS]
-    return max(fitting, key=lambda grid: grid[0] * grid[1], default=None)
+    patches = range(1, min(height, width) + 1)
+    filling = {(height // patch, width // patch) for patch in patches if height % patch == width % patch == 0}
+    for grids in (filling, {(height // patch, width // patch) for patch in patches}):
+        fitting = [grid for grid in grids if 0 <= tokens - grid[0] * grid[1] <= _MAX_EXTRA_TOKENS]
+        if fitting:
+            return max(fitting, key=lambda grid: grid[0] * grid[1])
+    return None
 
 
 def grid_of(x: Tensor, size: Sequence[int]) -> torch.Size | None:
@@ -91,24 +98,23 @@ def grid_of(x: Tensor, size: Sequence[int]) -> torch.Size | None:
         return None if grid is None else torch.Size(grid)
     if x.ndim != len(size) + 2 or x.ndim < 3:
         return None
-    if x.ndim != 4 or _same_aspect(x.shape[2:], size):
-        return x.shape[2:]
-    return x.shape[1:3] if _same_aspect(x.shape[1:3], size) else None
+    grid_first = x.shape[1:-1] if reads_channels_last(x, size) else x.shape[2:]
+    return grid_first if all(side <= 2 * of for side, of in zip(grid_first, size, strict=True)) else None
 
 
-def _is_channels_last(x: Tensor, size: Sequence[int], module: Module | None) -> bool:
-    """Read (N, C, h, w) where that fits the image, (N, h, w, C) where only that does."""
-    if len(size) != 2 or not _same_aspect(x.shape[1:3], size):
-        return False
-    if not _same_aspect(x.shape[2:], size):
-        return True
-    kinds = (torch.nn.Linear, torch.nn.LayerNorm)
-    if x.shape[1] > 1 and module is not None and any(isinstance(part, kinds) for part in module.modules()):
+def reads_channels_last(x: Tensor, size: Sequence[int]) -> bool:
+    """Is (N, h, w, C) the only reading of an activation that fits an image of this size?"""
+    return x.ndim == 4 and not _same_aspect(x.shape[2:], size) and _same_aspect(x.shape[1:3], size)
+
+
+def _check_unambiguous(x: Tensor, size: Sequence[int], module: Module | None) -> None:
+    both = x.ndim == 4 and _same_aspect(x.shape[2:], size) and _same_aspect(x.shape[1:3], size)
+    kinds = (torch.nn.Linear, torch.nn.LayerNorm)  # what works on channels that stand last
+    if both and x.shape[1] > 1 and module is not None and any(isinstance(part, kinds) for part in module.modules()):
         raise ValueError(
             f"layout=None is ambiguous for an activation of shape {tuple(x.shape)}; "
             "layout='channels_first' or 'channels_last' is accepted."
         )
-    return False
 
 
 def to_channels_first(x: Tensor, size: Sequence[int], layout: Layout = None, module: Module | None = None) -> Tensor:
@@ -128,7 +134,8 @@ def to_channels_first(x: Tensor, size: Sequence[int], layout: Layout = None, mod
     if x.ndim == 2:
         return x[..., None, None]
     if x.ndim == len(size) + 2 and layout is None:
-        return x.movedim(-1, 1) if x.ndim == 4 and _is_channels_last(x, size, module) else x
+        _check_unambiguous(x, size, module)
+        return x.movedim(-1, 1) if reads_channels_last(x, size) else x
     grid = layout or (token_grid(x.shape[1], size) if x.ndim == 3 and len(size) == 2 else None)
     if grid is None or x.ndim != 3 or x.shape[1] < grid[0] * grid[1]:
         raise ValueError(
@@ -139,13 +146,18 @@ def to_channels_first(x: Tensor, size: Sequence[int], layout: Layout = None, mod
     return patches.reshape(len(x), *grid, -1).movedim(-1, 1)
 
 
+def check_mode(argument: str, mode: Any) -> None:
+    """Raise ``ValueError`` for an unknown way to interpolate."""
+    if mode not in _MODES:
+        raise ValueError(f"{argument}={mode!r} is unknown; one of {', '.join(_MODES)} is accepted.")
+
+
 def check_map_options(resize: Any, resize_mode: Any, smooth: Any, layout: Any) -> None:
     """Raise ``ValueError`` for an option that no map can be made with."""
+    check_mode("resize_mode", resize_mode)
     pair = isinstance(resize, (tuple, list)) and len(resize) == 2 and all(_positive_int(side) for side in resize)
     if not (isinstance(resize, bool) or pair):
         raise ValueError(f"resize={resize!r} is no size; True, False or (width, height) is accepted.")
-    if resize_mode not in _MODES:
-        raise ValueError(f"resize_mode={resize_mode!r} is unknown; one of {', '.join(_MODES)} is accepted.")
     if isinstance(smooth, bool) or not isinstance(smooth, (int, float)) or not 0 <= smooth < math.inf:
         raise ValueError(f"smooth={smooth!r} is no fraction of the map's longer side; a number >= 0 is accepted.")
     grid = isinstance(layout, tuple) and len(layout) == 2 and all(_positive_int(side) for side in layout)
@@ -157,7 +169,7 @@ def check_map_options(resize: Any, resize_mode: Any, smooth: Any, layout: Any) -
 
 
 def _positive_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
 def resize_saliency(tensor: Tensor, saliency: Tensor, size: Resize, mode: str) -> Tensor:
@@ -207,15 +219,26 @@ def imsmooth(
 
 
 def finish_map(saliency: Tensor, input: Tensor, resize: Resize, resize_mode: str, smooth: float) -> Tensor:
-    """Resize a map and smooth it by a Gaussian of sigma = ``smooth`` times its longer side."""
+    """Resize a map and smooth it by a Gaussian of sigma = ``smooth`` times its longer side.
+
+    What belongs to a table of features, (N, F), stays as it is; of an input with a grid, only (N, C, H, W) is taken.
+    """
+    if input.ndim == 2 or (resize is False and smooth == 0):
+        return saliency
+    if saliency.ndim != 4 or input.ndim != 4:
+        raise ValueError(
+            f"resize={resize!r}, smooth={smooth!r} do not apply to a map of shape {tuple(saliency.shape)}; "
+            "an input and a map of two spatial dimensions are accepted."
+        )
     saliency = resize_saliency(input, saliency, resize, resize_mode)
     if smooth > 0:
         saliency = imsmooth(saliency, smooth * max(saliency.shape[2:]), padding_mode="replicate")
     return saliency
 
 
-def join_targets(results: list[Tensor]) -> Tensor:
-    """K maps become K channels, (N, K, h, w); K attributions of several channels stand side by side, (N, K, C, ...)."""
+def join_targets(results: list[Tensor], layer_shaped: bool = False) -> Tensor:
+    """K maps become K channels, (N, K, h, w); K attributions stand side by side, (N, K, C, ...)."""
     if len(results) == 1:
         return results[0]
-    return torch.cat(results, 1) if results[0].shape[1] == 1 else torch.stack(results, 1)
+    maps = results[0].shape[1] == 1 and not layer_shaped
+    return torch.cat(results, 1) if maps else torch.stack(results, 1)

@@ -101,4 +101,12 @@ def attach_debug_probes(model: Module, debug: bool = False) -> "OrderedDict[str,
     """
     if not debug:
         return None
-    return OrderedDict((name, Probe(module, "output" if name else "input")) for name, module in model.named_modules())
+    probes: OrderedDict[str, Probe] = OrderedDict()
+    try:
+        for name, module in model.named_modules():
+            probes[name] = Probe(module, "output" if name else "input")
+    except BaseException:
+        for probe in probes.values():
+            probe.remove()
+        raise
+    return probes

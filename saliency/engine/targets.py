@@ -17,7 +17,8 @@ _ACCEPTED = (
 
 def target_error(target: Any, problem: str) -> ValueError:
     """The error that every unusable target raises."""
-    return ValueError(f"target={target!r} {problem}; {_ACCEPTED}.")
+    shown = describe(target) if isinstance(target, Tensor) and target.numel() > 16 else repr(target)
+    return ValueError(f"target={shown} {problem}; {_ACCEPTED}.")
 
 
 def split_targets(target: Any) -> list[Any]:
@@ -48,18 +49,23 @@ def select_scores(output: Any, target: Any, samples: int) -> tuple[Tensor, Any]:
     if callable(target) and not isinstance(target, Tensor):
         scores = target(output)
         if not isinstance(scores, Tensor) or scores.shape != (samples,):
-            raise target_error(target, f"returned {_describe(scores)}, not {samples} scores, one per sample")
+            raise target_error(target, f"returned {describe(scores)}, not {samples} scores, one per sample")
         return scores, None
-    if isinstance(output, Mapping):
-        output = output.get("logits", output.get("out", output))
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
+    output = main_output(output)
     if not isinstance(output, Tensor):
         raise target_error(target, f"cannot choose from an output of type {type(output).__name__}; pass a function")
     return output, target
 
 
-def _describe(value: Any) -> str:
+def main_output(output: Any) -> Any:
+    """What counts of a model's output: of a mapping ``'logits'`` or ``'out'``, of a tuple its first member."""
+    if isinstance(output, Mapping):
+        output = output.get("logits", output.get("out", output))
+    return output[0] if isinstance(output, (tuple, list)) and output else output
+
+
+def describe(value: Any) -> str:
+    """What a value is, in a few words, however large it is."""
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 

@@ -1,5 +1,7 @@
 """Localisation: does the map find the object? Every function gives one result per case."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,8 @@ def saliency_points(saliency: Tensor) -> Tensor:
     """
     if saliency.ndim != 4 or saliency.shape[1] != 1 or not saliency[:1].numel():
         raise ValueError(f"saliency={tuple(saliency.shape)} is no batch of maps; a tensor (N, 1, H, W) is accepted.")
-    if saliency.isnan().any():
-        raise ValueError("saliency=NaN has no largest value; finite maps are accepted.")
+    if not saliency.isfinite().all():
+        raise ValueError("saliency=NaN or infinity has no largest place; finite maps are accepted.")
     index = saliency.flatten(1).argmax(1)
     width = saliency.shape[3]
     return torch.stack((index % width, index.div(width, rounding_mode="floor")), 1)
@@ -42,6 +44,8 @@ def points_hit(points: Tensor, masks: Tensor, tolerance: float = 15) -> Tensor:
     empty = ~masks.flatten(1).any(1)
     if empty.any():
         raise ValueError(f"masks={empty.nonzero().flatten().tolist()} hold no pixel; masks of an object are accepted.")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance!r} is no radius in pixels; a number >= 0 is accepted.")
     height, width = masks.shape[1:]
     x = torch.arange(width, device=masks.device)
     y = torch.arange(height, device=masks.device)

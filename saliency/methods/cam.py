@@ -8,20 +8,20 @@ from torch.nn import Module
 from saliency.engine.driver import Maps, saliency
 from saliency.engine.forward import Input
 from saliency.engine.layers import Layer
-from saliency.engine.maps import gradient_of, safe_divide
+from saliency.engine.maps import gradient_of, safe_divide, sum_channels
 from saliency.engine.targets import Target
 
 
 def _mean(x: Tensor) -> Tensor:
-    return x.flatten(2).mean(2).view(*x.shape[:2], *[1] * (x.ndim - 2))
+    return x.mean(tuple(range(2, x.ndim)), keepdim=True)
 
 
 def _sum(x: Tensor) -> Tensor:
-    return x.flatten(2).sum(2).view(*x.shape[:2], *[1] * (x.ndim - 2))
+    return x.sum(tuple(range(2, x.ndim)), keepdim=True)
 
 
 def _weighted(x: Tensor, weight: Tensor) -> Tensor:
-    return (x * weight).sum(1, keepdim=True).relu()
+    return sum_channels(x * weight).relu()
 
 
 def gradient_to_grad_cam_saliency(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from saliency.engine.maps import (
     Reduction,
     Resize,
     check_map_options,
+    check_mode,
     finish_map,
     gradient_of,
     join_targets,
@@ -102,6 +103,7 @@ def guided_grad_cam(
     Selvaraju et al., ICCV 2017. Options and errors: see :func:`saliency`.
     """
     check_map_options(resize, resize_mode, smooth, layout)
+    check_mode("interpolate_mode", interpolate_mode)
     if not isinstance(input, Tensor):
         raise ValueError(f"input={type(input).__name__} is no single tensor; one of shape (N, C, H, W) is accepted.")
     at_layer = {"resize": True, "resize_mode": interpolate_mode, "layout": layout}
@@ -113,7 +115,8 @@ def guided_grad_cam(
         # Every map weighs the gradient of its own target.
         weighed = cam[:, :, None] * guided.view(*cam.shape[:2], *input.shape[1:])
         maps = [reduce(reduction, product) for product in weighed.unbind(1)]
-        return join_targets([finish_map(saliency, input, resize, resize_mode, smooth) for saliency in maps])
+        finished = [finish_map(saliency, input, resize, resize_mode, smooth) for saliency in maps]
+        return join_targets(finished, layer_shaped=reduction is None)
 
     result = [combine(cam) for cam in cams] if isinstance(cams, list) else combine(cams)
     return (result, probes) if debug else result

@@ -355,3 +355,77 @@ def test_torchscript_and_inference_models_are_refused_in_one_sentence():
     with pytest.raises(ValueError, match="built inside inference_mode"):
         saliency.gradient(born_there, input, 1)
     assert saliency.activation(born_there, input, None, "1").shape == (1, 1, 1, 1)
+
+
+class Auxiliary(nn.Module):
+    """A head behind the backbone, and one that the main output does not depend on and that runs last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head, self.aux = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.backbone(x)
+        return {"out": self.head(x).mean((2, 3)), "aux": self.aux(x)}
+
+
+def test_the_default_layer_is_one_that_the_main_output_depends_on():
+    assert saliency.find_layer(Auxiliary(), torch.rand(2, 3, 9, 12)) == "head"
+    assert saliency.grad_cam(Auxiliary(), torch.rand(2, 3, 9, 12), 1).shape == (2, 1, 7, 10)
+
+
+def test_the_default_layer_keeps_its_place_where_unpadded_convolutions_change_the_aspect():
+    layers = [nn.Conv2d(3, 4, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(3))
+    model(torch.rand(1, 3, 30, 90))
+    assert saliency.find_layer(model, torch.rand(1, 3, 30, 90)) == "5"
+
+
+def test_the_layout_of_a_layer_is_not_that_of_the_input():
+    class ChannelsLast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.LayerNorm(3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(x.movedim(1, -1)) ** 2).mean((1, 2))
+
+    at_input, at_layer = saliency.gradient(
+        ChannelsLast(), torch.rand(2, 3, 6, 8), 1, ["", "norm"], layout="channels_last"
+    )
+    assert at_input.shape == at_layer.shape == (2, 1, 6, 8)
+
+
+def test_a_layer_that_folds_something_into_the_batch_is_refused():
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            halves = torch.cat(x.chunk(2, 3))
+            first, second = self.inside(halves).mean((2, 3)).chunk(2)
+            return self.head(first + second)
+
+    with pytest.raises(ValueError, match="makes a batch of 4 of 2 images"):
+        saliency.gradient(Windows(), torch.rand(2, 3, 6, 8), 1, "inside")
+
+
+def test_wrong_pieces_are_named():
+    model, input = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(2, 3, 2, 2)
+    with pytest.raises(ValueError, match=r"context_builder=.* is not callable"):
+        saliency.gradient(model, input, 1, context_builder=saliency.GuidedBackpropContext())
+    with pytest.raises(ValueError, match=r"gradient_to_saliency=.* returned no tensor"):
+        saliency.gradient(model, input, 1, gradient_to_saliency=lambda x: None)
+    with pytest.raises(ValueError, match=r"get_backward_gradient=.*shape \(2, 3\) is accepted"):
+        saliency.gradient(model, input, 1, get_backward_gradient=lambda output, target: torch.ones(2))
+    with pytest.raises(ValueError, match="names no layer"):
+        saliency.gradient(model, input, 1, [])
+    with pytest.raises(ValueError, match="interpolate_mode='foo'"):
+        saliency.guided_grad_cam(model, input, 1, "0", interpolate_mode="foo")
+    with pytest.raises(ValueError, match="lazy parameters"):
+        saliency.gradient(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), input, 1)
+    with pytest.raises(ValueError, match="do not apply to a map"):
+        saliency.gradient(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), input.flatten(2), 1, smooth=0.1)
+    with pytest.raises(ValueError, match="debug=True"):
+        saliency.smooth_grad(saliency.gradient)(model, input, 1, debug=True)

@@ -178,8 +178,9 @@ def test_tokens_of_square_patches(n, rows, columns, extra, patch):
     assert guessed is not None
     if guessed == (rows, columns):
         assert torch.equal(to_channels_first(tokens, (height, width)), named)
-    else:  # small grids may be mistaken for larger ones with fewer extra tokens, never for smaller ones
-        assert guessed[0] * guessed[1] > rows * columns
+    else:  # a grid may be mistaken for a larger one with fewer extra tokens, or for one that fills the image
+        fills = height % guessed[0] == 0 and width % guessed[1] == 0
+        assert fills or guessed[0] * guessed[1] > rows * columns
 
 
 @pytest.mark.parametrize(
@@ -293,3 +294,9 @@ def test_map_options_that_are_not(argument, value):
     with pytest.raises(ValueError, match=rf"(?s)^{argument}=.*accepted\.$") as error:
         check_map_options(**options)
     assert str(error.value).startswith(f"{argument}={value!r} ")
+
+
+def test_patches_that_fill_the_image_come_first():
+    assert token_grid(69, (32, 512)) == (2, 32)  # patches of 16, 5 extra tokens
+    assert token_grid(11, (32, 320)) == (1, 10)
+    assert token_grid(196, (225, 225)) == (14, 14)  # none fills the image without a rest

@@ -60,3 +60,5 @@ def test_what_is_no_case_is_refused():
         points_hit(torch.zeros(1, 2), mask.float())
     with pytest.raises(ValueError, match="no boxes"):
         boxes_to_mask(torch.zeros(4), (5, 5))
+    with pytest.raises(ValueError, match="no radius"):
+        points_hit(torch.zeros(1, 2), mask, -1)
