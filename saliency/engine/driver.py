@@ -184,9 +184,9 @@ def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
-    if len(x) != len(image) and not (layout == "layer" or callable(layout)):
+    if x.shape[:1] != image.shape[:1] and not (layout == "layer" or callable(layout)):
         raise ValueError(
-            f"saliency_layer={site.name!r} makes a batch of {len(x)} of {len(image)} images; "
+            f"saliency_layer={site.name!r} makes {tuple(x.shape)}, no batch of {len(image)} images; "
             "a layer with one row an image, or layout=function, is accepted."
         )
     grid = to_channels_first(x, image.shape[2:], layout, site.module)

@@ -85,7 +85,7 @@ class _SpatialOutputs:
     def watch(self, name: str, module: Module) -> Any:
         def hook(module: Module, args: Any, output: Any) -> Any:
             first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
-            if first is None or len(first) != 1 or isinstance(module, _POOLS) or not self._is_grid(first):
+            if first is None or first.shape[:1] != (1,) or isinstance(module, _POOLS) or not self._is_grid(first):
                 return None
             if first.ndim != 3 and not self.follow:
                 self.last, self.candidates = name, {}
@@ -136,17 +136,16 @@ def find_layer(model: Module, input: Tensor, /, *args: Any, **kwargs: Any) -> st
         return value[:1].detach().clone() if isinstance(value, Tensor) and value.shape[:1] == (images,) else value
 
     image = next((value for value in (input, *args) if isinstance(value, Tensor) and value.ndim > 2), input)
-    name = ""
     for follow in (False, True):
         outputs = _SpatialOutputs(tuple(image.shape[2:]), follow)
         with evaluating(inner), ExitStack() as stack:
-            for name, module in inner.named_modules():
-                if name:
-                    stack.callback(outputs.watch(_plain_name(name), module).remove)
+            for path, module in inner.named_modules():
+                if path:
+                    stack.callback(outputs.watch(_plain_name(path), module).remove)
             output = inner(first(input), *map(first, args), **{key: first(value) for key, value in kwargs.items()})
             stack.close()
             single = isinstance(output, Tensor)
-            name = str(outputs.choose(output)) if single or follow else ""
+            name = outputs.choose(output) if single or follow else ""
         if single:
             break  # only of several outputs, one may be made by layers that the score does not depend on
     if not name:

@@ -407,7 +407,7 @@ def test_a_layer_that_folds_something_into_the_batch_is_refused():
             first, second = self.inside(halves).mean((2, 3)).chunk(2)
             return self.head(first + second)
 
-    with pytest.raises(ValueError, match="makes a batch of 4 of 2 images"):
+    with pytest.raises(ValueError, match="no batch of 2 images"):
         saliency.gradient(Windows(), torch.rand(2, 3, 6, 8), 1, "inside")
 
 
@@ -429,3 +429,22 @@ def test_wrong_pieces_are_named():
         saliency.gradient(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), input.flatten(2), 1, smooth=0.1)
     with pytest.raises(ValueError, match="debug=True"):
         saliency.smooth_grad(saliency.gradient)(model, input, 1, debug=True)
+
+
+def test_a_layer_that_returns_one_number_is_neither_the_default_nor_explained():
+    class Mean(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean()
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.scale, self.head = nn.Conv2d(3, 4, 3), Mean(), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.features(x)
+            return self.head((x * self.scale(x)).mean((2, 3)))
+
+    assert saliency.find_layer(Scaled(), torch.rand(2, 3, 6, 8)) == "features"
+    with pytest.raises(ValueError, match="no batch of 2 images"):
+        saliency.gradient(Scaled(), torch.rand(2, 3, 6, 8), 1, "scale")
