@@ -64,6 +64,41 @@ def main_output(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
+def score_of(output: Any, target: Any, samples: int) -> Tensor:
+    """The explained score of every sample, (N,): the sum of what the target selects of the output.
+
+    >>> score_of(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), [1, 0], 2)
+    tensor([2., 3.])
+    """
+    scores, rest = select_scores(output, target, samples)
+    return (scores * get_backward_gradient(scores, rest)).reshape(samples, -1).sum(1)
+
+
+def take_rows(target: Any, index: Tensor, samples: int) -> Any:
+    """The target of a batch whose rows are copies of those of a batch of ``samples``, in the order of ``index``.
+
+    A function as target is given that batch's output, and has to treat every sample by itself.
+
+    >>> take_rows([5, 7], torch.tensor([0, 0, 1]), 2)
+    tensor([5, 5, 7])
+    """
+    if target is None or isinstance(target, tuple) or (callable(target) and not isinstance(target, Tensor)):
+        return target
+    if isinstance(target, list) and target and isinstance(target[0], tuple):
+        if len(target) != samples:
+            raise target_error(target, f"has {len(target)} entries, but the batch holds {samples} samples")
+        return [target[i] for i in index.tolist()]
+    if isinstance(target, Tensor) and target.is_floating_point():
+        if len(target) != samples:
+            raise target_error(target, f"has shape {tuple(target.shape)}, but the batch holds {samples} samples")
+        return target[index.to(target.device)]
+    rows = _as_index(target)
+    rows = rows.squeeze(1) if rows.ndim == 2 and rows.shape[1] == 1 else rows
+    if rows.ndim > 1 or rows.numel() not in (1, samples):
+        raise target_error(target, f"has shape {tuple(rows.shape)}, but the batch holds {samples} samples")
+    return rows.reshape(-1).expand(samples)[index.to(rows.device)]
+
+
 def describe(value: Any) -> str:
     """What a value is, in a few words, however large it is."""
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
