@@ -24,6 +24,14 @@ from saliency.methods.cam import (
     layer_cam,
     xgrad_cam,
 )
+from saliency.methods.excitation import (
+    ContrastiveExcitationBackpropContext,
+    ExcitationBackpropContext,
+    contrastive_excitation_backprop,
+    excitation_backprop,
+    gradient_to_contrastive_excitation_backprop_saliency,
+    gradient_to_excitation_backprop_saliency,
+)
 from saliency.methods.gradients import (
     activation,
     gradient,
@@ -45,7 +53,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "ContrastiveExcitationBackpropContext",
     "DeConvNetContext",
+    "ExcitationBackpropContext",
     "GuidedBackpropContext",
     "Method",
     "NullContext",
@@ -55,7 +65,9 @@ __all__ = [
     "RuleContext",
     "activation",
     "attach_debug_probes",
+    "contrastive_excitation_backprop",
     "deconvnet",
+    "excitation_backprop",
     "find_layer",
     "get_backward_gradient",
     "get_module",
@@ -63,6 +75,8 @@ __all__ = [
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient",
+    "gradient_to_contrastive_excitation_backprop_saliency",
+    "gradient_to_excitation_backprop_saliency",
     "gradient_to_grad_cam_plus_plus_saliency",
     "gradient_to_grad_cam_saliency",
     "gradient_to_gradient_x_activation",

@@ -1,13 +1,16 @@
 """Backward rules of single operations, and the tables made of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from saliency.engine.contexts import Rule, is_inplace, relu_rules
+from saliency.engine.maps import safe_divide
 
 # Activations that are no ReLU but are used as one: the rules below act on their own derivative.
 _ACTIVATIONS = (
@@ -15,6 +18,28 @@ _ACTIVATIONS = (
     *(F.prelu, torch.prelu, Tensor.prelu),
     *(F.elu, F.elu_, F.celu, torch.celu, torch.celu_, F.selu, torch.selu, torch.selu_),
     *(F.gelu, F.silu, F.hardswish, F.mish),
+)
+
+
+WEIGHTED = (
+    *(F.linear, F.conv1d, F.conv2d, F.conv3d),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+)
+_MEANS = (
+    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(torch.mean, Tensor.mean),
+)
+_SUMS = (torch.add, Tensor.add, Tensor.add_)
+_NORMALISATIONS = (
+    *(F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm, F.group_norm, torch.group_norm),
+    *(F.layer_norm, torch.layer_norm, F.local_response_norm),
+)
+# Monotone in every input of its own: a neuron and its activation are one.
+_SQUASHING = (
+    *(F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid, F.logsigmoid),
+    *(F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_, F.softplus, F.softsign),
+    *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax),
 )
 
 
@@ -38,17 +63,38 @@ def guided(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: An
     return output
 
 
-class _PositiveGradient(torch.autograd.Function):
+class _SentBack(torch.autograd.Function):
+    """An operation whose gradient is made from the output's gradient alone."""
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor, function: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, send_back: Callable[[Tensor], Tensor], function: Callable[..., Any], *call: Any
+    ) -> Tensor:
+        ctx.send_back = send_back
+        args, kwargs = call
         output: Tensor = function(input, *args, **kwargs)
         if output is input:
             ctx.mark_dirty(input)
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return gradient.relu(), None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.send_back(gradient), None, None, None, None
+
+
+def _recorded(*inputs: Tensor) -> bool:
+    """Will a backward pass come through here? In front of the first probe there is none."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def _send_back(
+    send_back: Callable[[Tensor], Tensor], function: Callable[..., Any], input: Tensor, args: Any, kwargs: Any
+) -> Tensor:
+    if not _recorded(input):
+        output: Tensor = function(input, *args, **kwargs)
+    else:
+        output = _SentBack.apply(input, send_back, function, args, kwargs)
+    return output
 
 
 def deconvnet(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -56,9 +102,122 @@ def deconvnet(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs:
 
     Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014.
     """
-    output: Tensor = _PositiveGradient.apply(input, function, args, kwargs)
+    return _send_back(torch.relu, function, input, args, kwargs)
+
+
+def unchanged(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    r"""Send back what comes, whatever the operation does to its input: :math:`dx = dy`."""
+    return _send_back(torch.clone, function, input, args, kwargs)
+
+
+def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance: Tensor) -> list[Tensor]:
+    r"""Share out the relevance :math:`R` of a linear function's results among its inputs, by what each adds to them.
+
+    .. math:: R_i = x_i \sum_j \frac{\partial f_j}{\partial x_i} \frac{R_j}{f_j(x)}
+
+    The shares of :math:`R_j` sum to it, unless :math:`f_j(x) = 0`: then it is lost. Computed in float32 at least, and
+    a denormal result counts as 0, so that no quotient overflows.
+    """
+    precision = torch.promote_types(relevance.dtype, torch.float32)
+    with torch.enable_grad(), torch.autocast(relevance.device.type, enabled=False):
+        inputs = [x.detach().to(precision).requires_grad_() for x in inputs]
+        results = function(*inputs)
+        denominator = F.hardshrink(results.detach(), torch.finfo(precision).tiny)
+        gradients = torch.autograd.grad(results, inputs, safe_divide(relevance.to(precision), denominator))
+    return [(x.detach() * dx).to(relevance.dtype) for x, dx in zip(inputs, gradients, strict=True)]
+
+
+class _Shared(torch.autograd.Function):
+    """An operation that shares out its relevance as the linear function of its inputs does."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], linear: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        ctx.linear = linear
+        ctx.save_for_backward(*inputs)
+        return function(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, relevance: Tensor) -> tuple[Any, ...]:
+        return None, None, *shares(ctx.linear, ctx.saved_tensors, relevance)
+
+
+def _share_out(function: Callable[..., Tensor], linear: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    if not _recorded(*inputs):
+        return function(*inputs)
+    output: Tensor = _Shared.apply(function, linear, *inputs)
     return output
+
+
+class PositivePart:
+    r"""The excitatory part of a weight, :math:`w^+ = \max(0, w)`, which lasts until the next one is asked for.
+
+    It stands in memory that is used again: fresh memory for every layer takes longer than its convolution.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        weight, kind = weight.detach(), (weight.device, weight.dtype)
+        if kind not in self._memory or self._memory[kind].numel() < weight.numel():
+            self._memory[kind] = weight.new_empty(weight.numel())
+        memory = self._memory[kind][: weight.numel()].view(weight.shape)
+        return torch.clamp(weight, min=0, out=memory)
+
+
+def excite(
+    excitatory: Callable[[Tensor], Tensor],
+    function: Callable[..., Any],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    r"""Share out by excitatory weights and active inputs, without the bias: :math:`f(x^+; w^+)`.
+
+    Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016, equation 3.
+    """
+
+    def linear(x: Tensor) -> Tensor:
+        result: Tensor = function(x.clamp(min=0), excitatory(weight).to(x.dtype), None, *args, **kwargs)
+        return result
+
+    return _share_out(lambda x: function(x, weight, bias, *args, **kwargs), linear, input)
+
+
+def excite_mean(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Share out a mean, whose weights are all positive, among the active inputs."""
+    # Autograd itself keeps no input of a mean, so the model may go on to overwrite it.
+    kept = input.clone() if _recorded(input) else input
+    return _share_out(lambda x: function(x, *args, **kwargs), lambda x: function(x.clamp(min=0), *args, **kwargs), kept)
+
+
+def excite_sum(function: Callable[..., Any], input: Any, other: Any, *, alpha: float = 1) -> Any:
+    """Share out a sum among its two terms; a number or a parameter counts as a bias, and gets nothing."""
+    terms = all(isinstance(x, Tensor) and not isinstance(x, Parameter) for x in (input, other))
+    if not (terms and _recorded(input, other)):
+        return function(input, other, alpha=alpha)
+
+    def add(x: Tensor, y: Tensor) -> Tensor:
+        return torch.add(x, y, alpha=alpha)
+
+    total = _share_out(add, add, input.clone(), other.clone())
+    return input.copy_(total) if is_inplace(function) else total
 
 
 GUIDED = activation_rules(guided)
 DECONVNET = activation_rules(deconvnet)
+
+
+def excitation_rules(excitatory: Callable[[Tensor], Tensor]) -> dict[Callable[..., Any], Rule]:
+    """The table of excitation backprop; ``excitatory`` gives the part of a weight that excites.
+
+    ReLU, max pooling and concatenation have no row: their gradient is the paper's rule.
+    """
+    return {
+        **dict.fromkeys(_ACTIVATIONS + _SQUASHING + _NORMALISATIONS, unchanged),
+        **dict.fromkeys(WEIGHTED, partial(excite, excitatory)),
+        **dict.fromkeys(_MEANS, excite_mean),
+        **dict.fromkeys(_SUMS, excite_sum),
+    }

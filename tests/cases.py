@@ -36,6 +36,8 @@ METHOD_CASES = (
     MethodCase("deconvnet"),
     MethodCase("guided_backprop"),
     MethodCase("guided_grad_cam", layer=None, at_input=True),
+    MethodCase("excitation_backprop", layer=None, signed=True),
+    MethodCase("contrastive_excitation_backprop", layer=None),
     MethodCase("grad_cam", layer=None),
     MethodCase("grad_cam_plus_plus", layer=None),
     MethodCase("layer_cam", layer=None),
@@ -331,7 +333,7 @@ def _keywords(dtype: torch.dtype) -> dict[str, Any]:
 IN_PLACE = ModelCase("in place", InPlace, *_FEATURES)
 FUNCTIONAL = ModelCase("functional", Functional, ("conv1", "conv2"), (6, 7))
 RESIDUAL = ModelCase("residual", Residual, ("shortcut", "relu"), (6, 7), target=2)
-TRANSFORMER = ModelCase("transformer", VisionTransformer, ("blocks.0", "blocks.1.norm1"), (4, 5), _PATCHES)
+TRANSFORMER = ModelCase("transformer", VisionTransformer, ("blocks.0", "blocks.1.norm1"), (4, 5), _PATCHES, target=3)
 CHANNELS_LAST = ModelCase("channels last", ChannelsLast, ("mlp", "norm"), (4, 5), _PATCHES)
 DICT = ModelCase("dict", DictOutput, *_FEATURES, target=lambda output: output["scores"][:, 1])
 TUPLE = ModelCase("tuple", TupleOutput, *_FEATURES)

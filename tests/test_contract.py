@@ -24,6 +24,7 @@ METHODS = [pytest.param(case, id=case.name) for case in METHOD_CASES]
 MODELS = [pytest.param(case, id=case.name) for case in MODEL_CASES]
 TARGETED = [pytest.param(case, id=case.name) for case in METHOD_CASES if case.uses_target]
 FAMILIES = [case for case in METHOD_CASES if case.name in ("gradient", "guided_backprop", "deconvnet", "grad_cam")]
+RULED = ("deconvnet", "excitation_backprop", "contrastive_excitation_backprop")  # by rules that replace operations
 FEW_METHODS = [pytest.param(case, id=case.name) for case in FAMILIES]
 
 
@@ -37,9 +38,11 @@ def explain(method: MethodCase, case: ModelCase, model: Any = None, input: Any =
     return method(model, input, target, layer, **{**case.options(dtype), **options})
 
 
-def skip_if_several_inputs(method: MethodCase, case: ModelCase) -> None:
+def skip_if_not_made_for(method: MethodCase, case: ModelCase) -> None:
     if method.at_input and len(case.shapes) > 1:
         pytest.skip("a method that multiplies with the input takes one input")
+    if method.name == "contrastive_excitation_backprop" and case is cases.DENSE:
+        pytest.skip("the layer that is explained is the classifier itself")
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -56,7 +59,7 @@ def test_every_method_has_a_row():
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_result_is_a_map_at_the_layers_resolution(method, case):
-    skip_if_several_inputs(method, case)
+    skip_if_not_made_for(method, case)
     result = explain(method, case)
     grid = case.shapes[0][2:] if method.at_input else case.grid
     assert result.shape == (case.shapes[0][0], 1, *grid)
@@ -72,7 +75,7 @@ def test_result_is_a_map_at_the_layers_resolution(method, case):
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_resize_and_smooth_finish_the_raw_map(method, case):
-    skip_if_several_inputs(method, case)
+    skip_if_not_made_for(method, case)
     raw = explain(method, case)
     size = case.shapes[0][2:]
     assert torch.equal(
@@ -85,7 +88,7 @@ def test_resize_and_smooth_finish_the_raw_map(method, case):
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_list_of_layers_gives_the_single_maps(method, case):
-    skip_if_several_inputs(method, case)
+    skip_if_not_made_for(method, case)
     layers = [case.layers[1], case.layers[0], case.layers[1]]
     results = explain(method, case, layer=layers)
     assert isinstance(results, list)
@@ -106,7 +109,7 @@ def test_a_list_may_hold_the_input_a_module_and_the_default(method):
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_module_and_its_name_are_the_same_layer(method, case):
-    skip_if_several_inputs(method, case)
+    skip_if_not_made_for(method, case)
     model = case.model()
     layer = model.get_submodule(case.layers[1])
     assert torch.equal(explain(method, case, model, layer=layer), explain(method, case))
@@ -116,7 +119,7 @@ def test_a_module_and_its_name_are_the_same_layer(method, case):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_default_layer(method, case):
     """Left out, it is the input for the gradient family, and the last layer with spatial output for the others."""
-    skip_if_several_inputs(method, case)
+    skip_if_not_made_for(method, case)
     default = method(case.model(), case.input(), case.target, **case.options(torch.float64))
     expected = explain(method, case, layer=case.layers[1] if method.layer is None else "")
     if isinstance(expected, tuple):
@@ -129,7 +132,7 @@ def test_the_default_layer(method, case):
 @pytest.mark.parametrize("case", [case for case in MODELS if case.values[0].batched])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_is_its_images_one_by_one(method, case):
-    skip_if_several_inputs(method, case)
+    skip_if_not_made_for(method, case)
     together = explain(method, case)
     input = case.input()
     for i in range(2):
@@ -163,7 +166,7 @@ def test_dtypes(method, case, dtype):
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_frozen_models_and_modes_of_the_caller_change_nothing(method, case):
-    skip_if_several_inputs(method, case)
+    skip_if_not_made_for(method, case)
     expected = explain(method, case)
     close(explain(method, case, case.model().requires_grad_(False)), expected)
     with torch.no_grad():
@@ -206,7 +209,7 @@ def test_spellings_of_a_target(method, case):
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_k_targets_are_the_k_single_calls(method, case):
-    skip_if_several_inputs(method, case)
+    skip_if_not_made_for(method, case)
     if not isinstance(case.target, int):
         pytest.skip("classes are not what this model is asked for")
     columns = torch.tensor([[0, 2, 0], [1, 3, 3]])
@@ -227,6 +230,7 @@ def test_k_targets_are_the_k_single_calls(method, case):
 def test_dense_outputs(method):
     """An int selects its channel everywhere, a tuple one position of it."""
     case = cases.DENSE
+    skip_if_not_made_for(method, case)
     everywhere = torch.zeros(2, 4, 11, 14, dtype=torch.float64)
     everywhere[:, 1] = 1
     close(explain(method, case, target=1), explain(method, case, target=everywhere))
@@ -454,7 +458,7 @@ def test_nothing_is_touched(method, layer, mishap):
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_no_model_is_touched(method, case):
-    skip_if_several_inputs(method, case)
+    skip_if_not_made_for(method, case)
     model = case.model()
     untouched = Untouched(model, case.input())
     explain(method, case, model, untouched.input, layer=None, resize=True)
@@ -690,7 +694,7 @@ class Checkpointed(cases.InPlace):
 
 
 @pytest.mark.parametrize("layer", ["", "features.0", "features"])
-@pytest.mark.parametrize("method", [m for m in METHODS if m.id != "deconvnet"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m.id not in RULED])
 def test_checkpointed_layers(method, layer):
     """As in a memory-efficient DenseNet, where they are recomputed in evaluation mode too.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from saliency.methods.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
+from saliency.methods.excitation import contrastive_excitation_backprop, excitation_backprop
 from saliency.methods.gradients import activation, gradient, gradient_x_activation, linear_approx
 from saliency.methods.relu_backprop import deconvnet, guided_backprop, guided_grad_cam
 
@@ -23,6 +24,10 @@ METHODS: dict[str, Method] = {
     "deconvnet": Method(deconvnet, "Zeiler and Fergus, Visualizing Convolutional Networks, ECCV 2014"),
     "guided_backprop": Method(guided_backprop, "Springenberg et al., Striving for Simplicity, ICLR workshop 2015"),
     "guided_grad_cam": Method(guided_grad_cam, "Selvaraju et al., Grad-CAM, ICCV 2017"),
+    "excitation_backprop": Method(excitation_backprop, "Zhang et al., Excitation Backprop, ECCV 2016"),
+    "contrastive_excitation_backprop": Method(
+        contrastive_excitation_backprop, "Zhang et al., Excitation Backprop, ECCV 2016"
+    ),
     "grad_cam": Method(grad_cam, "Selvaraju et al., Grad-CAM, ICCV 2017"),
     "grad_cam_plus_plus": Method(grad_cam_plus_plus, "Chattopadhay et al., Grad-CAM++, WACV 2018"),
     "layer_cam": Method(layer_cam, "Jiang et al., LayerCAM, TIP 2021"),

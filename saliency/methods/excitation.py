@@ -1,0 +1,211 @@
+"""Excitation backprop: the probability that a neuron wins, sent from the class down to the image."""
+
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from saliency import rules
+from saliency.engine.contexts import Rule, RuleContext
+from saliency.engine.driver import Maps, saliency
+from saliency.engine.forward import ContextBuilder, Input
+from saliency.engine.layers import Layer, resolve_layer, unwrap
+from saliency.engine.maps import gradient_of, sum_channels
+from saliency.engine.probe import Probe, add_hook
+from saliency.engine.targets import Target, get_backward_gradient
+
+
+class ExcitationBackpropContext(RuleContext):
+    """Send back winning probabilities in place of gradients."""
+
+    def __init__(self) -> None:
+        super().__init__(rules.excitation_rules(rules.PositivePart()))
+
+
+def gradient_to_excitation_backprop_saliency(x: Tensor) -> Tensor:
+    r"""The winning probability of each position, :math:`s_{n1u} = \sum_c p_{ncu}`, where ``x.grad`` is :math:`p`."""
+    return sum_channels(gradient_of(x))
+
+
+def excitation_backprop(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer = None,
+    context_builder: ContextBuilder = ExcitationBackpropContext,
+    gradient_to_saliency: Callable[[Tensor], Tensor] = gradient_to_excitation_backprop_saliency,
+    **options: Any,
+) -> Maps:
+    r"""Excitation backprop: the probability that each position wins, when winners are drawn from the class down.
+
+    .. math:: p_j = \sum_i \frac{w^+_{ij} x_j}{\sum_k w^+_{ik} x_k} \, p_i, \quad s_{n1u} = \sum_c p_{ncu}
+
+    (N, 1, h, w), of sum 1 at every layer that all paths cross, but for units without an active excitatory input,
+    whose share is lost; only a residual sum gives negative shares, to a negative term. An input below 0, as in a
+    normalised image, is not active and wins nothing. Normalisations and activations other than ReLU pass :math:`p`
+    on. ``saliency_layer=None`` is the last layer with spatial output. Zhang et al., ECCV 2016.
+    Options and errors: see :func:`saliency`.
+
+    >>> model = torch.nn.Linear(2, 1)
+    >>> _ = torch.nn.init.constant_(model.weight, 1)
+    >>> excitation_backprop(model, torch.tensor([[1.0, 3.0]]), 0, '', gradient_to_saliency=lambda x: x.grad)
+    tensor([[0.2500, 0.7500]])
+    """
+    return saliency(
+        model,
+        input,
+        target,
+        saliency_layer,
+        context_builder=context_builder,
+        gradient_to_saliency=gradient_to_saliency,
+        **options,
+    )
+
+
+class _BehindContrastError(Exception):
+    """The saliency layer does not lie in front of the place where the contrast is taken."""
+
+
+class ContrastiveExcitationBackpropContext(RuleContext):
+    """Excitation backprop that subtracts, at one layer, what the opposite of the classifier sends there.
+
+    The classifier is the last operation with weights that ``classifier_layer``, or the model, has run; the contrast
+    is taken at the output of ``contrast_layer``, or at the classifier's input.
+    """
+
+    def __init__(self, contrast_layer: Module | None = None, classifier_layer: Module | None = None) -> None:
+        table = rules.excitation_rules(self._excitatory)
+        super().__init__(table | {function: partial(self._note, table[function]) for function in rules.WEIGHTED})
+        self._positive = rules.PositivePart()
+        self.contrast_layer = contrast_layer
+        self.classifier_layer = classifier_layer
+        self._forget()
+
+    def _forget(self) -> None:
+        self._hooks: list[Any] = []
+        self._probe: Probe | None = None
+        self._last: tuple[Tensor, Tensor] | None = None  # input and weight of the last operation that has weights
+        self._classifier: tuple[Tensor, Tensor] | None = None
+        self._site: Tensor | None = None  # where the contrast is subtracted
+        self._contrast: Tensor | None = None
+        self._opposed = False
+
+    def __enter__(self) -> "ContrastiveExcitationBackpropContext":
+        if self.contrast_layer is not None:
+            self._probe = Probe(self.contrast_layer, "output")
+            self._hooks.append(self._probe)
+        if self.classifier_layer is not None:
+            self._hooks.append(add_hook(self.classifier_layer.register_forward_hook, self._note_classifier))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        for hook in self._hooks:
+            hook.remove()
+        self._forget()  # the graph holds the hooks, which hold this context, which holds tensors of the graph
+
+    def _note_classifier(self, module: Module, args: Any, output: Any) -> None:
+        self._classifier = self._last
+
+    def _note(
+        self, rule: Rule, function: Callable[..., Any], input: Tensor, weight: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        input = input.view_as(input)  # a tensor of this operation's own, if others read the same input
+        self._last = (input, weight)
+        return rule(function, input, weight, *args, **kwargs)
+
+    def _excitatory(self, weight: Tensor) -> Tensor:
+        opposed = self._opposed and self._classifier is not None and weight is self._classifier[1]
+        return self._positive(-weight if opposed else weight)
+
+    def oppose(self, scores: Tensor, gradient: Tensor) -> None:
+        """Find what the opposite of the classifier sends to the contrast layer; the next pass subtracts it there."""
+        if self._site is None:
+            self._site = self._find_site()
+            self._hooks.append(self._site.register_hook(self._subtract))
+        self._contrast, self._opposed = None, True
+        found = torch.autograd.grad(scores, self._site, gradient, retain_graph=True, allow_unused=True)
+        self._contrast, self._opposed = found[0], False
+        if self._contrast is None:
+            name = type(self.contrast_layer).__name__
+            raise ValueError(
+                f"contrast_layer={name} is reached by no gradient; a layer on the way to the score is accepted."
+            )
+
+    def _subtract(self, probability: Tensor) -> Tensor:
+        return probability if self._contrast is None else probability - self._contrast
+
+    def _find_site(self) -> Tensor:
+        self._classifier = self._classifier or self._last
+        if self._classifier is None:
+            raise ValueError(
+                "classifier_layer=None finds no operation with weights; a linear or convolutional layer is accepted."
+            )
+        sites = self._classifier[:1] if self._probe is None else self._probe.data
+        if not sites:
+            name = type(self.contrast_layer).__name__
+            raise ValueError(f"contrast_layer={name} gave no tensor in the forward pass; a layer in use is accepted.")
+        if not sites[0].requires_grad:
+            raise _BehindContrastError
+        return sites[0]
+
+
+def gradient_to_contrastive_excitation_backprop_saliency(x: Tensor) -> Tensor:
+    r"""The positive part of the contrast at each position, :math:`s_{n1u} = \max\{0, \sum_c p_{ncu}\}`."""
+    return gradient_to_excitation_backprop_saliency(x).relu()
+
+
+def contrastive_excitation_backprop(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer = None,
+    contrast_layer: Layer = None,
+    classifier_layer: Layer = None,
+    get_backward_gradient: Callable[[Any, Any], Tensor] = get_backward_gradient,
+    **options: Any,
+) -> Maps:
+    r"""Contrastive excitation backprop: where the class wins more often than all that speaks against it.
+
+    .. math:: s_{n1u} = \max\{0, \sum_c (p - \bar p)_{ncu}\}
+
+    :math:`\bar p` is the winning probability under the opposite weights of ``classifier_layer``; it is subtracted at
+    the output of ``contrast_layer``, and the difference sent on, all from one forward pass. (N, 1, h, w).
+    Defaults: the classifier is the last linear or convolutional operation that the model runs, the contrast is taken
+    at its input (any layer that all paths cross gives the same map), ``saliency_layer`` is the last layer with
+    spatial output; the input, if that layer is the classifier or behind it, as in a fully convolutional network.
+    Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
+    """
+    model = unwrap(model)
+    contrast = None if contrast_layer is None else resolve_layer(model, contrast_layer, "contrast_layer")
+    classifier = None if classifier_layer is None else resolve_layer(model, classifier_layer, "classifier_layer")
+    if classifier is not None and all(parameter.ndim < 2 for parameter in classifier.parameters()):
+        raise ValueError(
+            f"classifier_layer={classifier_layer!r} has no weights; a linear or convolutional layer is accepted."
+        )
+    context = ContrastiveExcitationBackpropContext(contrast, classifier)
+
+    def oppose(scores: Tensor, target: Any) -> Tensor:
+        gradient = get_backward_gradient(scores, target)
+        if scores.requires_grad and isinstance(gradient, Tensor) and gradient.shape == scores.shape:
+            context.oppose(scores, gradient)
+        return gradient  # anything else is the driver's to refuse
+
+    options.setdefault("gradient_to_saliency", gradient_to_contrastive_excitation_backprop_saliency)
+    options |= {"context_builder": lambda: context, "get_backward_gradient": oppose}
+    try:
+        return saliency(model, input, target, saliency_layer, **options)
+    except _BehindContrastError:
+        if saliency_layer is not None:
+            raise ValueError(
+                f"saliency_layer={saliency_layer!r} lies behind the layer where the contrast is taken; "
+                "a layer in front of it is accepted."
+            ) from None
+    return saliency(model, input, target, "", **options)
