@@ -4,8 +4,8 @@
 
 Only ratios are reported, and only of runs that took turns: every candidate is timed right after its baseline, round by
 round; the first round is dropped and the median of the others is shown, with the range. Peak memory is the most that
-the model, the batch and what a run allocates take together, and is measured once. To compare something else, add an
-entry to ``COMPARISONS``.
+the model, the batch and what a run allocates take together, and is measured once. What is compared stands in
+``comparisons.py``; ``--only`` chooses from it by words of the names.
 """
 
 import argparse
@@ -18,42 +18,13 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor
-from torch.nn import Module
 
-import saliency
-
-
-class Workload(NamedTuple):
-    """What every candidate is given: a class for each image, and several classes (N, K) for each image."""
-
-    model: Module
-    input: Tensor
-    target: list[int]
-    targets: Tensor
-    layer: str
-
-
-Explain: TypeAlias = Callable[[list[int]], Any]  # a class for each image -> what the library returns
-Library: TypeAlias = Callable[[Workload], Explain]  # imports the library and gives it the workload
-Run: TypeAlias = Callable[[], Any]  # what is timed
-Candidate: TypeAlias = Callable[[Workload], Run]
-
-
-class Comparison(NamedTuple):
-    """Candidates measured against one baseline; the goals are upper limits of ``OURS``, relative to the baseline."""
-
-    name: str
-    baseline: Candidate
-    candidates: Mapping[str, Candidate]
-    time_goal: float | None = None
-    memory_goal: float | None = None
+from benchmarks.comparisons import COMPARISONS, OURS, Comparison, Run, Workload
 
 
 class Result:
@@ -64,158 +35,6 @@ class Result:
         self.times: dict[str, list[float]] = {}
         self.memory: dict[str, float] = {}
         self.missing: set[str] = set()
-
-
-# Baselines.
-
-
-def forward(work: Workload) -> Run:
-    """The model on the batch, in inference mode: the least that any map can take."""
-
-    def run() -> Tensor:
-        with torch.inference_mode():
-            scores: Tensor = work.model(work.input)
-            return scores
-
-    return run
-
-
-def forward_and_backward(work: Workload) -> Run:
-    """Forward and backward down to the input, by autograd alone, with frozen parameters."""
-    model = deepcopy(work.model).requires_grad_(False)
-
-    def run() -> Tensor:
-        input = work.input.detach().requires_grad_()
-        scores = model(input)[range(len(work.target)), work.target]
-        return torch.autograd.grad(scores.sum(), input)[0]
-
-    return run
-
-
-# Candidates. Other libraries get one copy of the model and of the input for all runs: some change what they are given.
-
-OURS = "saliency-torch"
-
-
-def once(library: Library) -> Candidate:
-    """Explain one class per image."""
-
-    def build(work: Workload) -> Run:
-        explain = library(work)
-        return lambda: explain(work.target)
-
-    return build
-
-
-def one_after_the_other(library: Library) -> Candidate:
-    """Explain several classes per image by as many calls."""
-
-    def build(work: Workload) -> Run:
-        explain = library(work)
-        columns = work.targets.T.tolist()
-        return lambda: [explain(column) for column in columns]
-
-    return build
-
-
-def our_grad_cam(work: Workload) -> Explain:
-    return lambda target: saliency.grad_cam(work.model, work.input, target, work.layer)
-
-
-def our_grad_cam_of_all_targets(work: Workload) -> Run:
-    return lambda: saliency.grad_cam(work.model, work.input, work.targets, work.layer)
-
-
-def our_gradient(work: Workload) -> Explain:
-    return lambda target: saliency.gradient(work.model, work.input, target)
-
-
-def our_guided_backprop(work: Workload) -> Explain:
-    return lambda target: saliency.guided_backprop(work.model, work.input, target)
-
-
-def torchray_grad_cam(work: Workload) -> Explain:
-    from torchray.attribution.grad_cam import grad_cam
-
-    model, input = deepcopy(work.model), work.input.clone()
-    return lambda target: grad_cam(model, input, target, saliency_layer=work.layer)
-
-
-def torchray_guided_backprop(work: Workload) -> Explain:
-    from torchray.attribution.guided_backprop import guided_backprop
-
-    model, input = deepcopy(work.model), work.input.clone()
-    return lambda target: guided_backprop(model, input, target)
-
-
-def captum_grad_cam(work: Workload) -> Explain:
-    from captum.attr import LayerGradCam
-
-    model, input = deepcopy(work.model), work.input.clone()
-    method = LayerGradCam(model, model.get_submodule(work.layer))
-    return lambda target: method.attribute(input, target, relu_attributions=True)
-
-
-def captum_guided_backprop(work: Workload) -> Explain:
-    from captum.attr import GuidedBackprop
-
-    method, input = GuidedBackprop(deepcopy(work.model)), work.input.clone()
-    return lambda target: method.attribute(input, target)
-
-
-def pytorch_grad_cam_grad_cam(work: Workload) -> Explain:
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    model, input = deepcopy(work.model), work.input.clone()
-    method = GradCAM(model, [model.get_submodule(work.layer)])
-    return lambda target: method(input, [ClassifierOutputTarget(index) for index in target])
-
-
-def pytorch_grad_cam_guided_backprop(work: Workload) -> Explain:
-    from pytorch_grad_cam import GuidedBackpropReLUModel
-
-    method = GuidedBackpropReLUModel(deepcopy(work.model), work.input.device)
-    images = [image[None].clone() for image in work.input]  # it explains the first image of a batch only
-    return lambda target: [method(image, index) for image, index in zip(images, target, strict=True)]
-
-
-GRAD_CAM_PEERS: Mapping[str, Library] = {
-    "TorchRay": torchray_grad_cam,
-    "Captum": captum_grad_cam,
-    "pytorch-grad-cam": pytorch_grad_cam_grad_cam,
-}
-GUIDED_PEERS: Mapping[str, Library] = {
-    "TorchRay": torchray_guided_backprop,
-    "Captum": captum_guided_backprop,
-    "pytorch-grad-cam": pytorch_grad_cam_guided_backprop,
-}
-
-COMPARISONS = [
-    Comparison(
-        "Grad-CAM / forward pass",
-        forward,
-        {OURS: once(our_grad_cam), **{name: once(peer) for name, peer in GRAD_CAM_PEERS.items()}},
-        time_goal=1.10,
-        memory_goal=1.05,
-    ),
-    Comparison(
-        "Grad-CAM of 5 classes / forward pass",
-        forward,
-        {
-            OURS: our_grad_cam_of_all_targets,
-            **{name: one_after_the_other(peer) for name, peer in GRAD_CAM_PEERS.items()},
-        },
-        time_goal=1.25,
-    ),
-    Comparison(
-        "guided backpropagation / our gradient",
-        once(our_gradient),
-        {OURS: once(our_guided_backprop), **{name: once(peer) for name, peer in GUIDED_PEERS.items()}},
-        time_goal=1.10,
-    ),
-    Comparison("gradient / forward and backward pass", forward_and_backward, {OURS: once(our_gradient)}),
-]
 
 
 def seconds(run: Run, device: torch.device) -> float:
@@ -347,13 +166,13 @@ def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
     return json.dumps({"settings": dict(settings), "rows": rows}, indent=2)
 
 
-def make_workload(network: str, layer: str, batch: int, image: int, device: str) -> Workload:
+def make_workload(network: str, layers: tuple[str, str], batch: int, image: int, device: str) -> Workload:
     """An untrained network of torchvision, random images, and targets that differ from image to image."""
     generator = torch.Generator().manual_seed(0)
     model = torchvision.models.get_model(network, weights=None).eval().to(device)
     input = torch.randn(batch, 3, image, image, generator=generator).to(device)
     targets = torch.stack([torch.randperm(1000, generator=generator)[:5] for _ in range(batch)])
-    return Workload(model, input, targets[:, 0].tolist(), targets, layer)
+    return Workload(model, input, targets[:, 0].tolist(), targets, *layers)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -366,6 +185,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--network", default="resnet50", help="a classification network of torchvision")
     parser.add_argument("--layer", default="layer4", help="where Grad-CAM is taken")
+    parser.add_argument("--earlier", default="layer3", help="where excitation backprop is taken")
+    parser.add_argument("--only", default="", metavar="WORDS", help="only comparisons with these words in their name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all ratios to this file")
     options = parser.parse_args(arguments)
     if min(options.rounds, options.batch, options.image, options.threads) < 1:
@@ -381,8 +202,10 @@ def main(arguments: Sequence[str] | None = None, comparisons: Sequence[Compariso
     results: list[Result] = []
     status = 0
     try:
-        work = make_workload(options.network, options.layer, options.batch, options.image, options.device)
-        for comparison in comparisons:
+        work = make_workload(
+            options.network, (options.layer, options.earlier), options.batch, options.image, options.device
+        )
+        for comparison in (each for each in comparisons if options.only in each.name):
             results.append(Result(comparison))
             measure(results[-1], work, options.rounds, lambda line: print(line, file=sys.stderr, flush=True))
     except KeyboardInterrupt:

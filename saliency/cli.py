@@ -5,7 +5,10 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -14,16 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.layers import find_layer, resolve_layer
+from saliency.catalogue import choose_device, choose_methods, choose_options, layers_table, methods_table
+from saliency.engine.layers import resolve_layer
 from saliency.evaluation.models import (
     DEFAULT,
     SCENES,
     Recipe,
     find_targets,
-    layer_shapes,
     load_network,
     recipe,
-    unknown,
 )
 from saliency.images import normalise, overlay, read_image, resize_image, write_png
 from saliency.methods import METHODS
@@ -84,10 +86,10 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="{explain,methods,layers}", required=True)
     add_explain(commands.add_parser("explain", help="write maps and overlays of photos"))
     methods = commands.add_parser("methods", help="list the methods")
-    methods.set_defaults(run=lambda _: list_methods())
+    methods.set_defaults(run=lambda _: say(methods_table()))
     layers = commands.add_parser("layers", help="list the layers of a network, with the shapes of their outputs")
     layers.add_argument("--arch", default="resnet50", help="'scenes' or a classifier of torchvision (resnet50)")
-    layers.set_defaults(run=lambda arguments: list_layers(arguments.arch))
+    layers.set_defaults(run=lambda arguments: say(layers_table(arguments.arch)))
     return parser
 
 
@@ -103,6 +105,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="torchvision's, or the file of a state dict")
     add("--method", action="append", metavar="NAME", help="repeatable; or 'all' (grad_cam)")
     add("--layer", metavar="NAME", help="see 'saliency layers' (each method's own)")
+    add("--option", action="append", metavar="NAME=VALUE", help="for the methods that have it, such as num_masks=500")
     add("--target", action="append", metavar="INDEX|NAME|top[K]", help="repeatable (top1; a scene's own objects)")
     add("--size", type=positive, metavar="N", help="shorter side of the network's input (the network's own)")
     add("--scenes", type=positive, metavar="N", default=4, help="number of embedded scenes (4)")
@@ -120,17 +123,17 @@ def explain(arguments: argparse.Namespace) -> None:
     arch = arguments.arch or ("resnet50" if arguments.photos else SCENES)
     wanted = recipe(arch, arguments.size)
     model = load_network(arch, arguments.weights).to(device)
-    options = {} if arguments.layer is None else {"saliency_layer": arguments.layer}
+    options = choose_options(methods, arguments.layer, arguments.option or [])
     if arguments.layer:
         resolve_layer(model, arguments.layer, "layer")
     cases = [prepare(photo, model, wanted, arguments.target, device) for photo in photos]
     out = output_folder(arguments.out)
-    rows = [row for case in cases for row in explain_case(case, model, methods, options, wanted, out)]
+    rows = [row for case in cases for row in explain_case(case, model, options, wanted, out)]
     write_sheet(rows, methods, out)
 
 
 def explain_case(
-    case: Case, model: Module, methods: list[str], options: dict[str, Any], wanted: Recipe, out: Path
+    case: Case, model: Module, options: dict[str, dict[str, Any]], wanted: Recipe, out: Path
 ) -> list[tuple[Tensor, str, list[Tensor]]]:
     """Write the files of a case; return (picture, title, maps of all methods) for each of its targets.
 
@@ -140,17 +143,36 @@ def explain_case(
     top = case.scores.argsort(descending=True)[:5].tolist()
     say(f"{case.name}: " + ", ".join(f"{names[index]} {case.scores[index]:.1%}" for index in top))
     targets = torch.tensor([case.targets], device=case.input.device)
-    maps = [METHODS[name].function(model, case.input, targets, **options)[0] for name in methods]
+    maps = {}
+    for name, chosen in options.items():
+        with progress_of(name) as progress:
+            maps[name] = METHODS[name].function(model, case.input, targets, **progress, **chosen)[0]
     rows = []
     for position, target in enumerate(case.targets):
         stem = f"{case.name}_{target}_{slug(names[target])}"
-        for name, method_maps in zip(methods, maps, strict=True):
+        for name, method_maps in maps.items():
             np.save(out / f"{stem}_{name}.npy", method_maps[position].float().cpu().numpy())
             write_png(overlay(case.picture, method_maps[position]), out / f"{stem}_{name}.png")
             say(f"  {out / stem}_{name}.png, .npy")
         title = f"{case.name}\n{names[target]}\n{case.scores[target]:.1%}"
-        rows.append((case.picture, title, [method_maps[position] for method_maps in maps]))
+        rows.append((case.picture, title, [method_maps[position] for method_maps in maps.values()]))
     return rows
+
+
+@contextmanager
+def progress_of(name: str) -> Iterator[dict[str, Any]]:
+    """Give the option that shows the progress of a method on a terminal, if the method takes long and tqdm is there."""
+    tqdm = find_spec("tqdm") and import_module("tqdm").tqdm
+    if "progress" not in METHODS[name].options or not tqdm:
+        yield {}
+        return
+    with tqdm(desc=name, disable=None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield {"progress": show}
 
 
 def write_sheet(rows: list[tuple[Tensor, str, list[Tensor]]], methods: list[str], out: Path) -> None:
@@ -212,25 +234,6 @@ def class_names(wanted: Recipe, scores: Tensor) -> Sequence[str]:
     return wanted.classes if len(wanted.classes) == len(scores) else [f"class {i}" for i in range(len(scores))]
 
 
-def choose_methods(names: Sequence[str]) -> list[str]:
-    """Return the names of methods without repetition; ``'all'`` stands for every one."""
-    chosen = [method for name in names for method in (METHODS if name == "all" else [name])]
-    for name in chosen:
-        if name not in METHODS:
-            raise unknown("method", name, list(METHODS), "accepted are 'all' and what 'saliency methods' lists")
-    return list(dict.fromkeys(chosen))
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device; ``'auto'`` is CUDA where there is one."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise unknown("device", name, ["auto", "cpu", "cuda"], "accepted are 'auto', 'cpu' and 'cuda'")
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ValueError("device='cuda' is not available on this machine; accepted are 'auto' and 'cpu'.")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
 def output_folder(path: str) -> Path:
     """Make the folder of the results."""
     try:
@@ -238,39 +241,6 @@ def output_folder(path: str) -> Path:
     except OSError as error:
         raise ValueError(f"out={path!r} cannot be made ({error.strerror}); accepted is a folder.") from error
     return Path(path)
-
-
-def list_methods() -> None:
-    """Write name, purpose and paper of every method."""
-    rows = [(name, (method.function.__doc__ or "").split("\n")[0], method.paper) for name, method in METHODS.items()]
-    say(table(rows))
-
-
-def list_layers(arch: str) -> None:
-    """Write name, class and output shape of every layer, the default of the CAMs marked with a star."""
-    model, wanted = load_network(arch), recipe(arch)
-    for parameter in model.parameters():  # a head starts at zero in some networks, and lets no gradient through
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    image = torch.zeros(1, 3, wanted.size, wanted.size)
-    default, shapes = find_layer(model, image), layer_shapes(model, image)
-    layers = [(name, layer) for name, layer in model.named_modules() if name]
-    marks = {default: "*"}
-    rows = [(marks.get(name, " "), name, type(layer).__name__, shapes.get(name, "-")) for name, layer in layers]
-    say(table(rows))
-    say(f"* where the CAMs look by default; shapes for an input of {tuple(image.shape)}")
-
-
-def table(rows: Iterable[Sequence[str]]) -> str:
-    """Return the rows as aligned columns.
-
-    >>> table([("a", "first"), ("long", "second")])
-    'a     first\\nlong  second'
-    """
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def slug(name: str) -> str:

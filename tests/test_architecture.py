@@ -21,6 +21,7 @@ BELOW = {
     "saliency.plot": ("saliency.images",),
     "saliency.evaluation": ("saliency.engine", "saliency.images", "saliency.scenes"),
     "saliency": ("saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers"),
+    "saliency.catalogue": ("saliency.engine", "saliency.evaluation", "saliency.methods"),
     "saliency.cli": ("",),
     "saliency.__main__": ("",),
 }

@@ -1,8 +1,10 @@
 """WHAT: the methods, and the table of contents that command line, tests and benchmarks read."""
 
 from collections.abc import Callable
+from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
+from saliency.engine.driver import saliency
 from saliency.methods.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
 from saliency.methods.excitation import contrastive_excitation_backprop, excitation_backprop
 from saliency.methods.gradients import activation, gradient, gradient_x_activation, linear_approx
@@ -10,10 +12,18 @@ from saliency.methods.relu_backprop import deconvnet, guided_backprop, guided_gr
 
 
 class Method(NamedTuple):
-    """A row of the table: ``function(model, input, target, saliency_layer, **options)``, and where it comes from."""
+    """A row of the table: ``function(model, input, target, **options)``, which gives maps, and where it comes from."""
 
     function: Callable[..., Any]
     paper: str
+    engine: Callable[..., Any] = saliency  # what the function hands further options to
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The names of everything that the function can be given."""
+        own = signature(self.function).parameters
+        further = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in own.values())
+        return frozenset(own) | frozenset(signature(self.engine).parameters if further else ())
 
 
 METHODS: dict[str, Method] = {

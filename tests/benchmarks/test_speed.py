@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from benchmarks import speed
-from benchmarks.speed import OURS, Comparison, Result
+from benchmarks import comparisons, speed
+from benchmarks.comparisons import OURS, Comparison
+from benchmarks.speed import Result
 
 
 @pytest.fixture(autouse=True)
@@ -97,10 +98,10 @@ def work():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 6))
     targets = torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])
-    return speed.Workload(model.eval(), torch.randn(2, 3, 8, 8), [0, 5], targets, "1")
+    return comparisons.Workload(model.eval(), torch.randn(2, 3, 8, 8), [0, 5], targets, "1", "0")
 
 
-@pytest.mark.parametrize("comparison", speed.COMPARISONS, ids=lambda comparison: comparison.name)
+@pytest.mark.parametrize("comparison", comparisons.COMPARISONS, ids=lambda comparison: comparison.name)
 def test_every_comparison_runs(comparison):
     measured, lines = Result(comparison), []
     speed.measure(measured, work(), 2, lines.append)
@@ -121,8 +122,8 @@ class TestCommand:
         raise KeyboardInterrupt
 
     def test_prints_a_table_and_writes_every_ratio(self, tmp_path, capsys):
-        candidates = {OURS: speed.once(speed.our_grad_cam), "TorchRay": self.not_installed}
-        comparison = Comparison("Grad-CAM / forward pass", speed.forward, candidates, time_goal=1e9)
+        candidates = {OURS: comparisons.once(comparisons.our_grad_cam), "TorchRay": self.not_installed}
+        comparison = Comparison("Grad-CAM / forward pass", comparisons.forward, candidates, time_goal=1e9)
         file = tmp_path / "speed.json"
         assert speed.main([*self.ARGUMENTS, f"--json={file}"], [comparison]) == 0
         printed = capsys.readouterr()
@@ -137,13 +138,13 @@ class TestCommand:
         assert [row["installed"] for row in written["rows"]] == [True, False]
 
     def test_prints_the_table_so_far_when_it_is_stopped(self, capsys):
-        ours = {OURS: speed.once(speed.our_gradient)}
-        comparisons = [
-            Comparison("first", speed.forward, ours, time_goal=1e9),
+        ours = {OURS: comparisons.once(comparisons.our_gradient)}
+        three = [
+            Comparison("first", comparisons.forward, ours, time_goal=1e9),
             Comparison("second", self.stopped, ours, time_goal=1e9),
-            Comparison("third", speed.forward, ours),
+            Comparison("third", comparisons.forward, ours),
         ]
-        assert speed.main(self.ARGUMENTS, comparisons) == 130
+        assert speed.main(self.ARGUMENTS, three) == 130
         printed = capsys.readouterr()
         first, second = printed.out.splitlines()[2:]
         assert first.endswith("| met |")
