@@ -33,7 +33,7 @@ _MEANS = (
 _SUMS = (torch.add, Tensor.add, Tensor.add_)
 _NORMALISATIONS = (
     *(F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm, F.group_norm, torch.group_norm),
-    *(F.layer_norm, torch.layer_norm, F.local_response_norm),
+    *(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm, F.local_response_norm),
 )
 # Monotone in every input of its own: a neuron and its activation are one.
 _SQUASHING = (
@@ -115,14 +115,15 @@ def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance:
 
     .. math:: R_i = x_i \sum_j \frac{\partial f_j}{\partial x_i} \frac{R_j}{f_j(x)}
 
-    The shares of :math:`R_j` sum to it, unless :math:`f_j(x) = 0`: then it is lost. Computed in float32 at least, and
-    a denormal result counts as 0, so that no quotient overflows.
+    The shares of :math:`R_j` sum to it, unless :math:`f_j(x) = 0`: then it is lost. Computed in float32 at least,
+    where a result below 4e-35 counts as 0, so that no quotient overflows.
     """
     precision = torch.promote_types(relevance.dtype, torch.float32)
+    nothing = torch.finfo(precision).tiny / torch.finfo(precision).eps ** 0.5
     with torch.enable_grad(), torch.autocast(relevance.device.type, enabled=False):
         inputs = [x.detach().to(precision).requires_grad_() for x in inputs]
         results = function(*inputs)
-        denominator = F.hardshrink(results.detach(), torch.finfo(precision).tiny)
+        denominator = F.hardshrink(results.detach(), nothing)
         gradients = torch.autograd.grad(results, inputs, safe_divide(relevance.to(precision), denominator))
     return [(x.detach() * dx).to(relevance.dtype) for x, dx in zip(inputs, gradients, strict=True)]
 
@@ -183,6 +184,8 @@ def excite(
         result: Tensor = function(x.clamp(min=0), excitatory(weight).to(x.dtype), None, *args, **kwargs)
         return result
 
+    if function is F.linear and not weight.requires_grad:
+        input = input.clone()  # autograd itself would not keep it, so the model may go on to overwrite it
     return _share_out(lambda x: function(x, weight, bias, *args, **kwargs), linear, input)
 
 
@@ -193,10 +196,13 @@ def excite_mean(function: Callable[..., Any], input: Tensor, *args: Any, **kwarg
     return _share_out(lambda x: function(x, *args, **kwargs), lambda x: function(x.clamp(min=0), *args, **kwargs), kept)
 
 
+def _is_constant(term: Any) -> bool:
+    return not isinstance(term, Tensor) or isinstance(term, Parameter) or isinstance(term._base, Parameter)
+
+
 def excite_sum(function: Callable[..., Any], input: Any, other: Any, *, alpha: float = 1) -> Any:
-    """Share out a sum among its two terms; a number or a parameter counts as a bias, and gets nothing."""
-    terms = all(isinstance(x, Tensor) and not isinstance(x, Parameter) for x in (input, other))
-    if not (terms and _recorded(input, other)):
+    """Share out a sum among its two terms; a number or (a view of) a parameter counts as a bias, and gets nothing."""
+    if _is_constant(input) or _is_constant(other) or not _recorded(input, other):
         return function(input, other, alpha=alpha)
 
     def add(x: Tensor, y: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Excitation backprop: the probability that a neuron wins, sent from the class down to the image."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -44,10 +45,10 @@ def excitation_backprop(
 
     .. math:: p_j = \sum_i \frac{w^+_{ij} x_j}{\sum_k w^+_{ik} x_k} \, p_i, \quad s_{n1u} = \sum_c p_{ncu}
 
-    (N, 1, h, w), of sum 1 at every layer that all paths cross, but for units without an active excitatory input,
-    whose share is lost; only a residual sum gives negative shares, to a negative term. An input below 0, as in a
-    normalised image, is not active and wins nothing. Normalisations and activations other than ReLU pass :math:`p`
-    on. ``saliency_layer=None`` is the last layer with spatial output. Zhang et al., ECCV 2016.
+    (N, 1, h, w), of sum 1 at every layer that all paths cross, but for what is lost at units without an active
+    excitatory input (most of it in depthwise convolutions), or that a normalisation lifts from 0. An input below 0,
+    as in a normalised image, is not active and wins nothing; a negative term of a residual sum has a negative share.
+    Normalisations and activations other than ReLU pass :math:`p` on. ``saliency_layer=None`` is the last layer with spatial output. Zhang et al., ECCV 2016.
     Options and errors: see :func:`saliency`.
 
     >>> model = torch.nn.Linear(2, 1)
@@ -99,6 +100,7 @@ class ContrastiveExcitationBackpropContext(RuleContext):
             self._probe = Probe(self.contrast_layer, "output")
             self._hooks.append(self._probe)
         if self.classifier_layer is not None:
+            self._hooks.append(add_hook(self.classifier_layer.register_forward_pre_hook, self._expect_classifier))
             self._hooks.append(add_hook(self.classifier_layer.register_forward_hook, self._note_classifier))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -111,13 +113,17 @@ class ContrastiveExcitationBackpropContext(RuleContext):
             hook.remove()
         self._forget()  # the graph holds the hooks, which hold this context, which holds tensors of the graph
 
+    def _expect_classifier(self, module: Module, args: Any) -> None:
+        self._last = None
+
     def _note_classifier(self, module: Module, args: Any, output: Any) -> None:
         self._classifier = self._last
 
     def _note(
         self, rule: Rule, function: Callable[..., Any], input: Tensor, weight: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        input = input.view_as(input)  # a tensor of this operation's own, if others read the same input
+        # Tensors of this operation's own, if others read the same input or have the same weight.
+        input, weight = input.view_as(input), weight.view_as(weight)
         self._last = (input, weight)
         return rule(function, input, weight, *args, **kwargs)
 
@@ -134,25 +140,31 @@ class ContrastiveExcitationBackpropContext(RuleContext):
         found = torch.autograd.grad(scores, self._site, gradient, retain_graph=True, allow_unused=True)
         self._contrast, self._opposed = found[0], False
         if self._contrast is None:
-            name = type(self.contrast_layer).__name__
-            raise ValueError(
-                f"contrast_layer={name} is reached by no gradient; a layer on the way to the score is accepted."
-            )
+            raise ValueError(f"{self._named()} is reached by no gradient; a layer on the way to the score is accepted.")
+
+    def _named(self) -> str:
+        """The argument that says where the contrast is taken, and its value."""
+        argument, layer = (
+            ("contrast_layer", self.contrast_layer) if self._probe else ("classifier_layer", self.classifier_layer)
+        )
+        return f"{argument}={layer if layer is None else type(layer).__name__}"
 
     def _subtract(self, probability: Tensor) -> Tensor:
         return probability if self._contrast is None else probability - self._contrast
 
     def _find_site(self) -> Tensor:
-        self._classifier = self._classifier or self._last
+        if self.classifier_layer is None:
+            self._classifier = self._last
         if self._classifier is None:
+            name = None if self.classifier_layer is None else type(self.classifier_layer).__name__
             raise ValueError(
-                "classifier_layer=None finds no operation with weights; a linear or convolutional layer is accepted."
+                f"classifier_layer={name} has run no operation with weights; one that runs a linear or convolutional "
+                "operation is accepted."
             )
         sites = self._classifier[:1] if self._probe is None else self._probe.data
         if not sites:
-            name = type(self.contrast_layer).__name__
-            raise ValueError(f"contrast_layer={name} gave no tensor in the forward pass; a layer in use is accepted.")
-        if not sites[0].requires_grad:
+            raise ValueError(f"{self._named()} gave no tensor in the forward pass; a layer in use is accepted.")
+        if sites[0].is_leaf:  # nothing was recorded in front of it
             raise _BehindContrastError
         return sites[0]
 
@@ -170,6 +182,7 @@ def contrastive_excitation_backprop(
     contrast_layer: Layer = None,
     classifier_layer: Layer = None,
     get_backward_gradient: Callable[[Any, Any], Tensor] = get_backward_gradient,
+    debug: bool = False,
     **options: Any,
 ) -> Maps:
     r"""Contrastive excitation backprop: where the class wins more often than all that speaks against it.
@@ -186,10 +199,6 @@ def contrastive_excitation_backprop(
     model = unwrap(model)
     contrast = None if contrast_layer is None else resolve_layer(model, contrast_layer, "contrast_layer")
     classifier = None if classifier_layer is None else resolve_layer(model, classifier_layer, "classifier_layer")
-    if classifier is not None and all(parameter.ndim < 2 for parameter in classifier.parameters()):
-        raise ValueError(
-            f"classifier_layer={classifier_layer!r} has no weights; a linear or convolutional layer is accepted."
-        )
     context = ContrastiveExcitationBackpropContext(contrast, classifier)
 
     def oppose(scores: Tensor, target: Any) -> Tensor:
@@ -199,13 +208,22 @@ def contrastive_excitation_backprop(
         return gradient  # anything else is the driver's to refuse
 
     options.setdefault("gradient_to_saliency", gradient_to_contrastive_excitation_backprop_saliency)
-    options |= {"context_builder": lambda: context, "get_backward_gradient": oppose}
-    try:
-        return saliency(model, input, target, saliency_layer, **options)
-    except _BehindContrastError:
-        if saliency_layer is not None:
-            raise ValueError(
-                f"saliency_layer={saliency_layer!r} lies behind the layer where the contrast is taken; "
-                "a layer in front of it is accepted."
-            ) from None
-    return saliency(model, input, target, "", **options)
+
+    def explain(layer: Layer, debug: bool = False) -> Maps:
+        return saliency(
+            *(model, input, target, layer),
+            context_builder=lambda: context,
+            get_backward_gradient=oppose,
+            debug=debug,
+            **options,
+        )
+
+    for layer in (None, "") if saliency_layer is None else (saliency_layer,):
+        with suppress(_BehindContrastError):
+            result = explain(layer)
+            # With every layer recorded, it would not show that one lies behind another.
+            return explain(layer, debug=True) if debug else result
+    raise ValueError(
+        f"saliency_layer={saliency_layer!r} does not lie in front of contrast_layer={contrast_layer!r} and the "
+        "classifier; a layer that does is accepted."
+    )

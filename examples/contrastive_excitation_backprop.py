@@ -1,0 +1,11 @@
+"""Contrastive excitation backprop in one call."""
+
+from saliency import contrastive_excitation_backprop
+from saliency.images import overlay, write_png
+from saliency.scenes import make_scene, scene_network
+
+model = scene_network()
+scene = make_scene(1)
+image, target = scene.image[None], scene.objects[0].label
+saliency = contrastive_excitation_backprop(model, image, target, saliency_layer="layer3", resize=True)
+write_png(overlay(scene.image, saliency[0, 0]), "contrastive_excitation_backprop.png")
