@@ -9,6 +9,7 @@ from saliency.engine.contexts import NullContext, Patch, ReLUContext, RuleContex
 from saliency.engine.driver import saliency
 from saliency.engine.layers import find_layer, get_module
 from saliency.engine.maps import gradient_to_saliency, imsmooth, max_channels, resize_saliency, sum_channels
+from saliency.engine.masks import random_masks
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
 from saliency.methods import METHODS, Method
@@ -40,6 +41,7 @@ from saliency.methods.gradients import (
     gradient_x_activation,
     linear_approx,
 )
+from saliency.methods.masking import rise, rise_class
 from saliency.methods.relu_backprop import (
     DeConvNetContext,
     GuidedBackpropContext,
@@ -93,7 +95,10 @@ __all__ = [
     "layer_cam",
     "linear_approx",
     "max_channels",
+    "random_masks",
     "resize_saliency",
+    "rise",
+    "rise_class",
     "saliency",
     "smooth_grad",
     "sum_channels",

@@ -23,10 +23,14 @@ class MethodCase(NamedTuple):
     at_input: bool = False  # the map has the input's size, whatever the layer
     uses_target: bool = True
     signed: bool = False
+    lacks: tuple[str, ...] = ()  # what other methods have: "layer", "layers" (a list), "probes", "batch" (as it came)
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return saliency.METHODS[self.name].function(*args, **{**self.options, **options})
+    def __call__(self, model: Any, input: Any, target: Any, *layer: Any, **options: Any) -> Any:
+        layer = () if "layer" in self.lacks else layer
+        return saliency.METHODS[self.name].function(model, input, target, *layer, **{**self.options, **options})
 
+
+_FEW_MASKS = {"num_masks": 6, "num_cells": 3, "scores": "raw"}
 
 METHOD_CASES = (
     MethodCase("gradient"),
@@ -43,6 +47,7 @@ METHOD_CASES = (
     MethodCase("layer_cam", layer=None),
     MethodCase("xgrad_cam", layer=None),
     MethodCase("hires_cam", layer=None),
+    MethodCase("rise", _FEW_MASKS, at_input=True, signed=True, lacks=("layer", "layers", "probes", "batch")),
 )
 
 

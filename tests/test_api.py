@@ -26,20 +26,34 @@ def test_all_is_complete_and_sorted():
     )
 
 
+# Where the function of that name returns something else, as in TorchRay: what gives a map per target.
+MAPS_OF = {"rise": "rise_class", "extremal_perturbation": "extremal_perturbation_map"}
+
+
 @pytest.mark.parametrize("name", saliency.METHODS)
 def test_every_method_is_exported_under_its_name(name):
-    function, paper = saliency.METHODS[name]
-    assert getattr(saliency, name) is function
-    assert function.__name__ == name
-    assert name in saliency.__all__
-    assert re.search(r"\b(19|20)\d\d$", paper)
+    method = saliency.METHODS[name]
+    assert method.function.__name__ == MAPS_OF.get(name, name)
+    assert getattr(saliency, method.function.__name__) is method.function
+    assert {name, method.function.__name__} <= set(saliency.__all__)
+    assert re.search(r"\b(19|20)\d\d$", method.paper)
 
 
 @pytest.mark.parametrize("name", saliency.METHODS)
 def test_methods_begin_with_the_same_arguments(name):
     parameters = inspect.signature(saliency.METHODS[name].function).parameters
-    assert list(parameters)[:4] == ["model", "input", "target", "saliency_layer"]
-    assert parameters["saliency_layer"].default in ("", None)
+    assert list(parameters)[:3] == ["model", "input", "target"]
+    if name != "rise":  # it masks the input, and nothing else
+        assert list(parameters)[3] == "saliency_layer"
+        assert parameters["saliency_layer"].default in ("", None)
+
+
+def test_the_options_of_a_method_are_its_own_and_those_that_it_hands_on():
+    assert {"n_samples", "seed"}.isdisjoint(saliency.METHODS["grad_cam"].options)
+    assert {"saliency_layer", "smooth", "layout", "debug"} <= saliency.METHODS["grad_cam"].options
+    assert {"seed", "num_masks", "progress"} <= saliency.METHODS["rise"].options
+    assert "saliency_layer" not in saliency.METHODS["rise"].options
+    assert {"areas", "max_iter", "variant", "progress"} <= saliency.METHODS["extremal_perturbation"].options
 
 
 @pytest.mark.parametrize("name", FUNCTIONS + CLASSES)

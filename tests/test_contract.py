@@ -45,6 +45,12 @@ def skip_if_not_made_for(method: MethodCase, case: ModelCase) -> None:
         pytest.skip("the layer that is explained is the classifier itself")
 
 
+def needs(method: MethodCase, *things: str) -> None:
+    for thing in things:
+        if thing in method.lacks:
+            pytest.skip(f"{method.name} has no {thing}")
+
+
 def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
@@ -88,6 +94,7 @@ def test_resize_and_smooth_finish_the_raw_map(method, case):
 @pytest.mark.parametrize("case", MODELS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_list_of_layers_gives_the_single_maps(method, case):
+    needs(method, "layers")
     skip_if_not_made_for(method, case)
     layers = [case.layers[1], case.layers[0], case.layers[1]]
     results = explain(method, case, layer=layers)
@@ -99,6 +106,7 @@ def test_a_list_of_layers_gives_the_single_maps(method, case):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_list_may_hold_the_input_a_module_and_the_default(method):
+    needs(method, "layers")
     case = cases.IN_PLACE
     model = case.model()
     results = explain(method, case, model, layer=["", model.features[0], None])
@@ -199,10 +207,15 @@ def test_spellings_of_a_target(method, case):
         scores = output[0] if isinstance(output, tuple) else output
         return scores.flatten(1)[torch.arange(2), index]
 
-    for target in (per_sample, np.array(per_sample), index, index.int(), index[:, None], gradient, tuples, function):
+    def same_for_all(output: Any) -> Tensor:
+        return (output[0] if isinstance(output, tuple) else output).flatten(1)[:, 1]
+
+    for target in (per_sample, np.array(per_sample), index, index.int(), index[:, None], gradient, tuples):
         close(explain(method, case, target=target), expected)
+    if "batch" not in method.lacks:
+        close(explain(method, case, target=function), expected)
     equal = explain(method, case, target=1)
-    for target in (np.int64(1), torch.tensor(1), torch.tensor([1]), [1], tuples[0], [1, 1]):
+    for target in (np.int64(1), torch.tensor(1), torch.tensor([1]), [1], tuples[0], [1, 1], same_for_all):
         close(explain(method, case, target=target), equal)
 
 
@@ -438,6 +451,8 @@ FOR_ALL = ("none", "K targets", "debug", "resize and smooth", "forward interrupt
 )
 @pytest.mark.parametrize("layer", ["", "last", None])
 def test_nothing_is_touched(method, layer, mishap):
+    if mishap == "debug":
+        needs(method, "probes")
     options, error = {**MISHAPS[mishap][0]}, MISHAPS[mishap][1]
     if not method.uses_target and (mishap.startswith("target") or mishap in NEEDS_BACKWARD):
         pytest.skip("the target and the backward pass are not used")
@@ -488,7 +503,8 @@ def test_the_callers_memory_stays_where_it_is(method, layer):
     model, input = cases.IN_PLACE.model(), cases.IN_PLACE.input()
     array, address = input.numpy(), input.data_ptr()
     keeps = [explain(method, cases.IN_PLACE, model, input, layer=layer)]
-    keeps.append(explain(method, cases.IN_PLACE, model, input, layer=layer, debug=True))
+    probed = {} if "probes" in method.lacks else {"debug": True}
+    keeps.append(explain(method, cases.IN_PLACE, model, input, layer=layer, **probed))
     input.fill_(7)
     assert (array == 7).all()
     assert input.data_ptr() == address
@@ -932,6 +948,7 @@ def test_swapped_arguments_are_an_error(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_layer_that_is_not_called_is_an_error(method):
+    needs(method, "layer")
     model = cases.IN_PLACE.model()
     model.spare = nn.Conv2d(3, 3, 1)
     with pytest.raises(ValueError, match=r"saliency_layer='spare' .*accepted"):
@@ -940,6 +957,8 @@ def test_a_layer_that_is_not_called_is_an_error(method):
 
 @pytest.mark.parametrize("method", TARGETED)
 def test_a_layer_without_influence_on_the_score_is_an_error(method):
+    needs(method, "layer")
+
     class Aside(cases.InPlace):
         def __init__(self) -> None:
             super().__init__()
@@ -969,6 +988,7 @@ def test_an_integer_input_has_no_saliency(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_debug_gives_the_same_map_and_the_probes(method):
+    needs(method, "probes")
     result = explain(method, cases.IN_PLACE, debug=True)
     assert isinstance(result, tuple)
     close(result[0], explain(method, cases.IN_PLACE))

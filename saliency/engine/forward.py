@@ -67,12 +67,13 @@ def make_site(model: Module, layer: Layer, call: Call, attribute_to_layer_input:
 def take_rows(call: Call, index: Tensor) -> Call:
     """The call with the rows of its batch in the order of ``index``; nothing of it is shared with the caller.
 
-    Tensors of as many rows as the input has go along, all others stay as they are.
+    Tensors of as many rows as the input has go along, all others stay as they are; so does a vector of one entry.
     """
     samples = call.inputs[0].shape[:1]
 
     def take(tensor: Tensor) -> Tensor:
-        return tensor.detach()[index.to(tensor.device)] if tensor.shape[:1] == samples else own_copy(tensor)
+        along = tensor.shape[:1] == samples and tensor.shape != (1,)
+        return tensor.detach()[index.to(tensor.device)] if along else own_copy(tensor)
 
     return Call(*tree_map_only(Tensor, take, tuple(call)))
 

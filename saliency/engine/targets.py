@@ -71,7 +71,9 @@ def score_of(output: Any, target: Any, samples: int) -> Tensor:
     tensor([2., 3.])
     """
     scores, rest = select_scores(output, target, samples)
-    return (scores * get_backward_gradient(scores, rest)).reshape(samples, -1).sum(1)
+    weight = get_backward_gradient(scores, rest)
+    selected = torch.where(weight == 0, 0, scores * weight)  # what is not selected may be infinite
+    return selected.reshape(samples, -1).sum(1)
 
 
 def take_rows(target: Any, index: Tensor, samples: int) -> Any:

@@ -8,6 +8,7 @@ from saliency.engine.driver import saliency
 from saliency.methods.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
 from saliency.methods.excitation import contrastive_excitation_backprop, excitation_backprop
 from saliency.methods.gradients import activation, gradient, gradient_x_activation, linear_approx
+from saliency.methods.masking import rise_class
 from saliency.methods.relu_backprop import deconvnet, guided_backprop, guided_grad_cam
 
 
@@ -43,4 +44,5 @@ METHODS: dict[str, Method] = {
     "layer_cam": Method(layer_cam, "Jiang et al., LayerCAM, TIP 2021"),
     "xgrad_cam": Method(xgrad_cam, "Fu et al., Axiom-based Grad-CAM, BMVC 2020"),
     "hires_cam": Method(hires_cam, "Draelos and Carin, HiResCAM, 2020"),
+    "rise": Method(rise_class, "Petsiuk et al., RISE, BMVC 2018"),
 }

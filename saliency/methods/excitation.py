@@ -48,13 +48,13 @@ def excitation_backprop(
     (N, 1, h, w), of sum 1 at every layer that all paths cross, but for what is lost at units without an active
     excitatory input (most of it in depthwise convolutions), or that a normalisation lifts from 0. An input below 0,
     as in a normalised image, is not active and wins nothing; a negative term of a residual sum has a negative share.
-    Normalisations and activations other than ReLU pass :math:`p` on. ``saliency_layer=None`` is the last layer with spatial output. Zhang et al., ECCV 2016.
-    Options and errors: see :func:`saliency`.
+    Normalisations and activations other than ReLU pass :math:`p` on. ``saliency_layer=None`` is the last layer with
+    spatial output. Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
 
     >>> model = torch.nn.Linear(2, 1)
-    >>> _ = torch.nn.init.constant_(model.weight, 1)
-    >>> excitation_backprop(model, torch.tensor([[1.0, 3.0]]), 0, '', gradient_to_saliency=lambda x: x.grad)
-    tensor([[0.2500, 0.7500]])
+    >>> weight = torch.nn.init.constant_(model.weight, 1)
+    >>> excitation_backprop(model, torch.tensor([[1.0, 3.0]]), 0, '', gradient_to_saliency=lambda x: x.grad).flatten()
+    tensor([0.2500, 0.7500])
     """
     return saliency(
         model,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import saliency
 from saliency import get_backward_gradient, get_pointing_gradient
-from saliency.engine.targets import class_indices, select_scores, split_targets
+from saliency.engine.targets import class_indices, score_of, select_scores, split_targets, take_rows
 from tests import cases
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
@@ -224,3 +224,24 @@ def test_pointing_gradient_in_the_driver():
     gradient = torch.zeros_like(output)
     gradient[:, 2] = output[:, 2].flatten(1).softmax(1).view_as(output[:, 2])
     torch.testing.assert_close(found, saliency.gradient(case.model(), case.input(), gradient, "conv1"))
+
+
+@pytest.mark.parametrize("target", [1, [1, 1], (1,), [(1,), (1,)], torch.tensor([[0.0, 1.0, 0.0]] * 2), None])
+def test_scores_are_what_the_target_selects(target):
+    output = torch.tensor([[-torch.inf, 2.0, torch.inf], [4.0, 5.0, 6.0]])
+    scores = score_of(output[:, 1] if target is None else output, target, 2)
+    assert scores.tolist() == [2, 5]
+
+
+def test_rows_of_a_target_follow_their_images():
+    index = torch.tensor([1, 1, 0])
+    assert take_rows([5, 7], index, 2).tolist() == [7, 7, 5]
+    assert take_rows(5, index, 2).tolist() == [5, 5, 5]
+    assert take_rows([(5, 0), (7, 1)], index, 2) == [(7, 1), (7, 1), (5, 0)]
+    assert take_rows((5, 0), index, 2) == (5, 0)
+    assert take_rows(None, index, 2) is None
+    assert take_rows(len, index, 2) is len
+    assert take_rows(torch.tensor([[1.0], [2.0]]), index, 2).tolist() == [[2], [2], [1]]
+    for target in ([1, 2, 3], torch.zeros(3, 4), [(1,), (2,), (3,)]):
+        with pytest.raises(ValueError, match=r"target=.* 2 samples.*accepted"):
+            take_rows(target, index, 2)

@@ -658,7 +658,7 @@ ERRORS = {
     "contrast of another type": ("contrast_layer", {"contrast_layer": 3}),
     "contrast of another model": ("contrast_layer", {"contrast_layer": nn.ReLU()}),
     "contrast never called": ("contrast_layer", {"contrast_layer": "unused"}),
-    "contrast off the path": ("contrast_layer", {"contrast_layer": "aside"}),
+    "contrast off the path": ("saliency_layer=.* contrast_layer='aside'", {"contrast_layer": "aside"}),
     "unknown classifier": ("classifier_layer", {"classifier_layer": "body.9"}),
     "classifier without weights": ("classifier_layer", {"classifier_layer": "body.1.3"}),
     "classifier never called": ("classifier_layer", {"classifier_layer": "unused"}),

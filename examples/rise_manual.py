@@ -1,0 +1,16 @@
+"""RISE by hand: random masks, the score of every masked image, the mean of the masks weighed by it."""
+
+import torch
+
+from saliency import random_masks
+from saliency.images import overlay, write_png
+from saliency.scenes import make_scene, scene_network
+
+model = scene_network()
+scene = make_scene(1)
+image, target = scene.image[None], scene.objects[0].label
+masks = random_masks(500, image.shape[2:])
+with torch.no_grad():
+    scores = torch.cat([model(image * part).sigmoid()[:, target] for part in masks.split(50)])
+saliency = (scores.view(-1, 1, 1, 1) * masks).mean(0, keepdim=True)
+write_png(overlay(scene.image, saliency[0, 0]), "rise_manual.png")

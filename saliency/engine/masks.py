@@ -1,0 +1,113 @@
+"""Random masks: coarse grids of kept and hidden cells, interpolated to the image's size under a random shift."""
+
+import math
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_AT_ONCE = 32  # masks that are interpolated together where no batch size is given
+
+
+def random_masks(
+    num_masks: int,
+    size: Sequence[int],
+    num_cells: int = 7,
+    p: float = 0.5,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    r"""RISE's masks (M, 1, H, W) in [0, 1], 1 = kept, for images of ``size`` = (H, W), or of any number of axes.
+
+    Each cell of a grid of ``num_cells`` per axis is kept with probability ``p``; the grid is interpolated linearly,
+    reflected at its border, and shifted by a random part of a cell, so every pixel has mean ``p``. Masks have a
+    generator of their own on ``device``: equal seeds give the masks that :func:`rise` draws there by itself.
+    Raises ``ValueError`` for a count below 1, a ``p`` outside (0, 1], a ``size`` that is none.
+    Petsiuk et al., RISE, BMVC 2018.
+
+    >>> random_masks(5, (8, 6), num_cells=3).shape
+    torch.Size([5, 1, 8, 6])
+    """
+    check_masks(num_masks, num_cells, p, seed)
+    if not isinstance(size, Sequence) or not size or not all(_is_int(side) and side > 0 for side in size):
+        raise ValueError(f"size={size!r} is no size of an image; (height, width) is accepted.")
+    masks = torch.empty(num_masks, 1, *size, device=device, dtype=dtype)
+    chunks = mask_chunks(num_masks, size, num_cells, p, seed, masks.device, dtype, _AT_ONCE)
+    for part, chunk in zip(masks.split(_AT_ONCE), chunks, strict=True):
+        part.copy_(chunk)
+    return masks
+
+
+def check_masks(num_masks: Any, num_cells: Any, p: Any, seed: Any) -> None:
+    """Raise ``ValueError`` for what no masks can be drawn with."""
+    check_count("num_masks", num_masks)
+    check_count("num_cells", num_cells)
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 < p <= 1:
+        raise ValueError(f"p={p!r} is no probability to keep a cell; a number in (0, 1] is accepted.")
+    if not _is_int(seed) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!r} is no seed; an int >= 0 is accepted.")
+
+
+def check_count(argument: str, value: Any) -> None:
+    """Raise ``ValueError`` for what is no positive number of things."""
+    if not _is_int(value) or value < 1:
+        raise ValueError(f"{argument}={value!r} is no positive number of things; an int >= 1 is accepted.")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def mask_chunks(
+    num_masks: int,
+    size: Sequence[int],
+    num_cells: int,
+    p: float,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """The masks of :func:`random_masks`, ``batch_size`` of them at a time; no mask depends on how many that are."""
+    generator = torch.Generator(device).manual_seed(int(seed))
+    # The grids are tiny: all are drawn before the first mask is made.
+    cells = torch.rand(num_masks, *[num_cells] * len(size), generator=generator, device=device) < p
+    shifts = torch.rand(num_masks, len(size), generator=generator, device=device)
+    reach = torch.tensor([_cell_sides(side, num_cells)[0] for side in size], device=device)
+    for kept, shift in zip(cells.split(batch_size), shifts.split(batch_size), strict=True):
+        yield interpolate(kept, shift * reach - 0.5, size, dtype)
+
+
+def _cell_sides(side: int, num_cells: int) -> tuple[int, int]:
+    """How far masks are shifted along an axis, and the side of a cell with which the shifted grid still fills it."""
+    reach = math.ceil(side / num_cells)
+    return reach, math.ceil((side + reach) / num_cells)
+
+
+def interpolate(cells: Tensor, shifts: Tensor, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+    r"""Masks (M, 1, ...size) of grids (M, n, ..., n), each shifted by its ``shifts`` (M, axes), in pixels.
+
+    .. math:: m(y) = \sum_i g_i \max(0, 1 - |u - i|), \quad u = \frac{y + s + 1/2}{\mathrm{cell}} - \frac{1}{2}
+
+    along every axis; the grid goes on beyond its border by one cell, reflected. Computed in float32 at least.
+
+    >>> interpolate(torch.tensor([[1, 0]]), torch.tensor([[0.0]]), (3,), torch.float32)
+    tensor([[[0.6667, 1.0000, 0.6667]]])
+    """
+    precision = torch.promote_types(dtype, torch.float32)
+    masks, n = cells.to(precision), cells.shape[1]
+    at = torch.arange(-1, n + 1, device=cells.device)
+    # A grid of one cell has no neighbour to be reflected: it stands for itself.
+    reflected = torch.where(at < 0, 1, torch.where(at == n, n - 2, at)).clamp(0, n - 1)
+    with torch.autocast(cells.device.type, enabled=False):
+        for side, shift in zip(size, shifts.to(precision).unbind(1), strict=True):
+            y = torch.arange(side, device=cells.device, dtype=precision)
+            u = (y + shift[:, None] + 0.5) / _cell_sides(side, n)[1] - 0.5
+            weight = (1 - (u[:, None] - at[:, None]).abs()).relu()
+            # The axis in front is contracted and its pixels go to the end, so all axes have had their turn in the end.
+            padded = masks.reshape(len(cells), n, -1).index_select(1, reflected)
+            masks = (padded.mT @ weight).reshape(len(cells), *masks.shape[2:], side)
+    return masks.clamp_(0, 1)[:, None].to(dtype)
