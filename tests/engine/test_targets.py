@@ -243,5 +243,5 @@ def test_rows_of_a_target_follow_their_images():
     assert take_rows(len, index, 2) is len
     assert take_rows(torch.tensor([[1.0], [2.0]]), index, 2).tolist() == [[2], [2], [1]]
     for target in ([1, 2, 3], torch.zeros(3, 4), [(1,), (2,), (3,)]):
-        with pytest.raises(ValueError, match=r"target=.* 2 samples.*accepted"):
+        with pytest.raises(ValueError, match=r"(?s)target=.* 2 samples.*accepted"):
             take_rows(target, index, 2)
