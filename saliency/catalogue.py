@@ -37,11 +37,15 @@ def choose_options(methods: Sequence[str], layer: str | None, pairs: Iterable[st
     {'rise': {'num_masks': 500}, 'gradient': {}}
     """
     chosen = {} if layer is None else {"saliency_layer": layer}
+    shown = {"saliency_layer": f"layer={layer!r}"}
     for pair in pairs:
         option, _, text = pair.partition("=")
-        chosen[option] = read_value(text)
-        if not text or not any(option in METHODS[name].options for name in methods):
-            raise ValueError(f"option={pair!r} is none of {', '.join(methods)}; NAME=VALUE of a method is accepted.")
+        chosen[option], shown[option] = read_value(text), f"option={pair!r}"
+    for option in chosen:
+        if not any(option in METHODS[name].options for name in methods):
+            raise ValueError(
+                f"{shown[option]} is of no use to {', '.join(methods)}; an option of a method is accepted."
+            )
     return {name: {option: chosen[option] for option in chosen if option in METHODS[name].options} for name in methods}
 
 

@@ -146,7 +146,7 @@ def explain_case(
     maps = {}
     for name, chosen in options.items():
         with progress_of(name) as progress:
-            maps[name] = METHODS[name].function(model, case.input, targets, **progress, **chosen)[0]
+            maps[name] = METHODS[name].function(model, case.input, targets, **{**progress, **chosen})[0]
     rows = []
     for position, target in enumerate(case.targets):
         stem = f"{case.name}_{target}_{slug(names[target])}"

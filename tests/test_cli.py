@@ -1,5 +1,6 @@
 """The command line: the files it writes, what it says, and one line for whatever goes wrong."""
 
+import io
 import itertools
 import re
 import runpy
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.models import squeezenet1_1
+from tqdm import tqdm
 
 import saliency
 from saliency import METHODS, cli
@@ -129,10 +131,53 @@ def test_layer_is_passed_on(folder, squeezenet, tmp_path):
         assert np.load(tmp_path / layer / name).shape == shape
 
 
+FEW = ["--option", "num_masks=20", "--option", "max_iter=2"]
+
+
 def test_all_methods(tmp_path):
-    assert main(["explain", "--scenes", "1", "--target", "0", "--method", "all", "--out", str(tmp_path)]) == 0
+    assert main(["explain", "--scenes", "1", "--target", "0", "--method", "all", *FEW, "--out", str(tmp_path)]) == 0
     stem = f"scene0_0_{CLASSES[0]}"
     assert contents(tmp_path, ".npy") == sorted(f"{stem}_{method}.npy" for method in METHODS)
+
+
+def test_options_reach_the_methods_that_have_them(tmp_path):
+    chosen = ["--option", "num_masks=20", "--option", "scores=softmax", "--option", "smooth=0.05", "--layer", "layer3"]
+    methods = ["--method", "rise", "--method", "grad_cam"]
+    assert main(["explain", "--scenes", "1", "--target", "0", *methods, *chosen, "--out", str(tmp_path)]) == 0
+    model, image = scene_network(), make_scene(0).image[None]
+    for name, expected in {
+        "rise": saliency.rise_class(model, image, 0, num_masks=20, scores="softmax", smooth=0.05),
+        "grad_cam": saliency.grad_cam(model, image, 0, "layer3", smooth=0.05),
+    }.items():
+        found = np.load(tmp_path / f"scene0_0_{CLASSES[0]}_{name}.npy")
+        np.testing.assert_allclose(found, expected[0, 0].numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("option", "message"), [("seed", "seed='' is"), ("scores=logit", "scores='logit' is unknown")])
+def test_a_method_refuses_a_value_in_one_line(tmp_path, capsys, option, message):
+    assert main(["explain", "--scenes", "1", "--method", "rise", "--option", option, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_long_method_shows_its_progress(tmp_path, monkeypatch, installed):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **options):
+            super().__init__(**{**options, "disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    if not installed:
+        monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    methods = ["--method", "rise", "--method", "grad_cam"]
+    arguments = ["--scenes", "1", "--target", "0", *methods, *FEW[:2], "--out", str(tmp_path)]
+    assert main(["explain", *arguments]) == 0
+    assert [(bar.desc, bar.n, bar.total) for bar in bars] == ([("rise", 20, 20)] if installed else [])
+    assert len(contents(tmp_path, ".npy")) == 2
 
 
 def test_photos_of_one_name_do_not_overwrite_each_other(folder, squeezenet, tmp_path):
@@ -197,6 +242,9 @@ ERRORS = {
     "seed": (["--seed", "-1"], "seed=-1"),
     "out": (["--out", "{folder}/wide.png"], "out='{folder}/wide.png' cannot be made (File exists)"),
     "option": (["--methods", "grad_cam", "--nonsense"], "--nonsense"),
+    "layer of no use": (["--method", "rise", "--layer", "layer4"], "layer='layer4' is an option of none"),
+    "option of no method": (["--option", "num_masks=5"], "option='num_masks=5' is an option of none"),
+    "option of every call": (["--option", "target=5"], "option='target=5' is an option of none"),
 }
 
 

@@ -21,10 +21,10 @@ class Method(NamedTuple):
 
     @property
     def options(self) -> frozenset[str]:
-        """The names of everything that the function can be given."""
+        """The names of everything that the function can be given besides model, input and target."""
         own = signature(self.function).parameters
         further = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in own.values())
-        return frozenset(own) | frozenset(signature(self.engine).parameters if further else ())
+        return frozenset([*own, *(signature(self.engine).parameters if further else ())]) - {"model", "input", "target"}
 
 
 METHODS: dict[str, Method] = {
