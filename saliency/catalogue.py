@@ -43,9 +43,7 @@ def choose_options(methods: Sequence[str], layer: str | None, pairs: Iterable[st
         chosen[option], shown[option] = read_value(text), f"option={pair!r}"
     for option in chosen:
         if not any(option in METHODS[name].options for name in methods):
-            raise ValueError(
-                f"{shown[option]} is of no use to {', '.join(methods)}; an option of a method is accepted."
-            )
+            raise ValueError(f"{shown[option]} is an option of none of the methods; one of theirs is accepted.")
     return {name: {option: chosen[option] for option in chosen if option in METHODS[name].options} for name in methods}
 
 
