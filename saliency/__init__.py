@@ -9,7 +9,9 @@ from saliency.engine.contexts import NullContext, Patch, ReLUContext, RuleContex
 from saliency.engine.driver import saliency
 from saliency.engine.layers import find_layer, get_module
 from saliency.engine.maps import gradient_to_saliency, imsmooth, max_channels, resize_saliency, sum_channels
+from saliency.engine.mask_search import DELETE_VARIANT, DUAL_VARIANT, PRESERVE_VARIANT
 from saliency.engine.masks import random_masks
+from saliency.engine.perturbation import BLUR_PERTURBATION, FADE_PERTURBATION, MaskGenerator, Perturbation
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
 from saliency.methods import METHODS, Method
@@ -33,6 +35,12 @@ from saliency.methods.excitation import (
     gradient_to_contrastive_excitation_backprop_saliency,
     gradient_to_excitation_backprop_saliency,
 )
+from saliency.methods.extremal import (
+    contrastive_reward,
+    extremal_perturbation,
+    extremal_perturbation_map,
+    simple_reward,
+)
 from saliency.methods.gradients import (
     activation,
     gradient,
@@ -54,22 +62,32 @@ from saliency.wrappers import smooth_grad
 __version__ = "0.1.0"
 
 __all__ = [
+    "BLUR_PERTURBATION",
+    "DELETE_VARIANT",
+    "DUAL_VARIANT",
+    "FADE_PERTURBATION",
     "METHODS",
+    "PRESERVE_VARIANT",
     "ContrastiveExcitationBackpropContext",
     "DeConvNetContext",
     "ExcitationBackpropContext",
     "GuidedBackpropContext",
+    "MaskGenerator",
     "Method",
     "NullContext",
     "Patch",
+    "Perturbation",
     "Probe",
     "ReLUContext",
     "RuleContext",
     "activation",
     "attach_debug_probes",
     "contrastive_excitation_backprop",
+    "contrastive_reward",
     "deconvnet",
     "excitation_backprop",
+    "extremal_perturbation",
+    "extremal_perturbation_map",
     "find_layer",
     "get_backward_gradient",
     "get_module",
@@ -100,6 +118,7 @@ __all__ = [
     "rise",
     "rise_class",
     "saliency",
+    "simple_reward",
     "smooth_grad",
     "sum_channels",
     "xgrad_cam",

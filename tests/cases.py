@@ -32,6 +32,8 @@ class MethodCase(NamedTuple):
 
 _FEW_MASKS = {"num_masks": 6, "num_cells": 3, "scores": "raw"}
 
+_FEW_STEPS = {"areas": (0.2, 0.4), "max_iter": 3, "step": 2, "sigma": 2}
+
 METHOD_CASES = (
     MethodCase("gradient"),
     MethodCase("gradient_x_activation", signed=True),
@@ -48,6 +50,7 @@ METHOD_CASES = (
     MethodCase("xgrad_cam", layer=None),
     MethodCase("hires_cam", layer=None),
     MethodCase("rise", _FEW_MASKS, at_input=True, signed=True, lacks=("layer", "layers", "probes", "batch")),
+    MethodCase("extremal_perturbation", _FEW_STEPS, lacks=("layers", "batch")),
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from saliency.engine.driver import saliency
 from saliency.methods.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
 from saliency.methods.excitation import contrastive_excitation_backprop, excitation_backprop
+from saliency.methods.extremal import extremal_perturbation, extremal_perturbation_map
 from saliency.methods.gradients import activation, gradient, gradient_x_activation, linear_approx
 from saliency.methods.masking import rise_class
 from saliency.methods.relu_backprop import deconvnet, guided_backprop, guided_grad_cam
@@ -45,4 +46,7 @@ METHODS: dict[str, Method] = {
     "xgrad_cam": Method(xgrad_cam, "Fu et al., Axiom-based Grad-CAM, BMVC 2020"),
     "hires_cam": Method(hires_cam, "Draelos and Carin, HiResCAM, 2020"),
     "rise": Method(rise_class, "Petsiuk et al., RISE, BMVC 2018"),
+    "extremal_perturbation": Method(
+        extremal_perturbation_map, "Fong et al., Extremal Perturbations, ICCV 2019", extremal_perturbation
+    ),
 }

@@ -1,0 +1,164 @@
+"""Search for masks: gradient ascent on a reward, with a weight on the area that grows; many masks at once."""
+
+import math
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from saliency.engine.perturbation import MaskGenerator, Perturbation, check_grid, check_perturbation
+
+PRESERVE_VARIANT = "preserve"
+DELETE_VARIANT = "delete"
+DUAL_VARIANT = "dual"
+VARIANTS = (PRESERVE_VARIANT, DELETE_VARIANT, DUAL_VARIANT)
+
+# reward(tensors, rows) -> (len(rows),), of perturbed tensors for these rows of the search; twice as many for 'dual'
+Reward: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+_LEARNING_RATE, _MOMENTUM = 0.01, 0.9
+_AREA_WEIGHT, _AREA_GROWTH = 300, 1.0035
+_CHECK_EVERY = 10  # iterations between two looks at which rows have converged: each waits for the device
+
+
+class Search(NamedTuple):
+    """How masks are searched for."""
+
+    perturbation: str
+    max_iter: int
+    num_levels: int
+    step: int
+    sigma: float
+    jitter: bool
+    variant: str
+    seed: int | None
+    tolerance: float
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for an option that no mask can be found with."""
+        check_perturbation("perturbation", self.perturbation, self.num_levels)
+        check_grid(self.step, self.sigma)
+        check_variant(self.variant)
+        if isinstance(self.max_iter, bool) or not isinstance(self.max_iter, Integral) or self.max_iter < 1:
+            raise ValueError(f"max_iter={self.max_iter!r} is no number of iterations; an int >= 1 is accepted.")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
+            raise ValueError(f"seed={self.seed!r} is no seed; an int, or None for every second flip, is accepted.")
+        number = isinstance(self.tolerance, (int, float)) and not isinstance(self.tolerance, bool)
+        if not number or not 0 <= self.tolerance < math.inf:
+            raise ValueError(f"tolerance={self.tolerance!r} is no change of a parameter; a number >= 0 is accepted.")
+
+    def flips(self) -> list[bool]:
+        """Whether the perturbed tensors are flipped, by iteration: each second, or by chance with a seed."""
+        if not self.jitter or self.seed is None:
+            return [self.jitter and t % 2 == 0 for t in range(self.max_iter)]
+        drawn = torch.rand(self.max_iter, generator=torch.Generator().manual_seed(self.seed)) < 0.5
+        flips: list[bool] = drawn.tolist()
+        return flips
+
+
+def check_variant(variant: Any) -> None:
+    """Raise ``ValueError`` for an unknown game."""
+    if variant not in VARIANTS:
+        raise ValueError(f"variant={variant!r} is unknown; one of {', '.join(VARIANTS)} is accepted.")
+
+
+class _Rows(NamedTuple):
+    """The rows that are still searched for."""
+
+    number: Tensor
+    image: Tensor
+    reference: Tensor  # the sorted mask that their area asks for
+    parameters: Tensor
+    velocity: Tensor
+    moved: Tensor  # the largest step of a parameter since the last look
+
+    def take(self, index: Tensor) -> "_Rows":
+        return _Rows(*(tensor[index.to(tensor.device)] for tensor in self))
+
+
+def _start(images: Sequence[int], areas: Sequence[float], generator: MaskGenerator, like: Tensor) -> _Rows:
+    positions = math.prod(generator.shape_out)
+    low = torch.tensor([int(positions * (1 - area)) for area in areas], device=like.device)
+    parameters = like.new_ones(len(areas), 1, *generator.shape_in)
+    return _Rows(
+        torch.arange(len(areas)),
+        torch.tensor(images),
+        (torch.arange(positions, device=like.device) >= low[:, None]).to(like.dtype),
+        parameters,
+        torch.zeros_like(parameters),
+        like.new_zeros(len(areas)),
+    )
+
+
+def find_masks(
+    x: Tensor,
+    images: Sequence[int],
+    areas: Sequence[float],
+    reward: Reward,
+    search: Search,
+    report: Callable[[int, Tensor], Any] | None = None,
+    watched: Callable[[], list[Tensor]] = list,
+) -> tuple[Tensor, Tensor]:
+    """Masks (R, 1, h, w) of tensors (N, C, h, w), and energies (R, 2, ``max_iter``): reward and area term.
+
+    Row r has its ``images[r]`` and ``areas[r]``. ``report(iteration, energies)`` is called with (R, 2) of them.
+    The tensors ``watched`` after an evaluation are given their gradient. Precision is float32 or more.
+    """
+    like = x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
+    generator = MaskGenerator(x.shape[2:], search.step, search.sigma).to(like)
+    pyramid = Perturbation(x.to(like), search.num_levels, type=search.perturbation)
+    rows = _start(images, areas, generator, like)
+    masks = like.new_empty(len(areas), 1, *x.shape[2:])
+    energies = like.new_empty(len(areas), 2, search.max_iter)
+    for t, flip in enumerate(search.flips()):
+        rows.parameters.requires_grad_()
+        with torch.enable_grad():
+            mask, full = generator.generate(rows.parameters)
+            perturbed = _perturb(pyramid, mask, rows.image, search.variant).to(x.dtype)
+            rewards = reward(perturbed.flip(3) if flip else perturbed, rows.number)
+            sorted_mask = full.flatten(1).sort(dim=1, stable=True)[0]  # the many ties at the start decide where it goes
+            area = (sorted_mask - rows.reference).square().mean(1) * -(_AREA_WEIGHT * _AREA_GROWTH**t)
+            gradient = _differentiate((rewards + area).sum(), rows.parameters, watched())
+        at = rows.number.to(x.device)
+        energies[at, :, t] = torch.stack([rewards, area], 1).detach()
+        if report is not None:
+            report(t, energies[:, :, t].clone())
+        masks[at] = mask.detach()
+        rows = _climb(rows, gradient, first=t == 0)
+        if search.tolerance and (t + 1) % _CHECK_EVERY == 0:
+            rows = _let_go(rows, energies, t, search.tolerance)
+            if not len(rows.number):
+                break
+    return masks, energies
+
+
+def _perturb(pyramid: Perturbation, mask: Tensor, images: Tensor, variant: str) -> Tensor:
+    if variant == DUAL_VARIANT:
+        return pyramid.apply(torch.cat([mask, 1 - mask]), images.repeat(2))
+    return pyramid.apply(mask if variant == PRESERVE_VARIANT else 1 - mask, images)
+
+
+def _differentiate(energy: Tensor, parameters: Tensor, watched: list[Tensor]) -> Tensor:
+    gradient, *others = torch.autograd.grad(energy, [parameters, *watched], allow_unused=True)
+    for x, dx in zip(watched, others, strict=True):
+        x.grad = dx
+    return gradient
+
+
+def _climb(rows: _Rows, gradient: Tensor, first: bool) -> _Rows:
+    """A step of gradient ascent with momentum; the first is not dampened, as in ``torch.optim.SGD``."""
+    velocity = gradient if first else _MOMENTUM * rows.velocity + (1 - _MOMENTUM) * gradient
+    before = rows.parameters.detach()
+    parameters = (before + _LEARNING_RATE * velocity).clamp(0, 1)
+    moved = torch.maximum(rows.moved, (parameters - before).abs().flatten(1).amax(1))
+    return rows._replace(parameters=parameters, velocity=velocity, moved=moved)
+
+
+def _let_go(rows: _Rows, energies: Tensor, t: int, tolerance: float) -> _Rows:
+    """The rows that still move; the others keep the energy that they have reached."""
+    calm = (rows.moved < tolerance).cpu()
+    done = rows.number[calm].to(energies.device)
+    energies[done, :, t + 1 :] = energies[done, :, t : t + 1]
+    return rows._replace(moved=torch.zeros_like(rows.moved)).take((~calm).nonzero().flatten())

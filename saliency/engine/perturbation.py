@@ -1,0 +1,225 @@
+"""Perturbations of a tensor, graded by a mask, and smooth masks grown from a coarse grid of parameters."""
+
+import math
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from saliency.engine.maps import imsmooth
+
+BLUR_PERTURBATION = "blur"
+FADE_PERTURBATION = "fade"
+PERTURBATIONS = (BLUR_PERTURBATION, FADE_PERTURBATION)
+POOLING_METHODS = ("softmax", "sum", "sigmoid")
+
+_COLDNESS = 20
+_CPU_BLOCK = 2**18  # elements of a block of phases: on a CPU it should stay in the cache, elsewhere be large
+_DEVICE_BLOCK = 2**24
+
+
+class Perturbation:
+    r"""Images perturbed more and more: a pyramid, from which a mask picks a strength at every position.
+
+    .. math:: y_l = g_{\sigma_l} \ast x, \; \sigma_l = \sigma_{\max} \left(1 - \tfrac{l}{L-1}\right)
+              \quad \text{or} \quad y_l = \tfrac{l}{L-1} \, x
+
+    for ``type='blur'`` (a Gaussian, zeros around the image) or ``'fade'``. ``input`` is (N, C, H, W), ``pyramid``
+    (N * L, C, H, W), the ``num_levels`` L of an image one after the other; the last is the image itself.
+    Raises ``ValueError`` for an argument that makes no pyramid. Fong et al., ICCV 2019.
+
+    >>> Perturbation(torch.ones(1, 1, 2, 2), num_levels=3, type='fade').apply(torch.full((1, 1, 2, 2), 0.25))[0, 0]
+    tensor([[0.2500, 0.2500],
+            [0.2500, 0.2500]])
+    """
+
+    def __init__(
+        self,
+        input: Tensor,
+        num_levels: int = 8,
+        max_blur: float = 20,
+        type: str = BLUR_PERTURBATION,  # noqa: A002 - TorchRay's name
+    ) -> None:
+        if not isinstance(input, Tensor) or input.ndim != 4 or not input.is_floating_point():
+            raise ValueError("input= is no batch of images; a floating-point tensor (N, C, H, W) is accepted.")
+        check_perturbation("type", type, num_levels)
+        if not 0 < max_blur < math.inf:
+            raise ValueError(f"max_blur={max_blur!r} is no standard deviation; a number > 0 is accepted.")
+        self.type = type
+        self.num_levels = num_levels
+        last = num_levels - 1
+        with torch.no_grad():
+            if type == BLUR_PERTURBATION:
+                levels = [imsmooth(input, max_blur * (last - level) / last) for level in range(num_levels)]
+            else:
+                levels = [input * (level / last) for level in range(num_levels)]
+            self.pyramid = torch.stack(levels, 1).flatten(0, 1)
+
+    def apply(self, mask: Tensor, images: Tensor | None = None) -> Tensor:
+        """The perturbed images (B, C, H, W) of masks (B, 1, H, W) in [0, 1]: 1 keeps, 0 perturbs most.
+
+        Levels are interpolated linearly. ``images`` is the image of every mask, a LongTensor (B,); left out, the masks
+        are those of the first image, then as many of the second, and so on.
+        """
+        if images is None:
+            count = len(self.pyramid) // self.num_levels
+            images = torch.arange(count, device=mask.device).repeat_interleave(len(mask) // count)
+        level = mask * (self.num_levels - 1)
+        below = level.detach().floor()
+        first = (images.to(mask.device) * self.num_levels).view(-1, 1, 1, 1)
+        size = (-1, self.pyramid.shape[1], -1, -1)
+        lower = self.pyramid.gather(0, (first + below.long()).expand(size))
+        upper = self.pyramid.gather(0, (first + (below.long() + 1).clamp(max=self.num_levels - 1)).expand(size))
+        return torch.lerp(lower, upper, level - below)
+
+    def to(self, dev: Any) -> "Perturbation":
+        """Move the pyramid to a device, or as ``Tensor.to`` says; returns itself."""
+        self.pyramid = self.pyramid.to(dev)
+        return self
+
+
+def check_perturbation(argument: str, type: Any, num_levels: Any) -> None:  # noqa: A002 - as above
+    """Raise ``ValueError`` for an unknown perturbation, or fewer than two levels of it."""
+    if type not in PERTURBATIONS:
+        raise ValueError(f"{argument}={type!r} is unknown; one of {', '.join(PERTURBATIONS)} is accepted.")
+    if isinstance(num_levels, bool) or not isinstance(num_levels, Integral) or num_levels < 2:
+        raise ValueError(f"num_levels={num_levels!r} is no number of levels; an int >= 2 is accepted.")
+
+
+def check_grid(step: Any, sigma: Any) -> None:
+    """Raise ``ValueError`` for a grid of mask parameters that cannot be."""
+    if isinstance(step, bool) or not isinstance(step, (int, float)) or int(step) != step or step < 1:
+        raise ValueError(f"step={step!r} is no number of positions; an int >= 1 is accepted.")
+    if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 < sigma < math.inf:
+        raise ValueError(f"sigma={sigma!r} is no number of positions; a number > 0 is accepted.")
+
+
+class MaskGenerator:
+    r"""Smooth masks from a coarse grid of parameters, a cell every ``step`` positions.
+
+    .. math:: m_u = \operatorname{pool}_i \, k(\|u - u_i\| / \sigma) \, \bar m_i, \quad
+              k(d) = e^{-2 \max(0, d - 1/2)^2}, \quad
+              \operatorname{pool}_i z_i = \frac{\sum_i z_i e^{20 z_i}}{\sum_i e^{20 z_i}}
+
+    over the window of cells around u: a smooth maximum; ``pooling_method`` ``'sum'`` adds up, ``'sigmoid'`` is
+    :math:`1 / (1 + e^{3 - 20 \sum_i z_i})`. ``clamp`` keeps masks in [0, 1]. The mask of ``shape`` stands in one with
+    a margin of ``sigma`` around it, of ``shape_out``; parameters have ``shape_in``. Fong et al., ICCV 2019.
+
+    >>> generator = MaskGenerator((14, 21), step=7, sigma=7)
+    >>> generator.generate(torch.ones(2, 1, *generator.shape_in))[0].shape
+    torch.Size([2, 1, 14, 21])
+    """
+
+    def __init__(
+        self, shape: Sequence[int], step: int, sigma: float, clamp: bool = True, pooling_method: str = "softmax"
+    ) -> None:
+        check_grid(step, sigma)
+        if pooling_method not in POOLING_METHODS:
+            raise ValueError(
+                f"pooling_method={pooling_method!r} is unknown; one of {', '.join(POOLING_METHODS)} is accepted."
+            )
+        self.shape, self.step, self.sigma = tuple(shape), int(step), sigma
+        self.clamp, self.pooling_method = clamp, pooling_method
+        self.margin = sigma
+        self.padding = 1 + math.ceil(2 * sigma / step)
+        self.radius = 1 + math.ceil(sigma / step)
+        self.shape_in = tuple(math.ceil(side / step) for side in self.shape)
+        # Where step and sigma do not divide, TorchRay's grid may end before the image does.
+        reach = [math.ceil((round(sigma) + side - 1) / step) + 1 for side in self.shape]
+        inner = [side + 2 * (self.padding - self.radius) for side in self.shape_in]
+        self.shape_mid = tuple(map(max, inner, reach))
+        self.shape_up = tuple(self.step * side for side in self.shape_mid)
+        self.shape_out = tuple(side - self.step + 1 for side in self.shape_up)
+        self.weight = self._kernel()
+
+    def _kernel(self) -> Tensor:
+        """Weights (step², window²): they depend only on where in its cell a position is, and on the other cell."""
+        phase = torch.arange(self.step, dtype=torch.float64)[:, None]
+        cell = torch.arange(2 * self.radius + 1) - self.padding
+        offset = phase - self.margin - self.step * cell
+        distance = torch.hypot(offset[:, None, :, None], offset[None, :, None, :]) / self.sigma
+        return torch.exp(-2 * (distance - 0.5).clamp(min=0) ** 2).flatten(2).flatten(0, 1)
+
+    def generate(self, mask_in: Tensor) -> tuple[Tensor, Tensor]:
+        """The masks (B, 1, *shape) and those with margin (B, 1, *shape_out), of parameters (B, 1, *shape_in).
+
+        Parameters are in [0, 1]; beyond 4, the smooth maximum overflows in float32.
+        """
+        if mask_in.shape[1:] != (1, *self.shape_in):
+            raise ValueError(f"mask_in={tuple(mask_in.shape)} does not fit; (B, 1, *{self.shape_in}) is accepted.")
+        dtype = torch.promote_types(mask_in.dtype, torch.float32)
+        window = 2 * self.radius + 1
+        after = [
+            mid + window - 1 - side - self.padding for mid, side in zip(self.shape_mid, self.shape_in, strict=True)
+        ]
+        with torch.autocast(mask_in.device.type, enabled=False):
+            padded = F.pad(mask_in.to(dtype), (self.padding, after[1], self.padding, after[0]))
+            pooled = self._pool(F.unfold(padded, window), self.weight.to(padded))
+            full = F.pixel_shuffle(pooled.unflatten(2, self.shape_mid), self.step)
+        height, width = self.shape_out
+        full = full[:, :, :height, :width].to(mask_in.dtype)
+        full = full.clamp(0, 1) if self.clamp else full
+        top = round(self.margin)
+        return full[:, :, top : top + self.shape[0], top : top + self.shape[1]], full
+
+    def _pool(self, cells: Tensor, weight: Tensor) -> Tensor:
+        if self.pooling_method == "softmax":
+            pooled: Tensor = _SmoothMaximum.apply(cells, weight)
+            return pooled
+        total = weight @ cells
+        return total if self.pooling_method == "sum" else torch.sigmoid(_COLDNESS * total - 3)
+
+    def to(self, dev: Any) -> "MaskGenerator":
+        """Move the weights to a device, or as ``Tensor.to`` says; returns itself."""
+        self.weight = self.weight.to(dev)
+        return self
+
+
+class _SmoothMaximum(torch.autograd.Function):
+    r"""The smooth maximum :math:`m_p = \sum_k z e^{20 z} / \sum_k e^{20 z}, \; z = w_{pk} c_k` of (B, K, L) cells.
+
+    .. math:: \frac{\partial m_p}{\partial c_k} = w_{pk} \frac{e^{20 z}}{\sum_j e^{20 z_j}} (1 + 20 (z - m_p))
+
+    (B, P, L). The K * P products per position are made block by block, and again in the backward pass: kept, they are
+    hundreds of megabytes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, weight: Tensor) -> Tensor:
+        mask = cells.new_empty(len(cells), len(weight), cells.shape[2])
+        total = torch.empty_like(mask)
+        for block, y, exponential in _blocks(cells, weight):
+            torch.sum(exponential, 2, out=total[:, block])
+            torch.sum(y.mul_(exponential), 2, out=mask[:, block])
+        mask.div_(total).div_(_COLDNESS)
+        ctx.save_for_backward(cells, weight, mask, total)
+        return mask
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        cells, weight, mask, total = ctx.saved_tensors
+        slope = gradient / total
+        constant = slope * (1 - _COLDNESS * mask)
+        result = torch.zeros_like(cells)
+        for block, y, exponential in _blocks(cells, weight):
+            torch.addcmul(constant[:, block, None], slope[:, block, None], y, out=y).mul_(exponential)
+            for per_phase, w in zip(y.unbind(1), weight[block], strict=True):
+                result.addcmul_(per_phase, w[:, None])
+        return result, None
+
+
+def _blocks(cells: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Blocks of phases, each with :math:`20 z` and :math:`e^{20 z}`, (B, phases, K, L), in buffers used again."""
+    largest = _CPU_BLOCK if cells.device.type == "cpu" else _DEVICE_BLOCK
+    size = min(len(weight), max(1, largest // cells.numel()))
+    y, exponential = (cells.new_empty(len(cells), size, *cells.shape[1:]) for _ in range(2))
+    for start in range(0, len(weight), size):
+        block = slice(start, start + size)
+        hot = (_COLDNESS * weight[block])[:, :, None]
+        z = torch.mul(cells[:, None], hot, out=y[:, : len(hot)])
+        yield block, z, torch.exp(z, out=exponential[:, : len(hot)])

@@ -1,0 +1,259 @@
+"""Extremal perturbations: the smooth mask of a given area that keeps, or destroys, most of a score."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from saliency.engine.contexts import NullContext
+from saliency.engine.driver import Maps
+from saliency.engine.forward import Call, Input, make_call, make_site, recording
+from saliency.engine.layers import Layer, unwrap
+from saliency.engine.maps import Layout, Resize, check_map_options, finish_map, imsmooth
+from saliency.engine.mask_search import DUAL_VARIANT, PRESERVE_VARIANT, Reward, Search, check_variant, find_masks
+from saliency.engine.perturbation import BLUR_PERTURBATION
+from saliency.engine.probe import attach_debug_probes
+from saliency.engine.state import evaluating, model_dtype
+from saliency.engine.tail import Evaluate, replacing_input, replacing_layer
+from saliency.engine.targets import Target, class_indices, describe, score_of, select_scores, split_targets, take_rows
+
+RewardFunction: TypeAlias = Callable[..., Tensor]  # reward_func(activation, target, variant=variant)
+
+
+def simple_reward(activation: Tensor, target: int | Tensor, variant: str) -> Tensor:
+    r"""The score of every mask: :math:`y_c` to preserve, :math:`-y_c` to delete, their sum for both at once.
+
+    ``activation`` is (B, C) or (B, C, h, w), ``target`` a channel or one for every row, a LongTensor (B,). For
+    ``'dual'``, the first half of the rows is what the masks keep, the second what they delete. Returns (B, ...), or
+    (B / 2, ...). Raises ``ValueError`` for a variant or channel that is not there.
+
+    >>> simple_reward(torch.tensor([[1.0, 2.0], [3.0, 5.0]]), 1, 'dual')
+    tensor([-3.])
+    """
+    return _play(activation.gather(1, _channel(activation, target)).squeeze(1), variant)
+
+
+def contrastive_reward(activation: Tensor, target: int | Tensor, variant: str) -> Tensor:
+    r"""How far the score is above the largest other one of the same mask: :math:`y_c - \max_{c' \neq c} y_{c'}`.
+
+    Variants, shapes and errors as for :func:`simple_reward`; an activation of a single channel is an error too.
+
+    >>> contrastive_reward(torch.tensor([[1.0, 2.0, 5.0], [3.0, 5.0, 4.0]]), 1, 'preserve')
+    tensor([-3.,  1.])
+    """
+    index = _channel(activation, target)
+    if activation.shape[1] < 2:
+        raise ValueError(
+            f"activation={tuple(activation.shape)} has no other channel to compare with; two or more are accepted."
+        )
+    others = activation.scatter(1, index, -math.inf).max(1).values
+    return _play(activation.gather(1, index).squeeze(1) - others, variant)
+
+
+def _channel(activation: Tensor, target: int | Tensor) -> Tensor:
+    """The index of the target's channel, shaped like an activation of one channel."""
+    if isinstance(target, Tensor) and target.shape == activation.shape[:1]:  # not looked into: that waits for a GPU
+        index = target.to(activation.device).view(-1, *[1] * (activation.ndim - 1))
+    else:
+        index = class_indices(activation, target)
+    return index.expand_as(activation[:, :1])
+
+
+def _play(score: Tensor, variant: str) -> Tensor:
+    check_variant(variant)
+    if variant != DUAL_VARIANT:
+        return score if variant == PRESERVE_VARIANT else -score
+    if len(score) % 2:
+        raise ValueError(f"activation= of {len(score)} rows has no two halves; an even number of rows is accepted.")
+    kept, deleted = score.chunk(2)
+    return kept - deleted
+
+
+def extremal_perturbation(
+    model: Module,
+    input: Input,
+    target: Target,
+    areas: float | Sequence[float] = (0.1,),
+    perturbation: str = BLUR_PERTURBATION,
+    max_iter: int = 800,
+    num_levels: int = 8,
+    step: int = 7,
+    sigma: float = 21,
+    jitter: bool = True,
+    variant: str = PRESERVE_VARIANT,
+    print_iter: Callable[[int, Tensor], Any] | None = None,
+    debug: bool = False,
+    reward_func: RewardFunction = simple_reward,
+    resize: Resize = False,
+    resize_mode: str = "bilinear",
+    smooth: float = 0,
+    *,
+    saliency_layer: Layer = "",
+    seed: int | None = None,
+    tolerance: float = 0,
+    additional_forward_args: Any = None,
+    forward_kwargs: Mapping[str, Any] | None = None,
+    layout: Layout = None,
+) -> Any:
+    r"""Masks (R, 1, h, w) in [0, 1] and their energies (R, 2, ``max_iter``): reward and area term by iteration.
+
+    .. math:: m_a = \arg\max_m \Phi(m \otimes x) - \lambda \, \| \operatorname{vecsort}(m) - r_a \|^2
+
+    One row for each image, target and area :math:`a`, in that order: :math:`r_a` is 0, then 1 on a share a of the
+    mask. ``sigma`` and ``step`` shape it (:class:`MaskGenerator`), :class:`Perturbation` applies it, ``reward_func``
+    is :math:`\Phi`. ``jitter`` flips every second evaluation, at random with a ``seed``. ``smooth`` is a fraction of
+    the shorter side. ``saliency_layer``: perturb an activation instead of the image; step and sigma count its
+    positions. ``tolerance``: masks whose parameters moved less in 10 iterations stay as they are, and cost nothing
+    more. ``print_iter(iteration, energies)`` is called with the (R, 2) energies; ``debug`` adds probes of the last
+    evaluation. Other arguments: see :func:`saliency`. Raises ``ValueError``. Fong, Patrick, Vedaldi, ICCV 2019.
+    """
+    search = Search(perturbation, max_iter, num_levels, step, sigma, jitter, variant, seed, tolerance)
+    shares = _check(search, areas, reward_func, print_iter, saliency_layer)
+    check_map_options(resize, resize_mode, smooth, layout)
+    model = unwrap(model)
+    call = make_call(input, additional_forward_args, forward_kwargs)
+    image = call.inputs[_image_at(call)]
+    with evaluating(model), ExitStack() as stack:
+        x, evaluate = _perturbed(model, call, saliency_layer, target, layout)
+        reward = _reward(evaluate, target, len(x), len(shares), reward_func, variant)
+        copies = len(split_targets(target)) * len(shares)
+        probes = attach_debug_probes(model, debug)
+        watching = [stack.enter_context(probe) for probe in (probes or {}).values()]
+        masks, energies = find_masks(
+            x,
+            [row // copies for row in range(len(x) * copies)],
+            shares * (len(x) * copies // len(shares)),
+            reward,
+            search,
+            print_iter,
+            lambda: [tensor for probe in watching for tensor in probe.data],
+        )
+    masks = finish_map(masks.to(model_dtype(model, image)), image, resize, resize_mode, 0)
+    masks = imsmooth(masks, smooth * min(masks.shape[2:])) if smooth > 0 else masks
+    return (masks, energies, probes) if debug else (masks, energies)
+
+
+def _check(search: Search, areas: Any, reward_func: Any, print_iter: Any, layer: Any) -> list[float]:
+    """The areas, if everything that does not depend on the model can be used."""
+    search.check()
+    shares = list(areas) if hasattr(areas, "__len__") and not isinstance(areas, str) else [areas]
+    if not shares or not all(isinstance(share, (int, float)) and 0 < share <= 1 for share in shares):
+        raise ValueError(f"areas={areas!r} are no shares of the mask; a number in (0, 1] or several are accepted.")
+    if not callable(reward_func):
+        raise ValueError(f"reward_func={reward_func!r} is not callable; a function such as simple_reward is accepted.")
+    if not (print_iter is None or callable(print_iter)):
+        raise ValueError(
+            f"print_iter={print_iter!r} is no function; a callback print_iter(iteration, energies) is accepted."
+        )
+    if isinstance(layer, (list, tuple)):
+        raise ValueError(f"saliency_layer={layer!r} is no layer; one name or module, '' or None is accepted.")
+    return shares
+
+
+def _image_at(call: Call) -> int:
+    """Which of the inputs is the image."""
+    return next((at for at, tensor in enumerate(call.inputs) if tensor.ndim > 2), 0)
+
+
+def _perturbed(model: Module, call: Call, layer: Layer, target: Target, layout: Layout) -> tuple[Tensor, Evaluate]:
+    """What is perturbed, (N, C, h, w), and how to evaluate the model in its place; the target is checked with it."""
+    site, at = make_site(model, layer, call), _image_at(call)
+    image = call.inputs[at]
+    if not site.name and (image.ndim != 4 or not image.is_floating_point()):
+        raise ValueError(f"input={tuple(image.shape)} has no grid; a floating-point (N, C, H, W) is accepted.")
+    place = 0 if site.name else sum(tensor.is_floating_point() for tensor in call.inputs[:at])
+    # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on.
+    for record_all in (False, True):
+        run = recording(model, call, [site], NullContext)
+        with torch.set_grad_enabled(record_all), run as (output, recorded):
+            scores = [score_of(output, column, len(image)).sum() for column in split_targets(target)]
+            reached = _depends(torch.stack(scores).sum(), recorded[0][place])
+        if reached and not site.name:
+            return replacing_input(model, call, at)
+        if reached:
+            return replacing_layer(model, call, site, image.shape[2:], layout, record_all)
+    raise ValueError(
+        f"saliency_layer={site.name!r} is reached by no gradient: the score does not depend on it, or is computed "
+        "without gradients; a layer on the way to the score is accepted."
+    )
+
+
+def _depends(score: Tensor, x: Tensor) -> bool:
+    return score.requires_grad and torch.autograd.grad(score, x, allow_unused=True)[0] is not None
+
+
+def _reward(
+    evaluate: Evaluate, target: Target, samples: int, areas: int, reward_func: RewardFunction, variant: str
+) -> Reward:
+    """The reward of perturbed tensors: of their activation for a class, or of the only score of any other target."""
+    columns = [take_rows(column, torch.arange(samples), samples) for column in split_targets(target)]
+    indices = isinstance(columns[0], Tensor) and not columns[0].is_floating_point()
+    classes = torch.stack(columns, 1).cpu() if indices else None
+
+    def activation_of(output: Any, images: Tensor) -> Tensor:
+        if classes is None:
+            return score_of(output, take_rows(target, images, samples), len(images))[:, None]
+        activation: Tensor = select_scores(output, 0, len(images))[0]
+        return activation
+
+    def reward(tensors: Tensor, rows: Tensor) -> Tensor:
+        rows_twice = rows.repeat(len(tensors) // len(rows))
+        columns = rows_twice // areas
+        images = columns // (1 if classes is None else classes.shape[1])
+        parts = [(where, activation_of(output, images[where])) for where, output in evaluate(tensors, images)]
+        order = torch.cat([where for where, _ in parts]).argsort().to(tensors.device)
+        activation = torch.cat([part for _, part in parts])[order]
+        chosen = torch.zeros(1, dtype=torch.long) if classes is None else classes.flatten()[columns]
+        same = bool((chosen == chosen[0]).all())
+        result = reward_func(activation, int(chosen[0]) if same else chosen.to(activation.device), variant=variant)
+        if not isinstance(result, Tensor) or result.shape[:1] != rows.shape:
+            raise ValueError(
+                f"reward_func={reward_func!r} returned {describe(result)}; {len(rows)} rows of rewards are accepted."
+            )
+        return result.reshape(len(rows), -1).mean(1)
+
+    return reward
+
+
+def extremal_perturbation_map(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer = "",
+    areas: float | Sequence[float] = (0.025, 0.05, 0.1, 0.2),
+    *,
+    max_iter: int = 800,
+    resize: Resize = False,
+    resize_mode: str = "bilinear",
+    smooth: float = 0,
+    debug: bool = False,
+    progress: Callable[[int, int], Any] | None = None,
+    **options: Any,
+) -> Maps:
+    r"""Extremal perturbations as a map (N, 1, h, w): the sum of the masks over the areas, 0 to their number.
+
+    .. math:: s = \sum_a m_a
+
+    A position counts the more, the smaller the areas that hold it. (N, K, h, w) for K targets; ``resize`` and
+    ``smooth`` as for every map; ``progress(done, max_iter)`` is called after every iteration.
+    Fong et al., ICCV 2019. Options and errors: see :func:`extremal_perturbation`.
+
+    >>> from saliency.scenes import make_scene, scene_network
+    >>> image = make_scene(0).image[None]
+    >>> extremal_perturbation_map(scene_network(), image, 0, areas=(0.1, 0.2), max_iter=2).shape
+    torch.Size([1, 1, 128, 128])
+    """
+    check_map_options(resize, resize_mode, smooth, options.get("layout"))
+    if progress is not None:
+        options.setdefault("print_iter", lambda iteration, energies: progress(iteration + 1, max_iter))
+    options |= {"max_iter": max_iter, "saliency_layer": saliency_layer, "debug": debug}
+    masks, _, *probes = extremal_perturbation(model, input, target, areas, **options)
+    call = make_call(input)
+    count = 1 if isinstance(areas, (int, float)) else len(areas)
+    saliency = masks.unflatten(0, (len(call.inputs[0]), -1, count)).sum(2).squeeze(2)
+    saliency = finish_map(saliency, call.inputs[_image_at(call)], resize, resize_mode, smooth)
+    return (saliency, *probes) if debug else saliency
