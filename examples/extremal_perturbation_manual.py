@@ -13,7 +13,7 @@ for i in range(50):
     saliency, full = generator.generate(parameters)
     score = model(blur.apply(saliency).flip([3] * (i % 2 == 0)))[0, scene.objects[0].label]
     wanted = (torch.arange(full.numel()) >= int(full.numel() * (1 - 0.1))).float()
-    area = (full.flatten().sort(stable=True)[0] - wanted).square().mean() * 300 * 1.0035**i
+    area = (full.flatten().sort()[0] - wanted).square().mean() * 300 * 1.0035**i
     (gradient,) = torch.autograd.grad(score - area, parameters)
     velocity = gradient if i == 0 else 0.9 * velocity + 0.1 * gradient
     parameters = (parameters.detach() + 0.01 * velocity).clamp(0, 1).requires_grad_()

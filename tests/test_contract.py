@@ -45,6 +45,11 @@ def skip_if_not_made_for(method: MethodCase, case: ModelCase) -> None:
         pytest.skip("the layer that is explained is the classifier itself")
 
 
+def skip_if_averaged(method: MethodCase) -> None:
+    if method.name == "extremal_perturbation":
+        pytest.skip("its reward is the mean over the positions, as in TorchRay")
+
+
 def needs(method: MethodCase, *things: str) -> None:
     for thing in things:
         if thing in method.lacks:
@@ -167,7 +172,8 @@ def test_dtypes(method, case, dtype):
     expected = explain(method, case, resize=True, smooth=0.05)
     assert result.dtype == dtype
     assert result.isfinite().all()
-    if dtype == torch.float32 and case is cases.IN_PLACE:
+    searches = method.name == "extremal_perturbation"  # at its start rounding decides, between positions that tie
+    if dtype == torch.float32 and case is cases.IN_PLACE and not searches:
         torch.testing.assert_close(result.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -242,6 +248,7 @@ def test_k_targets_are_the_k_single_calls(method, case):
 @pytest.mark.parametrize("method", METHODS)
 def test_dense_outputs(method):
     """An int selects its channel everywhere, a tuple one position of it."""
+    skip_if_averaged(method)
     case = cases.DENSE
     skip_if_not_made_for(method, case)
     everywhere = torch.zeros(2, 4, 11, 14, dtype=torch.float64)
@@ -994,7 +1001,8 @@ def test_debug_gives_the_same_map_and_the_probes(method):
     close(result[0], explain(method, cases.IN_PLACE))
     names = ["" if name == "" else name for name, _ in cases.IN_PLACE.model().named_modules()]
     assert list(result[1]) == names
-    assert result[1]["features"].data[0].shape == (2, 6, 6, 7)
+    assert result[1]["features"].data[0].shape[1:] == (6, 6, 7)
+    assert len(result[1]["features"].data[0]) == 2 or "batch" in method.lacks
 
 
 def test_models_are_copied_and_saved_after_a_call():
@@ -1006,4 +1014,5 @@ def test_models_are_copied_and_saved_after_a_call():
     twin = copy.deepcopy(model)
     assert set(vars(twin)) == before
     assert not any(isinstance(value, types.FunctionType) for value in vars(model).values())
-    assert torch.equal(saliency.grad_cam(twin, cases.IN_PLACE.input(), 1), explain(METHOD_CASES[7], cases.IN_PLACE))
+    grad_cam = next(method for method in METHOD_CASES if method.name == "grad_cam")
+    assert torch.equal(grad_cam(twin, cases.IN_PLACE.input(), 1), explain(grad_cam, cases.IN_PLACE))

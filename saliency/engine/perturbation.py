@@ -134,21 +134,18 @@ class MaskGenerator:
         self.shape_mid = tuple(map(max, inner, reach))
         self.shape_up = tuple(self.step * side for side in self.shape_mid)
         self.shape_out = tuple(side - self.step + 1 for side in self.shape_up)
-        self.weight = self._kernel()
+        self.weight = self._kernel(torch.float32)
 
-    def _kernel(self) -> Tensor:
+    def _kernel(self, dtype: torch.dtype) -> Tensor:
         """Weights (step², window²): they depend only on where in its cell a position is, and on the other cell."""
-        phase = torch.arange(self.step, dtype=torch.float64)[:, None]
+        phase = torch.arange(self.step, dtype=dtype)[:, None]
         cell = torch.arange(2 * self.radius + 1) - self.padding
-        offset = phase - self.margin - self.step * cell
-        distance = torch.hypot(offset[:, None, :, None], offset[None, :, None, :]) / self.sigma
+        squared = (phase - (self.margin + self.step * cell)) ** 2
+        distance = torch.sqrt(squared[:, None, :, None] + squared[None, :, None, :]) / self.sigma
         return torch.exp(-2 * (distance - 0.5).clamp(min=0) ** 2).flatten(2).flatten(0, 1)
 
     def generate(self, mask_in: Tensor) -> tuple[Tensor, Tensor]:
-        """The masks (B, 1, *shape) and those with margin (B, 1, *shape_out), of parameters (B, 1, *shape_in).
-
-        Parameters are in [0, 1]; beyond 4, the smooth maximum overflows in float32.
-        """
+        """The masks (B, 1, *shape) and those with margin (B, 1, *shape_out), of parameters (B, 1, *shape_in)."""
         if mask_in.shape[1:] != (1, *self.shape_in):
             raise ValueError(f"mask_in={tuple(mask_in.shape)} does not fit; (B, 1, *{self.shape_in}) is accepted.")
         dtype = torch.promote_types(mask_in.dtype, torch.float32)
@@ -175,7 +172,8 @@ class MaskGenerator:
 
     def to(self, dev: Any) -> "MaskGenerator":
         """Move the weights to a device, or as ``Tensor.to`` says; returns itself."""
-        self.weight = self.weight.to(dev)
+        moved = self.weight.to(dev)
+        self.weight = moved if moved.dtype == torch.float32 else self._kernel(moved.dtype).to(moved.device)
         return self
 
 
@@ -191,22 +189,26 @@ class _SmoothMaximum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cells: Tensor, weight: Tensor) -> Tensor:
         mask = cells.new_empty(len(cells), len(weight), cells.shape[2])
-        total = torch.empty_like(mask)
-        for block, y, exponential in _blocks(cells, weight):
-            torch.sum(exponential, 2, out=total[:, block])
-            torch.sum(y.mul_(exponential), 2, out=mask[:, block])
-        mask.div_(total).div_(_COLDNESS)
-        ctx.save_for_backward(cells, weight, mask, total)
+        inverse = torch.empty_like(mask)
+        for block, z, y in _blocks(cells, weight):
+            torch.mul(cells[:, None], weight[block, :, None], out=z)
+            # In TorchRay's order of operations: where masks tie, as at the start of a search, rounding decides.
+            share = torch.softmax(torch.mul(z, _COLDNESS, out=y), 2)
+            torch.div(share[:, :, 0], y[:, :, 0].exp(), out=inverse[:, block])
+            torch.sum(share.mul_(z), 2, out=mask[:, block])
+        ctx.save_for_backward(cells, weight, mask, inverse)
         return mask
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        cells, weight, mask, total = ctx.saved_tensors
-        slope = gradient / total
+        cells, weight, mask, inverse = ctx.saved_tensors
+        slope = gradient * inverse
         constant = slope * (1 - _COLDNESS * mask)
         result = torch.zeros_like(cells)
         for block, y, exponential in _blocks(cells, weight):
+            torch.mul(cells[:, None], _COLDNESS * weight[block, :, None], out=y)
+            torch.exp(y, out=exponential)
             torch.addcmul(constant[:, block, None], slope[:, block, None], y, out=y).mul_(exponential)
             for per_phase, w in zip(y.unbind(1), weight[block], strict=True):
                 result.addcmul_(per_phase, w[:, None])
@@ -214,12 +216,10 @@ class _SmoothMaximum(torch.autograd.Function):
 
 
 def _blocks(cells: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Blocks of phases, each with :math:`20 z` and :math:`e^{20 z}`, (B, phases, K, L), in buffers used again."""
+    """Blocks of phases, each with two buffers (B, phases, K, L) to compute in, which are used again."""
     largest = _CPU_BLOCK if cells.device.type == "cpu" else _DEVICE_BLOCK
     size = min(len(weight), max(1, largest // cells.numel()))
-    y, exponential = (cells.new_empty(len(cells), size, *cells.shape[1:]) for _ in range(2))
+    first, second = (cells.new_empty(len(cells), size, *cells.shape[1:]) for _ in range(2))
     for start in range(0, len(weight), size):
-        block = slice(start, start + size)
-        hot = (_COLDNESS * weight[block])[:, :, None]
-        z = torch.mul(cells[:, None], hot, out=y[:, : len(hot)])
-        yield block, z, torch.exp(z, out=exponential[:, : len(hot)])
+        phases = min(size, len(weight) - start)
+        yield slice(start, start + phases), first[:, :phases], second[:, :phases]
