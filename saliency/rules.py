@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from saliency.engine.contexts import Rule, is_inplace, relu_rules
-from saliency.engine.maps import safe_divide
 
 # Activations that are no ReLU but are used as one: the rules below act on their own derivative.
 _ACTIVATIONS = (
@@ -123,30 +122,33 @@ def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance:
     with torch.enable_grad(), torch.autocast(relevance.device.type, enabled=False):
         inputs = [x.detach().to(precision).requires_grad_() for x in inputs]
         results = function(*inputs)
-        denominator = F.hardshrink(results.detach(), nothing)
-        gradients = torch.autograd.grad(results, inputs, safe_divide(relevance.to(precision), denominator))
+    quotient = relevance.to(precision).div(results.detach()).masked_fill_(results.detach().abs() <= nothing, 0)
+    gradients = torch.autograd.grad(results, inputs, quotient)
     return [(x.detach() * dx).to(relevance.dtype) for x, dx in zip(inputs, gradients, strict=True)]
 
 
 class _Shared(torch.autograd.Function):
-    """An operation that shares out its relevance as the linear function of its inputs does."""
+    """An operation that shares out its relevance as a linear function of what is active of its inputs does."""
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], linear: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        ctx.linear = linear
-        ctx.save_for_backward(*inputs)
-        return function(*inputs)
+    def forward(
+        ctx: Any,
+        function: Callable[..., Tensor],
+        linear: Callable[..., Tensor],
+        active: Callable[[Tensor], Tensor],
+        keep: Callable[[Tensor], Tensor],
+        *inputs: Tensor,
+    ) -> Tensor:
+        ctx.linear, ctx.active = linear, active
+        ctx.save_for_backward(*map(keep, inputs))
+        output = function(*inputs)
+        if output is inputs[0]:
+            ctx.mark_dirty(output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, relevance: Tensor) -> tuple[Any, ...]:
-        return None, None, *shares(ctx.linear, ctx.saved_tensors, relevance)
-
-
-def _share_out(function: Callable[..., Tensor], linear: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    if not _recorded(*inputs):
-        return function(*inputs)
-    output: Tensor = _Shared.apply(function, linear, *inputs)
-    return output
+        return None, None, None, None, *shares(ctx.linear, [ctx.active(x) for x in ctx.saved_tensors], relevance)
 
 
 class PositivePart:
@@ -161,7 +163,7 @@ class PositivePart:
     def __call__(self, weight: Tensor) -> Tensor:
         weight, kind = weight.detach(), (weight.device, weight.dtype)
         if kind not in self._memory or self._memory[kind].numel() < weight.numel():
-            self._memory[kind] = weight.new_empty(weight.numel())
+            self._memory[kind] = weight.new_empty(1 << weight.numel().bit_length())  # room for a larger one
         memory = self._memory[kind][: weight.numel()].view(weight.shape)
         return torch.clamp(weight, min=0, out=memory)
 
@@ -180,20 +182,34 @@ def excite(
     Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016, equation 3.
     """
 
+    if not _recorded(input):
+        plain: Tensor = function(input, weight, bias, *args, **kwargs)
+        return plain
+
     def linear(x: Tensor) -> Tensor:
-        result: Tensor = function(x.clamp(min=0), excitatory(weight).to(x.dtype), None, *args, **kwargs)
+        result: Tensor = function(x, excitatory(weight).to(x.dtype), None, *args, **kwargs)
         return result
 
-    if function is F.linear and not weight.requires_grad:
-        input = input.clone()  # autograd itself would not keep it, so the model may go on to overwrite it
-    return _share_out(lambda x: function(x, weight, bias, *args, **kwargs), linear, input)
+    # What autograd itself would not keep, the model may go on to overwrite.
+    keep = torch.clone if function is F.linear and not weight.requires_grad else torch.Tensor.detach
+    output: Tensor = _Shared.apply(
+        lambda x: function(x, weight, bias, *args, **kwargs), linear, torch.relu, keep, input
+    )
+    return output
 
 
 def excite_mean(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Share out a mean, whose weights are all positive, among the active inputs."""
-    # Autograd itself keeps no input of a mean, so the model may go on to overwrite it.
-    kept = input.clone() if _recorded(input) else input
-    return _share_out(lambda x: function(x, *args, **kwargs), lambda x: function(x.clamp(min=0), *args, **kwargs), kept)
+    if not _recorded(input):
+        plain: Tensor = function(input, *args, **kwargs)
+        return plain
+
+    def mean(x: Tensor) -> Tensor:
+        result: Tensor = function(x, *args, **kwargs)
+        return result
+
+    output: Tensor = _Shared.apply(mean, mean, torch.relu, torch.clone, input)
+    return output
 
 
 def _is_constant(term: Any) -> bool:
@@ -205,11 +221,17 @@ def excite_sum(function: Callable[..., Any], input: Any, other: Any, *, alpha: f
     if _is_constant(input) or _is_constant(other) or not _recorded(input, other):
         return function(input, other, alpha=alpha)
 
-    def add(x: Tensor, y: Tensor) -> Tensor:
-        return torch.add(x, y, alpha=alpha)
-
-    total = _share_out(add, add, input.clone(), other.clone())
-    return input.copy_(total) if is_inplace(function) else total
+    if is_inplace(function) and input._is_view():
+        return input.copy_(excite_sum(torch.add, input, other, alpha=alpha))
+    total: Tensor = _Shared.apply(
+        lambda x, y: function(x, y, alpha=alpha),
+        lambda x, y: torch.add(x, y, alpha=alpha),
+        torch.Tensor.detach,
+        torch.clone,
+        input,
+        other,
+    )
+    return total
 
 
 GUIDED = activation_rules(guided)

@@ -87,7 +87,7 @@ class RuleContext(TorchFunctionMode):
     ) -> Any:
         rule = self.rules.get(func)
         if rule is None or getattr(_state, "in_rule", False):
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs) if kwargs else func(*args)
         _state.in_rule = True
         try:
             return rule(func, *args, **(kwargs or {}))
