@@ -118,13 +118,17 @@ def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance:
     where a result below 4e-35 counts as 0, so that no quotient overflows.
     """
     precision = torch.promote_types(relevance.dtype, torch.float32)
-    nothing = torch.finfo(precision).tiny / torch.finfo(precision).eps ** 0.5
     with torch.enable_grad(), torch.autocast(relevance.device.type, enabled=False):
         inputs = [x.detach().to(precision).requires_grad_() for x in inputs]
         results = function(*inputs)
-    quotient = relevance.to(precision).div(results.detach()).masked_fill_(results.detach().abs() <= nothing, 0)
-    gradients = torch.autograd.grad(results, inputs, quotient)
+    gradients = torch.autograd.grad(results, inputs, relevance.to(precision) / _nonzero(results.detach()))
     return [(x.detach() * dx).to(relevance.dtype) for x, dx in zip(inputs, gradients, strict=True)]
+
+
+def _nonzero(results: Tensor) -> Tensor:
+    """The results, infinite where they are next to nothing, so that what is divided by them is 0."""
+    nothing = torch.finfo(results.dtype).tiny / torch.finfo(results.dtype).eps ** 0.5
+    return F.threshold(results.abs(), nothing, torch.inf).copysign_(results)
 
 
 class _Shared(torch.autograd.Function):
