@@ -160,7 +160,7 @@ def pytorch_grad_cam_guided_backprop(work: Workload) -> Explain:
 
 MASKS = 128
 MASKS_AT_ONCE = 32
-ITERATIONS = 10
+ITERATIONS = 20
 AREAS = (0.025, 0.05, 0.1, 0.2)
 
 

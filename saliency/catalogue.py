@@ -10,6 +10,12 @@ from saliency.engine.layers import find_layer
 from saliency.evaluation.models import layer_shapes, load_network, recipe, unknown
 from saliency.methods import METHODS
 
+# Functions, tensors and what changes the form of the result cannot be written as NAME=VALUE.
+NOT_WRITTEN = {
+    *("saliency_layer", "context_builder", "gradient_to_saliency", "get_backward_gradient", "debug", "reduction"),
+    *("additional_forward_args", "forward_kwargs", "filter_masks", "progress", "print_iter", "reward_func"),
+}
+
 
 def choose_methods(names: Sequence[str]) -> list[str]:
     """Return the names of methods without repetition; ``'all'`` stands for every one."""
@@ -36,15 +42,14 @@ def choose_options(methods: Sequence[str], layer: str | None, pairs: Iterable[st
     >>> choose_options(["rise", "gradient"], None, ["num_masks=500"])
     {'rise': {'num_masks': 500}, 'gradient': {}}
     """
-    chosen = {} if layer is None else {"saliency_layer": layer}
-    shown = {"saliency_layer": f"layer={layer!r}"}
+    chosen = [] if layer is None else [("saliency_layer", layer, f"layer={layer!r}")]
     for pair in pairs:
         option, _, text = pair.partition("=")
-        chosen[option], shown[option] = read_value(text), f"option={pair!r}"
-    for option in chosen:
+        chosen.append(("" if option in NOT_WRITTEN else option, read_value(text), f"option={pair!r}"))
+    for option, _, shown in chosen:
         if not any(option in METHODS[name].options for name in methods):
-            raise ValueError(f"{shown[option]} is an option of none of the methods; one of theirs is accepted.")
-    return {name: {option: chosen[option] for option in chosen if option in METHODS[name].options} for name in methods}
+            raise ValueError(f"{shown} is an option of none of the methods; one of theirs is accepted.")
+    return {name: {option: value for option, value, _ in chosen if option in METHODS[name].options} for name in methods}
 
 
 def read_value(text: str) -> Any:

@@ -116,7 +116,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
 
 
 def explain(arguments: argparse.Namespace) -> None:
-    """Explain photos or scenes; everything the user gave is checked before the first map is computed."""
+    """Explain photos or scenes; photos, network, layer and names are checked before the first map is computed."""
     methods = choose_methods(arguments.method or ["grad_cam"])
     device = choose_device(arguments.device)
     photos = read_photos(arguments.photos) if arguments.photos else draw_scenes(arguments)

@@ -1,5 +1,6 @@
 """Backward rules of single operations, and the tables made of them."""
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ _MEANS = (
     *(torch.mean, Tensor.mean),
 )
 _SUMS = (torch.add, Tensor.add, Tensor.add_)
+_PRODUCTS = (torch.mul, Tensor.mul, Tensor.mul_, torch.div, Tensor.div, Tensor.div_)
 _NORMALISATIONS = (
     *(F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm, F.group_norm, torch.group_norm),
     *(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm, F.local_response_norm),
@@ -115,7 +117,7 @@ def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance:
     .. math:: R_i = x_i \sum_j \frac{\partial f_j}{\partial x_i} \frac{R_j}{f_j(x)}
 
     The shares of :math:`R_j` sum to it, unless :math:`f_j(x) = 0`: then it is lost. Computed in float32 at least,
-    where a result below 4e-35 counts as 0, so that no quotient overflows.
+    where a result next to nothing (3e-35 in float32) counts as 0, so that no quotient overflows.
     """
     precision = torch.promote_types(relevance.dtype, torch.float32)
     with torch.enable_grad(), torch.autocast(relevance.device.type, enabled=False):
@@ -135,15 +137,8 @@ class _Shared(torch.autograd.Function):
     """An operation that shares out its relevance as a linear function of what is active of its inputs does."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        function: Callable[..., Tensor],
-        linear: Callable[..., Tensor],
-        active: Callable[[Tensor], Tensor],
-        keep: Callable[[Tensor], Tensor],
-        *inputs: Tensor,
-    ) -> Tensor:
-        ctx.linear, ctx.active = linear, active
+    def forward(ctx: Any, function: Callable[..., Tensor], rule: tuple[Any, Any, Any], *inputs: Tensor) -> Tensor:
+        ctx.linear, ctx.active, keep = rule
         ctx.save_for_backward(*map(keep, inputs))
         output = function(*inputs)
         if output is inputs[0]:
@@ -152,13 +147,31 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, relevance: Tensor) -> tuple[Any, ...]:
-        return None, None, None, None, *shares(ctx.linear, [ctx.active(x) for x in ctx.saved_tensors], relevance)
+        return None, None, *shares(ctx.linear, [ctx.active(x) for x in ctx.saved_tensors], relevance)
 
 
-class PositivePart:
+def _share_out(
+    function: Callable[..., Tensor],
+    linear: Callable[..., Tensor],
+    *inputs: Tensor,
+    active: Callable[[Tensor], Tensor] = torch.relu,
+    keep: Callable[[Tensor], Tensor] = torch.clone,
+) -> Tensor:
+    """Share out by ``linear`` of the ``active`` inputs; what autograd keeps need not be copied to ``keep`` it."""
+    if not _recorded(*inputs):
+        return function(*inputs)
+    output: Tensor = _Shared.apply(function, (linear, active, keep), *inputs)
+    return output
+
+
+_ROOM = 2**22  # entries that the memory for weights has from the start: enough for most layers
+
+
+class PositivePart(threading.local):
     r"""The excitatory part of a weight, :math:`w^+ = \max(0, w)`, which lasts until the next one is asked for.
 
-    It stands in memory that is used again: fresh memory for every layer takes longer than its convolution.
+    It stands in memory that is used again, in the same thread: fresh memory for every layer takes longer than its
+    convolution.
     """
 
     def __init__(self) -> None:
@@ -167,7 +180,7 @@ class PositivePart:
     def __call__(self, weight: Tensor) -> Tensor:
         weight, kind = weight.detach(), (weight.device, weight.dtype)
         if kind not in self._memory or self._memory[kind].numel() < weight.numel():
-            self._memory[kind] = weight.new_empty(1 << weight.numel().bit_length())  # room for a larger one
+            self._memory[kind] = weight.new_empty(max(weight.numel(), _ROOM))
         memory = self._memory[kind][: weight.numel()].view(weight.shape)
         return torch.clamp(weight, min=0, out=memory)
 
@@ -186,56 +199,56 @@ def excite(
     Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016, equation 3.
     """
 
-    if not _recorded(input):
-        plain: Tensor = function(input, weight, bias, *args, **kwargs)
-        return plain
-
     def linear(x: Tensor) -> Tensor:
         result: Tensor = function(x, excitatory(weight).to(x.dtype), None, *args, **kwargs)
         return result
 
-    # What autograd itself would not keep, the model may go on to overwrite.
-    keep = torch.clone if function is F.linear and not weight.requires_grad else torch.Tensor.detach
-    output: Tensor = _Shared.apply(
-        lambda x: function(x, weight, bias, *args, **kwargs), linear, torch.relu, keep, input
-    )
-    return output
+    # Autograd keeps a convolution's input in any case, that of a linear layer only for the gradient of its weight.
+    kept = function is not F.linear or weight.requires_grad
+    keep = torch.Tensor.detach if kept else torch.clone
+    return _share_out(lambda x: function(x, weight, bias, *args, **kwargs), linear, input, keep=keep)
 
 
 def excite_mean(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Share out a mean, whose weights are all positive, among the active inputs."""
-    if not _recorded(input):
-        plain: Tensor = function(input, *args, **kwargs)
-        return plain
 
     def mean(x: Tensor) -> Tensor:
         result: Tensor = function(x, *args, **kwargs)
         return result
 
-    output: Tensor = _Shared.apply(mean, mean, torch.relu, torch.clone, input)
-    return output
+    return _share_out(mean, mean, input)
 
 
-def _is_constant(term: Any) -> bool:
-    return not isinstance(term, Tensor) or isinstance(term, Parameter) or isinstance(term._base, Parameter)
+def _is_constant(term: Any, other: Any) -> bool:
+    """Is this a number, (a view of) a parameter, or one row of entries for a whole batch?"""
+    if not isinstance(term, Tensor) or isinstance(term, Parameter) or isinstance(term._base, Parameter):
+        return True
+    fewer = isinstance(other, Tensor) and (term.ndim < other.ndim or (len(term) == 1 and term.shape != other.shape))
+    return fewer and not term.requires_grad
 
 
-def excite_sum(function: Callable[..., Any], input: Any, other: Any, *, alpha: float = 1) -> Any:
-    """Share out a sum among its two terms; a number or (a view of) a parameter counts as a bias, and gets nothing."""
-    if _is_constant(input) or _is_constant(other) or not _recorded(input, other):
-        return function(input, other, alpha=alpha)
-
+def excite_sum(function: Callable[..., Any], input: Any, other: Any, *args: Any, **kwargs: Any) -> Any:
+    """Share out a sum among its two terms; a constant counts as a bias, and gets nothing."""
+    alpha = kwargs.get("alpha", 1)
+    plain = args or kwargs.keys() - {"alpha"} or _is_constant(input, other) or _is_constant(other, input)
+    if plain or not _recorded(input, other):
+        return function(input, other, *args, **kwargs)
     if is_inplace(function) and input._is_view():
-        return input.copy_(excite_sum(torch.add, input, other, alpha=alpha))
-    total: Tensor = _Shared.apply(
-        lambda x, y: function(x, y, alpha=alpha),
+        return input.copy_(excite_sum(torch.add, input, other, **kwargs))
+    return _share_out(
+        lambda x, y: function(x, y, **kwargs),
         lambda x, y: torch.add(x, y, alpha=alpha),
-        torch.Tensor.detach,
-        torch.clone,
-        input,
-        other,
+        *(input, other),
+        active=torch.Tensor.detach,
     )
-    return total
+
+
+def excite_product(function: Callable[..., Any], input: Any, other: Any, *args: Any, **kwargs: Any) -> Any:
+    """Pass on what comes to a tensor that is only scaled, by a constant; any other product keeps its gradient."""
+    scaled = isinstance(input, Tensor) and _is_constant(other, input) and not kwargs
+    if scaled and (not isinstance(other, Tensor) or torch.broadcast_shapes(input.shape, other.shape) == input.shape):
+        return unchanged(function, input, other, *args)
+    return function(input, other, *args, **kwargs)
 
 
 GUIDED = activation_rules(guided)
@@ -252,4 +265,5 @@ def excitation_rules(excitatory: Callable[[Tensor], Tensor]) -> dict[Callable[..
         **dict.fromkeys(WEIGHTED, partial(excite, excitatory)),
         **dict.fromkeys(_MEANS, excite_mean),
         **dict.fromkeys(_SUMS, excite_sum),
+        **dict.fromkeys(_PRODUCTS, excite_product),
     }

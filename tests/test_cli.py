@@ -244,6 +244,8 @@ ERRORS = {
     "option": (["--methods", "grad_cam", "--nonsense"], "--nonsense"),
     "layer of no use": (["--method", "rise", "--layer", "layer4"], "layer='layer4' is an option of none"),
     "option of no method": (["--option", "num_masks=5"], "option='num_masks=5' is an option of none"),
+    "option that is a function": (["--option", "context_builder=3"], "option='context_builder=3' is an option of none"),
+    "option that changes the form": (["--option", "debug=True"], "option='debug=True' is an option of none"),
     "option of every call": (["--option", "target=5"], "option='target=5' is an option of none"),
 }
 

@@ -67,12 +67,13 @@ def make_site(model: Module, layer: Layer, call: Call, attribute_to_layer_input:
 def take_rows(call: Call, index: Tensor) -> Call:
     """The call with the rows of its batch in the order of ``index``; nothing of it is shared with the caller.
 
-    Tensors of as many rows as the input has go along, all others stay as they are; so does a vector of one entry.
+    Tensors of as many rows as the input has go along, all others stay as they are; so does a vector of one float.
     """
     samples = call.inputs[0].shape[:1]
 
     def take(tensor: Tensor) -> Tensor:
-        along = tensor.shape[:1] == samples and tensor.shape != (1,)
+        single = tensor.shape == (1,) and tensor.is_floating_point()  # a factor, not one image's label
+        along = tensor.shape[:1] == samples and not single
         return tensor.detach()[index.to(tensor.device)] if along else own_copy(tensor)
 
     return Call(*tree_map_only(Tensor, take, tuple(call)))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -158,8 +158,8 @@ def check_map_options(resize: Any, resize_mode: Any, smooth: Any, layout: Any) -
     pair = isinstance(resize, (tuple, list)) and len(resize) == 2 and all(_positive_int(side) for side in resize)
     if not (isinstance(resize, bool) or pair):
         raise ValueError(f"resize={resize!r} is no size; True, False or (width, height) is accepted.")
-    if isinstance(smooth, bool) or not isinstance(smooth, (int, float)) or not 0 <= smooth < math.inf:
-        raise ValueError(f"smooth={smooth!r} is no fraction of the map's longer side; a number >= 0 is accepted.")
+    if not is_number(smooth) or smooth < 0:
+        raise ValueError(f"smooth={smooth!r} is no fraction of the map's side; a number >= 0 is accepted.")
     grid = isinstance(layout, tuple) and len(layout) == 2 and all(_positive_int(side) for side in layout)
     if not (layout in (None, "channels_first", "channels_last", "layer") or grid or callable(layout)):
         raise ValueError(
@@ -168,8 +168,18 @@ def check_map_options(resize: Any, resize_mode: Any, smooth: Any, layout: Any) -
         )
 
 
+def is_int(value: Any) -> bool:
+    """Is this a whole number, of Python or NumPy?"""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Is this a finite real number, of Python or NumPy?"""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _positive_int(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+    return is_int(value) and int(value) > 0
 
 
 def resize_saliency(tensor: Tensor, saliency: Tensor, size: Resize, mode: str) -> Tensor:

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Integral
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from saliency.engine.maps import is_number
+from saliency.engine.masks import check_count, check_seed
 from saliency.engine.perturbation import MaskGenerator, Perturbation, check_grid, check_perturbation
 
 PRESERVE_VARIANT = "preserve"
@@ -41,19 +42,18 @@ class Search(NamedTuple):
         check_perturbation("perturbation", self.perturbation, self.num_levels)
         check_grid(self.step, self.sigma)
         check_variant(self.variant)
-        if isinstance(self.max_iter, bool) or not isinstance(self.max_iter, Integral) or self.max_iter < 1:
-            raise ValueError(f"max_iter={self.max_iter!r} is no number of iterations; an int >= 1 is accepted.")
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
-            raise ValueError(f"seed={self.seed!r} is no seed; an int, or None for every second flip, is accepted.")
-        number = isinstance(self.tolerance, (int, float)) and not isinstance(self.tolerance, bool)
-        if not number or not 0 <= self.tolerance < math.inf:
+        check_count("max_iter", self.max_iter)
+        if self.seed is not None:
+            check_seed(self.seed)
+        if not is_number(self.tolerance) or self.tolerance < 0:
             raise ValueError(f"tolerance={self.tolerance!r} is no change of a parameter; a number >= 0 is accepted.")
 
     def flips(self) -> list[bool]:
         """Whether the perturbed tensors are flipped, by iteration: each second, or by chance with a seed."""
         if not self.jitter or self.seed is None:
             return [self.jitter and t % 2 == 0 for t in range(self.max_iter)]
-        drawn = torch.rand(self.max_iter, generator=torch.Generator().manual_seed(self.seed)) < 0.5
+        generator = torch.Generator().manual_seed(int(self.seed))
+        drawn = torch.rand(self.max_iter, generator=generator, device="cpu", dtype=torch.float32) < 0.5
         flips: list[bool] = drawn.tolist()
         return flips
 
@@ -83,8 +83,8 @@ def _start(images: Sequence[int], areas: Sequence[float], generator: MaskGenerat
     low = torch.tensor([int(positions * (1 - area)) for area in areas], device=like.device)
     parameters = like.new_ones(len(areas), 1, *generator.shape_in)
     return _Rows(
-        torch.arange(len(areas)),
-        torch.tensor(images),
+        torch.arange(len(areas), device="cpu"),
+        torch.tensor(images, device="cpu"),
         (torch.arange(positions, device=like.device) >= low[:, None]).to(like.dtype),
         parameters,
         torch.zeros_like(parameters),

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from saliency.engine.maps import is_int, is_number
 
 _AT_ONCE = 32  # masks that are interpolated together where no batch size is given
 
@@ -32,8 +33,10 @@ def random_masks(
     torch.Size([5, 1, 8, 6])
     """
     check_masks(num_masks, num_cells, p, seed)
-    if not isinstance(size, Sequence) or not size or not all(_is_int(side) and side > 0 for side in size):
+    if not isinstance(size, Sequence) or not size or not all(is_int(side) and side > 0 for side in size):
         raise ValueError(f"size={size!r} is no size of an image; (height, width) is accepted.")
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype={dtype} holds no shares; a floating-point dtype is accepted.")
     masks = torch.empty(num_masks, 1, *size, device=device, dtype=dtype)
     chunks = mask_chunks(num_masks, size, num_cells, p, seed, masks.device, dtype, _AT_ONCE)
     for part, chunk in zip(masks.split(_AT_ONCE), chunks, strict=True):
@@ -45,20 +48,21 @@ def check_masks(num_masks: Any, num_cells: Any, p: Any, seed: Any) -> None:
     """Raise ``ValueError`` for what no masks can be drawn with."""
     check_count("num_masks", num_masks)
     check_count("num_cells", num_cells)
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 < p <= 1:
+    if not is_number(p) or not 0 < p <= 1:
         raise ValueError(f"p={p!r} is no probability to keep a cell; a number in (0, 1] is accepted.")
-    if not _is_int(seed) or not 0 <= seed < 2**63:
+    check_seed(seed)
+
+
+def check_seed(seed: Any) -> None:
+    """Raise ``ValueError`` for what seeds no generator."""
+    if not is_int(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r} is no seed; an int >= 0 is accepted.")
 
 
 def check_count(argument: str, value: Any) -> None:
     """Raise ``ValueError`` for what is no positive number of things."""
-    if not _is_int(value) or value < 1:
+    if not is_int(value) or value < 1:
         raise ValueError(f"{argument}={value!r} is no positive number of things; an int >= 1 is accepted.")
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def mask_chunks(
@@ -74,8 +78,9 @@ def mask_chunks(
     """The masks of :func:`random_masks`, ``batch_size`` of them at a time; no mask depends on how many that are."""
     generator = torch.Generator(device).manual_seed(int(seed))
     # The grids are tiny: all are drawn before the first mask is made.
-    cells = torch.rand(num_masks, *[num_cells] * len(size), generator=generator, device=device) < p
-    shifts = torch.rand(num_masks, len(size), generator=generator, device=device)
+    draw: dict[str, Any] = {"generator": generator, "device": device, "dtype": torch.float32}
+    cells = torch.rand(num_masks, *[num_cells] * len(size), **draw) < p
+    shifts = torch.rand(num_masks, len(size), **draw)
     reach = torch.tensor([_cell_sides(side, num_cells)[0] for side in size], device=device)
     for kept, shift in zip(cells.split(batch_size), shifts.split(batch_size), strict=True):
         yield interpolate(kept, shift * reach - 0.5, size, dtype)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from saliency.engine.maps import imsmooth
+from saliency.engine.maps import imsmooth, is_int, is_number
+from saliency.engine.targets import describe
 
 BLUR_PERTURBATION = "blur"
 FADE_PERTURBATION = "fade"
@@ -45,9 +45,10 @@ class Perturbation:
         type: str = BLUR_PERTURBATION,  # noqa: A002 - TorchRay's name
     ) -> None:
         if not isinstance(input, Tensor) or input.ndim != 4 or not input.is_floating_point():
-            raise ValueError("input= is no batch of images; a floating-point tensor (N, C, H, W) is accepted.")
+            shown = describe(input)
+            raise ValueError(f"input={shown} is no batch of images; a floating-point tensor (N, C, H, W) is accepted.")
         check_perturbation("type", type, num_levels)
-        if not 0 < max_blur < math.inf:
+        if not is_number(max_blur) or max_blur <= 0:
             raise ValueError(f"max_blur={max_blur!r} is no standard deviation; a number > 0 is accepted.")
         self.type = type
         self.num_levels = num_levels
@@ -67,6 +68,10 @@ class Perturbation:
         """
         if images is None:
             count = len(self.pyramid) // self.num_levels
+            if len(mask) % count:
+                raise ValueError(
+                    f"mask={tuple(mask.shape)} has no equal number for each of {count} images; one is accepted."
+                )
             images = torch.arange(count, device=mask.device).repeat_interleave(len(mask) // count)
         level = mask * (self.num_levels - 1)
         below = level.detach().floor()
@@ -86,15 +91,15 @@ def check_perturbation(argument: str, type: Any, num_levels: Any) -> None:  # no
     """Raise ``ValueError`` for an unknown perturbation, or fewer than two levels of it."""
     if type not in PERTURBATIONS:
         raise ValueError(f"{argument}={type!r} is unknown; one of {', '.join(PERTURBATIONS)} is accepted.")
-    if isinstance(num_levels, bool) or not isinstance(num_levels, Integral) or num_levels < 2:
+    if not is_int(num_levels) or num_levels < 2:
         raise ValueError(f"num_levels={num_levels!r} is no number of levels; an int >= 2 is accepted.")
 
 
 def check_grid(step: Any, sigma: Any) -> None:
     """Raise ``ValueError`` for a grid of mask parameters that cannot be."""
-    if isinstance(step, bool) or not isinstance(step, (int, float)) or int(step) != step or step < 1:
+    if not is_number(step) or int(step) != step or step < 1:
         raise ValueError(f"step={step!r} is no number of positions; an int >= 1 is accepted.")
-    if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 < sigma < math.inf:
+    if not is_number(sigma) or sigma <= 0:
         raise ValueError(f"sigma={sigma!r} is no number of positions; a number > 0 is accepted.")
 
 
@@ -138,8 +143,8 @@ class MaskGenerator:
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
         """Weights (step², window²): they depend only on where in its cell a position is, and on the other cell."""
-        phase = torch.arange(self.step, dtype=dtype)[:, None]
-        cell = torch.arange(2 * self.radius + 1) - self.padding
+        phase = torch.arange(self.step, dtype=dtype, device="cpu")[:, None]
+        cell = torch.arange(2 * self.radius + 1, device="cpu") - self.padding
         squared = (phase - (self.margin + self.step * cell)) ** 2
         distance = torch.sqrt(squared[:, None, :, None] + squared[None, :, None, :]) / self.sigma
         return torch.exp(-2 * (distance - 0.5).clamp(min=0) ** 2).flatten(2).flatten(0, 1)
@@ -173,7 +178,7 @@ class MaskGenerator:
     def to(self, dev: Any) -> "MaskGenerator":
         """Move the weights to a device, or as ``Tensor.to`` says; returns itself."""
         moved = self.weight.to(dev)
-        self.weight = moved if moved.dtype == torch.float32 else self._kernel(moved.dtype).to(moved.device)
+        self.weight = self._kernel(torch.promote_types(moved.dtype, torch.float32)).to(moved.device)
         return self
 
 
@@ -218,7 +223,7 @@ class _SmoothMaximum(torch.autograd.Function):
 def _blocks(cells: Tensor, weight: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Blocks of phases, each with two buffers (B, phases, K, L) to compute in, which are used again."""
     largest = _CPU_BLOCK if cells.device.type == "cpu" else _DEVICE_BLOCK
-    size = min(len(weight), max(1, largest // cells.numel()))
+    size = min(len(weight), max(1, largest // max(1, cells.numel())))
     first, second = (cells.new_empty(len(cells), size, *cells.shape[1:]) for _ in range(2))
     for start in range(0, len(weight), size):
         phases = min(size, len(weight) - start)

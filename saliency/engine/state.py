@@ -60,7 +60,9 @@ def _hold(module: Module) -> Callable[[], None]:
             module.training = True
         for name, copy in copies.items():
             buffer = module._buffers[name] = buffers[name]
-            if buffer is not None and not torch.equal(buffer, copy):
+            if buffer is not None and buffer.shape != copy.shape:
+                buffer.data = copy
+            elif buffer is not None and not torch.equal(buffer, copy):
                 buffer.data.copy_(copy)
 
     return undo

@@ -22,7 +22,7 @@ class Method(NamedTuple):
 
     @property
     def options(self) -> frozenset[str]:
-        """The names of everything that the function can be given besides model, input and target."""
+        """The names in the signatures of the function and of what it hands options to, but model, input and target."""
         own = signature(self.function).parameters
         further = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in own.values())
         return frozenset([*own, *(signature(self.engine).parameters if further else ())]) - {"model", "input", "target"}

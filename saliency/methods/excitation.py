@@ -48,7 +48,8 @@ def excitation_backprop(
     (N, 1, h, w), of sum 1 at every layer that all paths cross, but for what is lost at units without an active
     excitatory input (most of it in depthwise convolutions), or that a normalisation lifts from 0. An input below 0,
     as in a normalised image, is not active and wins nothing; a negative term of a residual sum has a negative share.
-    Normalisations and activations other than ReLU pass :math:`p` on. ``saliency_layer=None`` is the last layer with
+    Normalisations, constant factors and activations other than ReLU pass :math:`p` on. Gates, attention, differences
+    and matrix products keep their gradient, and the sum is no longer 1. ``saliency_layer=None`` is the last layer with
     spatial output. Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
 
     >>> model = torch.nn.Linear(2, 1)
@@ -81,7 +82,6 @@ class ContrastiveExcitationBackpropContext(RuleContext):
     def __init__(self, contrast_layer: Module | None = None, classifier_layer: Module | None = None) -> None:
         table = rules.excitation_rules(self._excitatory)
         super().__init__(table | {function: partial(self._note, table[function]) for function in rules.WEIGHTED})
-        self._positive = rules.PositivePart()
         self.contrast_layer = contrast_layer
         self.classifier_layer = classifier_layer
         self._forget()
@@ -94,6 +94,7 @@ class ContrastiveExcitationBackpropContext(RuleContext):
         self._site: Tensor | None = None  # where the contrast is subtracted
         self._contrast: Tensor | None = None
         self._opposed = False
+        self._positive = rules.PositivePart()
 
     def __enter__(self) -> "ContrastiveExcitationBackpropContext":
         if self.contrast_layer is not None:
@@ -144,10 +145,9 @@ class ContrastiveExcitationBackpropContext(RuleContext):
 
     def _named(self) -> str:
         """The argument that says where the contrast is taken, and its value."""
-        argument, layer = (
-            ("contrast_layer", self.contrast_layer) if self._probe else ("classifier_layer", self.classifier_layer)
-        )
-        return f"{argument}={layer if layer is None else type(layer).__name__}"
+        if self._probe is not None:
+            return f"contrast_layer={type(self.contrast_layer).__name__}"
+        return f"classifier_layer={'None' if self.classifier_layer is None else type(self.classifier_layer).__name__}"
 
     def _subtract(self, probability: Tensor) -> Tensor:
         return probability if self._contrast is None else probability - self._contrast
@@ -190,12 +190,18 @@ def contrastive_excitation_backprop(
     .. math:: s_{n1u} = \max\{0, \sum_c (p - \bar p)_{ncu}\}
 
     :math:`\bar p` is the winning probability under the opposite weights of ``classifier_layer``; it is subtracted at
-    the output of ``contrast_layer``, and the difference sent on, all from one forward pass. (N, 1, h, w).
-    Defaults: the classifier is the last linear or convolutional operation that the model runs, the contrast is taken
-    at its input (any layer that all paths cross gives the same map), ``saliency_layer`` is the last layer with
-    spatial output; the input, if that layer is the classifier or behind it, as in a fully convolutional network.
+    the output of ``contrast_layer``, and the difference sent on, all from one forward pass (a list of layers takes one
+    each). (N, 1, h, w). Defaults: the classifier is the last linear layer or convolution that the model runs (of
+    several heads, name the target's own), the contrast is taken at its input (any layer that all paths cross gives the
+    same map), ``saliency_layer`` is the last layer with spatial output; the input, if that lies behind the contrast.
     Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
     """
+    if isinstance(saliency_layer, (list, tuple)) and saliency_layer and not debug:
+        layers = (contrast_layer, classifier_layer, get_backward_gradient)
+        return [
+            contrastive_excitation_backprop(model, input, target, one, *layers, **options) for one in saliency_layer
+        ]
+    _check_pieces(get_backward_gradient, options)
     model = unwrap(model)
     contrast = None if contrast_layer is None else resolve_layer(model, contrast_layer, "contrast_layer")
     classifier = None if classifier_layer is None else resolve_layer(model, classifier_layer, "classifier_layer")
@@ -208,22 +214,23 @@ def contrastive_excitation_backprop(
         return gradient  # anything else is the driver's to refuse
 
     options.setdefault("gradient_to_saliency", gradient_to_contrastive_excitation_backprop_saliency)
-
-    def explain(layer: Layer, debug: bool = False) -> Maps:
-        return saliency(
-            *(model, input, target, layer),
-            context_builder=lambda: context,
-            get_backward_gradient=oppose,
-            debug=debug,
-            **options,
-        )
-
+    options |= {"context_builder": lambda: context, "get_backward_gradient": oppose}
     for layer in (None, "") if saliency_layer is None else (saliency_layer,):
         with suppress(_BehindContrastError):
-            result = explain(layer)
+            result = saliency(model, input, target, layer, **options)
             # With every layer recorded, it would not show that one lies behind another.
-            return explain(layer, debug=True) if debug else result
+            return saliency(model, input, target, layer, debug=True, **options) if debug else result
+    shown = [type(layer).__name__ if isinstance(layer, Module) else layer for layer in (saliency_layer, contrast_layer)]
     raise ValueError(
-        f"saliency_layer={saliency_layer!r} does not lie in front of contrast_layer={contrast_layer!r} and the "
-        "classifier; a layer that does is accepted."
+        f"saliency_layer={shown[0]!r} does not lie in front of contrast_layer={shown[1]!r} and the classifier; a layer "
+        "that does is accepted."
     )
+
+
+def _check_pieces(get_backward_gradient: Any, options: dict[str, Any]) -> None:
+    if not callable(get_backward_gradient):
+        raise ValueError(f"get_backward_gradient={get_backward_gradient!r} is not callable; a function is accepted.")
+    if "context_builder" in options:
+        raise ValueError(
+            f"context_builder={options['context_builder']!r} has no contrast; for excitation_backprop it is accepted."
+        )

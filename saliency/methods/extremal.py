@@ -11,9 +11,9 @@ from torch.nn import Module
 
 from saliency.engine.contexts import NullContext
 from saliency.engine.driver import Maps
-from saliency.engine.forward import Call, Input, make_call, make_site, recording
+from saliency.engine.forward import Call, Input, Site, make_call, make_site, recording
 from saliency.engine.layers import Layer, unwrap
-from saliency.engine.maps import Layout, Resize, check_map_options, finish_map, imsmooth
+from saliency.engine.maps import Layout, Resize, check_map_options, finish_map, imsmooth, is_number
 from saliency.engine.mask_search import DUAL_VARIANT, PRESERVE_VARIANT, Reward, Search, check_variant, find_masks
 from saliency.engine.perturbation import BLUR_PERTURBATION
 from saliency.engine.probe import attach_debug_probes
@@ -68,7 +68,7 @@ def _play(score: Tensor, variant: str) -> Tensor:
     if variant != DUAL_VARIANT:
         return score if variant == PRESERVE_VARIANT else -score
     if len(score) % 2:
-        raise ValueError(f"activation= of {len(score)} rows has no two halves; an even number of rows is accepted.")
+        raise ValueError(f"activation={len(score)} rows have no two halves; an even number of rows is accepted.")
     kept, deleted = score.chunk(2)
     return kept - deleted
 
@@ -103,13 +103,13 @@ def extremal_perturbation(
 
     .. math:: m_a = \arg\max_m \Phi(m \otimes x) - \lambda \, \| \operatorname{vecsort}(m) - r_a \|^2
 
-    One row for each image, target and area :math:`a`, in that order: :math:`r_a` is 0, then 1 on a share a of the
-    mask. ``sigma`` and ``step`` shape it (:class:`MaskGenerator`), :class:`Perturbation` applies it, ``reward_func``
-    is :math:`\Phi`. ``jitter`` flips every second evaluation, at random with a ``seed``. ``smooth`` is a fraction of
-    the shorter side. ``saliency_layer``: perturb an activation instead of the image; step and sigma count its
-    positions. ``tolerance``: masks whose parameters moved less in 10 iterations stay as they are, and cost nothing
-    more. ``print_iter(iteration, energies)`` is called with the (R, 2) energies; ``debug`` adds probes of the last
-    evaluation. Other arguments: see :func:`saliency`. Raises ``ValueError``. Fong, Patrick, Vedaldi, ICCV 2019.
+    One row for each image, target and area :math:`a`, in that order, all at once: :math:`r_a` is 0, then 1 on a share
+    a of the mask and its margin of ``sigma``. ``step`` and sigma shape it (:class:`MaskGenerator`), a perturbation
+    applies it, ``reward_func`` is :math:`\Phi`, its mean over the positions of a class. ``jitter`` flips every second
+    evaluation, at random with a ``seed``. ``smooth`` is a fraction of the shorter side. ``saliency_layer``: perturb an
+    activation instead, in its own positions. ``tolerance``: masks whose parameters moved less in 10 iterations stay as
+    they are, and cost nothing more. ``print_iter(iteration, energies)`` gets the (R, 2) energies; ``debug`` adds probes
+    of the last evaluation (at a layer, of the last image). Fong et al., ICCV 2019. The rest: see :func:`saliency`.
     """
     search = Search(perturbation, max_iter, num_levels, step, sigma, jitter, variant, seed, tolerance)
     shares = _check(search, areas, reward_func, print_iter, saliency_layer)
@@ -118,7 +118,7 @@ def extremal_perturbation(
     call = make_call(input, additional_forward_args, forward_kwargs)
     image = call.inputs[_image_at(call)]
     with evaluating(model), ExitStack() as stack:
-        x, evaluate = _perturbed(model, call, saliency_layer, target, layout)
+        x, evaluate = _perturbed(model, call, make_site(model, saliency_layer, call), target, layout, sigma)
         reward = _reward(evaluate, target, len(x), len(shares), reward_func, variant)
         copies = len(split_targets(target)) * len(shares)
         probes = attach_debug_probes(model, debug)
@@ -140,9 +140,7 @@ def extremal_perturbation(
 def _check(search: Search, areas: Any, reward_func: Any, print_iter: Any, layer: Any) -> list[float]:
     """The areas, if everything that does not depend on the model can be used."""
     search.check()
-    shares = list(areas) if hasattr(areas, "__len__") and not isinstance(areas, str) else [areas]
-    if not shares or not all(isinstance(share, (int, float)) and 0 < share <= 1 for share in shares):
-        raise ValueError(f"areas={areas!r} are no shares of the mask; a number in (0, 1] or several are accepted.")
+    shares = _shares(areas)
     if not callable(reward_func):
         raise ValueError(f"reward_func={reward_func!r} is not callable; a function such as simple_reward is accepted.")
     if not (print_iter is None or callable(print_iter)):
@@ -154,14 +152,25 @@ def _check(search: Search, areas: Any, reward_func: Any, print_iter: Any, layer:
     return shares
 
 
+def _shares(areas: Any) -> list[float]:
+    """The areas, one or several, as a list."""
+    listed = areas.tolist() if hasattr(areas, "tolist") else areas
+    shares = list(listed) if isinstance(listed, (list, tuple)) else [listed]
+    if not shares or not all(is_number(share) and 0 < share <= 1 for share in shares):
+        raise ValueError(f"areas={areas!r} are no shares of the mask; a number in (0, 1] or several are accepted.")
+    return [float(share) for share in shares]
+
+
 def _image_at(call: Call) -> int:
     """Which of the inputs is the image."""
     return next((at for at, tensor in enumerate(call.inputs) if tensor.ndim > 2), 0)
 
 
-def _perturbed(model: Module, call: Call, layer: Layer, target: Target, layout: Layout) -> tuple[Tensor, Evaluate]:
+def _perturbed(
+    model: Module, call: Call, site: Site, target: Target, layout: Layout, sigma: float
+) -> tuple[Tensor, Evaluate]:
     """What is perturbed, (N, C, h, w), and how to evaluate the model in its place; the target is checked with it."""
-    site, at = make_site(model, layer, call), _image_at(call)
+    at = _image_at(call)
     image = call.inputs[at]
     if not site.name and (image.ndim != 4 or not image.is_floating_point()):
         raise ValueError(f"input={tuple(image.shape)} has no grid; a floating-point (N, C, H, W) is accepted.")
@@ -175,11 +184,21 @@ def _perturbed(model: Module, call: Call, layer: Layer, target: Target, layout: 
         if reached and not site.name:
             return replacing_input(model, call, at)
         if reached:
-            return replacing_layer(model, call, site, image.shape[2:], layout, record_all)
+            x, evaluate = replacing_layer(model, call, site, image.shape[2:], layout, record_all)
+            _check_width(sigma, x)
+            return x, evaluate
     raise ValueError(
         f"saliency_layer={site.name!r} is reached by no gradient: the score does not depend on it, or is computed "
         "without gradients; a layer on the way to the score is accepted."
     )
+
+
+def _check_width(sigma: float, x: Tensor) -> None:
+    if sigma > min(x.shape[2:]):
+        raise ValueError(
+            f"sigma={sigma!r} is wider than the layer's grid {tuple(x.shape[2:])}; step and sigma in positions of the "
+            "layer, such as step=1, sigma=2, are accepted."
+        )
 
 
 def _depends(score: Tensor, x: Tensor) -> bool:
@@ -239,7 +258,7 @@ def extremal_perturbation_map(
     .. math:: s = \sum_a m_a
 
     A position counts the more, the smaller the areas that hold it. (N, K, h, w) for K targets; ``resize`` and
-    ``smooth`` as for every map; ``progress(done, max_iter)`` is called after every iteration.
+    ``smooth`` as for every map; ``progress(done, max_iter)`` is called after every iteration, if ``print_iter`` is not.
     Fong et al., ICCV 2019. Options and errors: see :func:`extremal_perturbation`.
 
     >>> from saliency.scenes import make_scene, scene_network
@@ -248,12 +267,13 @@ def extremal_perturbation_map(
     torch.Size([1, 1, 128, 128])
     """
     check_map_options(resize, resize_mode, smooth, options.get("layout"))
-    if progress is not None:
-        options.setdefault("print_iter", lambda iteration, energies: progress(iteration + 1, max_iter))
+    if progress is not None and options.get("print_iter") is None:
+        if not callable(progress):
+            raise ValueError(f"progress={progress!r} cannot be called; a function of two ints or None is accepted.")
+        options["print_iter"] = lambda iteration, energies: progress(iteration + 1, max_iter)
     options |= {"max_iter": max_iter, "saliency_layer": saliency_layer, "debug": debug}
     masks, _, *probes = extremal_perturbation(model, input, target, areas, **options)
     call = make_call(input)
-    count = 1 if isinstance(areas, (int, float)) else len(areas)
-    saliency = masks.unflatten(0, (len(call.inputs[0]), -1, count)).sum(2).squeeze(2)
+    saliency = masks.unflatten(0, (len(call.inputs[0]), -1, len(_shares(areas)))).sum(2).squeeze(2)
     saliency = finish_map(saliency, call.inputs[_image_at(call)], resize, resize_mode, smooth)
     return (saliency, *probes) if debug else saliency

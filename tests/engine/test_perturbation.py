@@ -189,8 +189,8 @@ class TestPerturbation:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"input": torch.ones(3, 4, 4)}, "input= is no batch of images; .* is accepted"),
-            ({"input": torch.ones(1, 3, 4, 4).int()}, "input= is no batch of images"),
+            ({"input": torch.ones(3, 4, 4)}, "input=a tensor of shape .* is no batch of images; .* is accepted"),
+            ({"input": torch.ones(1, 3, 4, 4).int()}, "input=a tensor of shape .* is no batch of images"),
             ({"type": "noise"}, r"type='noise' is unknown; one of blur, fade is accepted\."),
             ({"num_levels": 1}, r"num_levels=1 is no number of levels; an int >= 2 is accepted\."),
             ({"max_blur": 0}, r"max_blur=0 is no standard deviation; a number > 0 is accepted\."),
