@@ -29,3 +29,8 @@ def test_nothing_is_shared_with_the_caller():
     call.args[0].zero_()
     assert image.max() > 0
     assert scale.max() > 0
+
+
+def test_the_label_of_the_only_image_is_a_row():
+    call = take_rows(make_call(torch.rand(1, 3, 4, 4), torch.tensor([7])), torch.zeros(5, dtype=torch.long))
+    assert call.args[0].tolist() == [7] * 5

@@ -144,3 +144,18 @@ def test_any_number_of_axes(size):
 def test_errors(options, words):
     with pytest.raises(ValueError, match=rf"^{words} .*accepted\.$"):
         random_masks(**{"num_masks": 3, "size": (8, 8), **options})
+
+
+def test_masks_do_not_depend_on_the_default_dtype():
+    expected = random_masks(5, (8, 6), dtype=torch.float32)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(random_masks(5, (8, 6), dtype=torch.float32), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_masks_are_shares(dtype):
+    with pytest.raises(ValueError, match=r"dtype=.* holds no shares; .*accepted\."):
+        random_masks(5, (8, 6), dtype=dtype)

@@ -776,3 +776,86 @@ class TestContexts:
             context.oppose(scores, torch.ones_like(scores))
         held = [value for value in vars(context).values() if isinstance(value, (Tensor, Probe, tuple)) and value != ()]
         assert held == []
+
+
+class TestConstants:
+    """Factors and terms that no gradient is asked of."""
+
+    def test_a_frozen_normalisation_is_a_normalisation(self):
+        """``FrozenBatchNorm2d`` is a product and a sum with buffers."""
+        frozen = torchvision.models.resnet18(norm_layer=torchvision.ops.FrozenBatchNorm2d)
+        plain = torchvision.models.resnet18()
+        with torch.no_grad():
+            for module in plain.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.weight.uniform_(0.5, 2)
+                    module.bias.uniform_(-0.5, 0.5)
+                    module.running_mean.uniform_(-0.1, 0.1)
+                    module.running_var.uniform_(0.5, 2)
+        frozen.load_state_dict(plain.state_dict(), strict=False)
+        x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+        for layer in ("layer1", "layer3"):
+            expected = excitation_backprop(plain.double().eval(), x, 1, layer)
+            found = excitation_backprop(frozen.double().eval(), x, 1, layer)
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(found.sum((1, 2, 3)), torch.ones(2, dtype=torch.float64))
+
+    @pytest.mark.parametrize(
+        "scale",
+        [
+            lambda x: x * 2,
+            lambda x: 0.5 * x,
+            lambda x: x / 4,
+            lambda x: x.mul_(3),
+            lambda x: x * torch.tensor([2.0, 3.0, 4.0]),
+            lambda x: x * nn.Parameter(torch.tensor([2.0, 3.0, 4.0])),
+            lambda x: x + torch.tensor([2.0, 3.0, 4.0]),
+        ],
+    )
+    def test_what_is_only_scaled_or_moved_passes_everything_on(self, scale):
+        x = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
+        with ExcitationBackpropContext():
+            scale(x.view_as(x).clone()).backward(torch.tensor([[0.5, 0.3, 0.2]]))
+        torch.testing.assert_close(x.grad, torch.tensor([[0.5, 0.3, 0.2]]))
+
+    def test_a_product_of_two_signals_keeps_its_gradient(self):
+        x, gate = torch.tensor([[1.0, 2.0]], requires_grad=True), torch.tensor([[0.5, 0.25]], requires_grad=True)
+        with ExcitationBackpropContext():
+            (x * gate).sum().backward()
+        assert x.grad.tolist() == [[0.5, 0.25]]
+        assert gate.grad.tolist() == [[1.0, 2.0]]
+
+
+def test_threads_may_share_a_context():
+    """The memory that a context uses again belongs to the thread."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3), nn.Flatten(), nn.Linear(8 * 64, 4)
+    ).eval()
+    inputs = [torch.rand(2, 3, 12, 12) for _ in range(4)]
+    context = ExcitationBackpropContext()
+    expected = [excitation_backprop(model, x, 1, "0") for x in inputs]
+    found = [[] for _ in inputs]
+
+    def work(i):
+        for _ in range(5):
+            found[i].append(excitation_backprop(model, inputs[i], 1, "0", context_builder=lambda: context))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for maps, map_alone in zip(found, expected, strict=True):
+        assert len(maps) == 5
+        assert all(torch.equal(map, map_alone) for map in maps)
+
+
+def test_no_weight_stays_behind_in_a_contrastive_context():
+    context = ContrastiveExcitationBackpropContext()
+    x = torch.rand(1, 3, requires_grad=True)
+    with context:
+        score = F.linear(F.linear(x, torch.rand(4, 3)).relu(), torch.rand(2, 4))
+        context.oppose(score, torch.tensor([[1.0, 0.0]]))
+        assert context._positive._memory
+    assert not context._positive._memory
