@@ -67,8 +67,8 @@ def rise(
     with masks :math:`m` as :func:`random_masks` draws them, or ``filter_masks`` (M, 1, H, W) in [0, 1], 1 = kept;
     the same for all images. This is TorchRay's scale; the paper also divides by ``p``. The score :math:`f` is
     ``scores`` of the output: 'sigmoid' (TorchRay), 'softmax' over the classes, 'raw'; added up over the positions of
-    a dense output. ``batch_size`` masked copies of one image make a chunk, whose masks alone are held; the result
-    does not depend on it. Any number of spatial axes works. ``progress(done, total)`` is called after every chunk.
+    a dense output. ``batch_size`` masked copies of one image make a chunk, whose masks alone are held; it changes the
+    result by rounding alone. Any number of spatial axes works. ``progress(done, total)`` is called after every chunk.
     Raises ``ValueError`` for an argument that cannot be used, before the long run. Petsiuk et al., BMVC 2018.
     Other options: see :func:`saliency`.
 
