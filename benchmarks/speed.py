@@ -90,7 +90,11 @@ def measure(result: Result, work: Workload, rounds: int, progress: Callable[[str
     comparison, device = result.comparison, work.input.device
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some libraries warn at every call of what they do
-        baseline = comparison.baseline(work)
+        try:
+            baseline = comparison.baseline(work)
+        except ModuleNotFoundError:
+            result.missing = set(comparison.candidates)
+            return
         runs = _build(result, work)
         there = resident_memory(work)
         bytes_of_baseline = there + peak_memory(baseline, device)
