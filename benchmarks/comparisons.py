@@ -156,7 +156,7 @@ def pytorch_grad_cam_guided_backprop(work: Workload) -> Explain:
     return lambda target: [method(image, index) for image, index in zip(images, target, strict=True)]
 
 
-# Methods whose maps cost many passes are given one image, and fewer passes than by default.
+# These methods are given one image; those that need many passes for a map, fewer of them than by default.
 
 MASKS = 128
 MASKS_AT_ONCE = 32

@@ -42,14 +42,19 @@ def choose_options(methods: Sequence[str], layer: str | None, pairs: Iterable[st
     >>> choose_options(["rise", "gradient"], None, ["num_masks=500"])
     {'rise': {'num_masks': 500}, 'gradient': {}}
     """
-    chosen = [] if layer is None else [("saliency_layer", layer, f"layer={layer!r}")]
+    chosen = {} if layer is None else {"saliency_layer": layer}
+    if layer is not None and not _any_has(methods, "saliency_layer"):
+        raise ValueError(f"layer={layer!r} is an option of none of the methods; one of theirs is accepted.")
     for pair in pairs:
         option, _, text = pair.partition("=")
-        chosen.append(("" if option in NOT_WRITTEN else option, read_value(text), f"option={pair!r}"))
-    for option, _, shown in chosen:
-        if not any(option in METHODS[name].options for name in methods):
-            raise ValueError(f"{shown} is an option of none of the methods; one of theirs is accepted.")
-    return {name: {option: value for option, value, _ in chosen if option in METHODS[name].options} for name in methods}
+        if option in NOT_WRITTEN or not _any_has(methods, option):
+            raise ValueError(f"option={pair!r} is an option of none of the methods; one of theirs is accepted.")
+        chosen[option] = read_value(text)
+    return {name: {option: chosen[option] for option in chosen if option in METHODS[name].options} for name in methods}
+
+
+def _any_has(methods: Sequence[str], option: str) -> bool:
+    return any(option in METHODS[name].options for name in methods)
 
 
 def read_value(text: str) -> Any:

@@ -7,8 +7,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -162,8 +160,11 @@ def explain_case(
 @contextmanager
 def progress_of(name: str) -> Iterator[dict[str, Any]]:
     """Give the option that shows the progress of a method on a terminal, if the method takes long and tqdm is there."""
-    tqdm = find_spec("tqdm") and import_module("tqdm").tqdm
-    if "progress" not in METHODS[name].options or not tqdm:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        tqdm = None
+    if tqdm is None or "progress" not in METHODS[name].options:
         yield {}
         return
     with tqdm(desc=name, disable=None, leave=False) as bar:

@@ -172,7 +172,7 @@ def test_a_long_method_shows_its_progress(tmp_path, monkeypatch, installed):
 
     monkeypatch.setattr("tqdm.tqdm", Bar)
     if not installed:
-        monkeypatch.setattr(cli, "find_spec", lambda name: None)
+        monkeypatch.setitem(sys.modules, "tqdm", None)
     methods = ["--method", "rise", "--method", "grad_cam"]
     arguments = ["--scenes", "1", "--target", "0", *methods, *FEW[:2], "--out", str(tmp_path)]
     assert main(["explain", *arguments]) == 0

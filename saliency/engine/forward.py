@@ -79,6 +79,14 @@ def take_rows(call: Call, index: Tensor) -> Call:
     return Call(*tree_map_only(Tensor, take, tuple(call)))
 
 
+def run_rows(model: Module, call: Call, tensors: Tensor, index: Tensor, at: int = 0) -> Any:
+    """The model's output for ``tensors`` in place of one of the inputs; all else follows the rows of ``index``."""
+    others = list(call.inputs)
+    others[at] = tensors.new_empty(len(others[at]), 0)  # need not be copied
+    inputs, args, kwargs = take_rows(call._replace(inputs=tuple(others)), index)
+    return model(*inputs[:at], tensors, *inputs[at + 1 :], *args, **kwargs)
+
+
 @contextmanager
 def recording(
     model: Module, call: Call, sites: Sequence[Site], context_builder: ContextBuilder, grad: bool = True

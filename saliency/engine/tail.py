@@ -10,7 +10,7 @@ from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from saliency.engine.contexts import NullContext, Rule, RuleContext
-from saliency.engine.forward import Call, Site, recording, take_rows
+from saliency.engine.forward import Call, Site, recording, run_rows, take_rows
 from saliency.engine.maps import Layout, to_channels_first
 from saliency.engine.probe import add_hook
 from saliency.engine.targets import main_output
@@ -183,17 +183,11 @@ def replacing_input(model: Module, call: Call, at: int) -> tuple[Tensor, Evaluat
 
     ``images`` is the row of ``call``, a LongTensor (B,), that each of them belongs to.
     """
-    inputs = list(call.inputs)
-    x = inputs[at].detach()
-    inputs[at] = torch.empty(len(x), 0)
-    others = call._replace(inputs=tuple(inputs))
 
     def evaluate(tensors: Tensor, images: Tensor) -> Iterator[tuple[Tensor, Any]]:
-        rows = take_rows(others, images)
-        replaced = (*rows.inputs[:at], tensors, *rows.inputs[at + 1 :])
-        yield torch.arange(len(images)), model(*replaced, *rows.args, **rows.kwargs)
+        yield torch.arange(len(images), device="cpu"), run_rows(model, call, tensors, images, at)
 
-    return x, evaluate
+    return call.inputs[at].detach(), evaluate
 
 
 def replacing_layer(

@@ -1,11 +1,12 @@
 """Targets: which outputs are explained, as the gradient that is sent into the backward pass."""
 
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from saliency.engine.maps import is_int
 
 Target: TypeAlias = int | Sequence[Any] | Tensor | Callable[[Any], Tensor] | None
 
@@ -94,11 +95,8 @@ def take_rows(target: Any, index: Tensor, samples: int) -> Any:
         if len(target) != samples:
             raise target_error(target, f"has shape {tuple(target.shape)}, but the batch holds {samples} samples")
         return target[index.to(target.device)]
-    rows = _as_index(target)
-    rows = rows.squeeze(1) if rows.ndim == 2 and rows.shape[1] == 1 else rows
-    if rows.ndim > 1 or rows.numel() not in (1, samples):
-        raise target_error(target, f"has shape {tuple(rows.shape)}, but the batch holds {samples} samples")
-    return rows.reshape(-1).expand(samples)[index.to(rows.device)]
+    rows = _index_per_sample(target, samples)
+    return rows.expand(samples)[index.to(rows.device)]
 
 
 def describe(value: Any) -> str:
@@ -154,14 +152,20 @@ def class_indices(output: Tensor, target: Any) -> Tensor:
     """Targets as an (N, 1, ...) or (1, 1, ...) LongTensor on the output's device, checked against the output."""
     if output.ndim < 2:
         raise target_error(target, f"selects a class, but the output has shape {tuple(output.shape)}: pass None")
-    index = _as_index(target)
-    index = index.squeeze(1) if index.ndim == 2 and index.shape[1] == 1 else index
     samples, classes = output.shape[:2]
-    if index.ndim > 1 or index.numel() not in (1, samples):
-        raise target_error(target, f"has shape {tuple(index.shape)}, but the batch holds {samples} samples")
+    index = _index_per_sample(target, samples)
     if index.numel() and (int(index.min()) < 0 or int(index.max()) >= classes):
         raise target_error(target, f"is out of range: the output has classes 0 to {classes - 1}")
     return index.to(output.device).reshape(-1, *[1] * (output.ndim - 1))
+
+
+def _index_per_sample(target: Any, samples: int) -> Tensor:
+    """The target as a LongTensor of one index for all, (1,), or one for each, (samples,)."""
+    index = _as_index(target)
+    index = index.squeeze(1) if index.ndim == 2 and index.shape[1] == 1 else index
+    if index.ndim > 1 or index.numel() not in (1, samples):
+        raise target_error(target, f"has shape {tuple(index.shape)}, but the batch holds {samples} samples")
+    return index.reshape(-1)
 
 
 def _as_index(target: Any) -> Tensor:
@@ -183,7 +187,7 @@ def _entries(output: Tensor, target: Any) -> tuple[Any, ...]:
     if any(not isinstance(row, tuple) or len(row) != output.ndim - 1 for row in rows):
         raise target_error(target, f"does not index an output of shape {tuple(output.shape)} with one tuple a sample")
     for row in rows:
-        if any(isinstance(i, bool) or not isinstance(i, Integral) for i in row):
+        if any(not is_int(i) for i in row):
             raise target_error(target, "holds an index that is no int")
         if any(not 0 <= i < size for i, size in zip(row, output.shape[1:], strict=True)):
             raise target_error(target, f"is out of range for an output of shape {tuple(output.shape)}")

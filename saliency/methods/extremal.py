@@ -109,7 +109,7 @@ def extremal_perturbation(
     evaluation, at random with a ``seed``. ``smooth`` is a fraction of the shorter side. ``saliency_layer``: perturb an
     activation instead, in its own positions. ``tolerance``: masks whose parameters moved less in 10 iterations stay as
     they are, and cost nothing more. ``print_iter(iteration, energies)`` gets the (R, 2) energies; ``debug`` adds probes
-    of the last evaluation (at a layer, of the last image). Fong et al., ICCV 2019. The rest: see :func:`saliency`.
+    of the last evaluation (at a layer, of the last image). Fong et al., ICCV 2019. Errors: see :func:`saliency`.
     """
     search = Search(perturbation, max_iter, num_levels, step, sigma, jitter, variant, seed, tolerance)
     shares = _check(search, areas, reward_func, print_iter, saliency_layer)

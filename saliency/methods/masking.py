@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.forward import Call, make_call, take_rows
+from saliency.engine.forward import Call, make_call, run_rows
 from saliency.engine.layers import unwrap
 from saliency.engine.maps import Resize, check_map_options, finish_map
 from saliency.engine.masks import check_count, check_masks, mask_chunks
-from saliency.engine.state import evaluating, model_dtype
+from saliency.engine.state import evaluating, model_dtype, own_copy
 from saliency.engine.targets import (
     Target,
     describe,
@@ -185,8 +185,9 @@ def _selected(model: Module, call: Call, target: Any, scores: str) -> _Select:
     """Which scores of an output are those of the target; checked on one forward pass of the images as they are."""
     if callable(target) and not isinstance(target, Tensor):
         return lambda output, image, samples: _apply(scores, select_scores(output, target, samples)[0])[:, None]
-    images = torch.arange(len(call.inputs[0]), device=call.inputs[0].device)
-    output, _ = select_scores(_run(model, call, images), target, len(images))
+    images = own_copy(call.inputs[0])
+    index = torch.arange(len(images), device=images.device)
+    output, _ = select_scores(run_rows(model, call, images, index), target, len(images))
     score = _score_tensor(output, len(images), scores)
     # One column per target; of the flat output only the entries count that any target of the image asks for.
     gradients = [get_backward_gradient(score, column) for column in split_targets(target)]
@@ -202,12 +203,6 @@ def _selected(model: Module, call: Call, target: Any, scores: str) -> _Select:
     return select
 
 
-def _run(model: Module, call: Call, index: Tensor, masks: Tensor | None = None) -> Any:
-    """The model's output for the images of ``index``, seen through the masks."""
-    inputs, args, kwargs = take_rows(call, index)
-    return model(inputs[0] if masks is None else inputs[0].mul_(masks), *args, **kwargs)
-
-
 def _explain(model: Module, call: Call, make_select: Callable[[Module], _Select], options: _Options) -> Tensor:
     """The finished maps, in the model's dtype."""
     model, input = unwrap(model), call.inputs[0]
@@ -220,14 +215,14 @@ def _explain(model: Module, call: Call, make_select: Callable[[Module], _Select]
 
 def _accumulate(model: Module, call: Call, select: _Select, options: _Options, precision: torch.dtype) -> Tensor:
     """The mean over the masks of score times mask, (N, K, ...)."""
-    input = call.inputs[0]
+    input = call.inputs[0].detach()
     images, total = len(input), options.num_masks if options.filter_masks is None else len(options.filter_masks)
     sums, done = torch.zeros(0, dtype=precision, device=input.device), 0
     for masks in _chunks(input, options):
         pixels = masks.flatten(1).to(precision)
         for image in range(images):
             index = torch.full((len(masks),), image, device=input.device)
-            output = _run(model, call, index, masks)
+            output = run_rows(model, call, input[image] * masks, index)
             with torch.autocast(input.device.type, enabled=False):
                 score = select(output, image, len(masks)).to(precision)
                 if not len(sums):

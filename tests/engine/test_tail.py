@@ -29,14 +29,6 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def activations_near(x: Tensor) -> Tensor:
     noise = torch.randn(3, *x.shape[1:], generator=torch.Generator().manual_seed(5), dtype=x.dtype)
     return (x + 0.3 * noise).requires_grad_()

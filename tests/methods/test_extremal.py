@@ -22,14 +22,6 @@ FAST = {"max_iter": 4, "step": 3, "sigma": 4}
 VARIANTS = ["preserve", "delete", "dual"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def explain(case, target=None, model=None, input=None, **options):
     """On a model of the table; what is not said is the case's own."""
     dtype = options.pop("dtype", torch.float64)
