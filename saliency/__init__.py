@@ -13,6 +13,7 @@ from saliency.engine.mask_search import DELETE_VARIANT, DUAL_VARIANT, PRESERVE_V
 from saliency.engine.masks import random_masks
 from saliency.engine.perturbation import BLUR_PERTURBATION, FADE_PERTURBATION, MaskGenerator, Perturbation
 from saliency.engine.probe import Probe, attach_debug_probes
+from saliency.engine.sharing import SharedForward, shared_forward
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
 from saliency.methods import METHODS, Method
 from saliency.methods.cam import (
@@ -80,6 +81,7 @@ __all__ = [
     "Probe",
     "ReLUContext",
     "RuleContext",
+    "SharedForward",
     "activation",
     "attach_debug_probes",
     "contrastive_excitation_backprop",
@@ -118,6 +120,7 @@ __all__ = [
     "rise",
     "rise_class",
     "saliency",
+    "shared_forward",
     "simple_reward",
     "smooth_grad",
     "sum_channels",

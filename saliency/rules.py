@@ -10,16 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from saliency.engine.contexts import Rule, is_inplace, relu_rules
-
-# Activations that are no ReLU but are used as one: the rules below act on their own derivative.
-_ACTIVATIONS = (
-    *(F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_),
-    *(F.prelu, torch.prelu, Tensor.prelu),
-    *(F.elu, F.elu_, F.celu, torch.celu, torch.celu_, F.selu, torch.selu, torch.selu_),
-    *(F.gelu, F.silu, F.hardswish, F.mish),
-)
-
+from saliency.engine.contexts import ACTIVATIONS, Rule, activation_rules, is_inplace
 
 WEIGHTED = (
     *(F.linear, F.conv1d, F.conv2d, F.conv3d),
@@ -42,11 +33,6 @@ _SQUASHING = (
     *(F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_, F.softplus, F.softsign),
     *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax),
 )
-
-
-def activation_rules(rule: Rule) -> dict[Callable[..., Any], Rule]:
-    """The table that applies one rule to every activation function that gates its input."""
-    return relu_rules(rule) | dict.fromkeys(_ACTIVATIONS, rule)
 
 
 def guided(function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -261,7 +247,7 @@ def excitation_rules(excitatory: Callable[[Tensor], Tensor]) -> dict[Callable[..
     ReLU, max pooling and concatenation have no row: their gradient is the paper's rule.
     """
     return {
-        **dict.fromkeys(_ACTIVATIONS + _SQUASHING + _NORMALISATIONS, unchanged),
+        **dict.fromkeys(ACTIVATIONS + _SQUASHING + _NORMALISATIONS, unchanged),
         **dict.fromkeys(WEIGHTED, partial(excite, excitatory)),
         **dict.fromkeys(_MEANS, excite_mean),
         **dict.fromkeys(_SUMS, excite_sum),

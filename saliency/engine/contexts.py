@@ -16,6 +16,14 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 Rule = Callable[..., Any]  # rule(function, *args, **kwargs) -> what function(*args, **kwargs) returns
 Rules = Mapping[Callable[..., Any], Rule]
 
+# Activations that are no ReLU but are used as one: a rule acts on their own derivative.
+ACTIVATIONS = (
+    *(F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_),
+    *(F.prelu, torch.prelu, Tensor.prelu),
+    *(F.elu, F.elu_, F.celu, torch.celu, torch.celu_, F.selu, torch.selu, torch.selu_),
+    *(F.gelu, F.silu, F.hardswish, F.mish),
+)
+
 _state = threading.local()  # is this thread inside a rule? Then contexts further out leave the operation alone.
 
 
@@ -133,6 +141,11 @@ def relu_rules(rule: Rule) -> dict[Callable[..., Any], Rule]:
         named = rule if name.startswith("relu") else clamp
         rules |= {getattr(torch, name): named, getattr(Tensor, name): named}
     return rules | {torch.threshold: threshold, torch.threshold_: threshold}
+
+
+def activation_rules(rule: Rule) -> dict[Callable[..., Any], Rule]:
+    """The table that applies one rule to every activation function that gates its input."""
+    return relu_rules(rule) | dict.fromkeys(ACTIVATIONS, rule)
 
 
 def is_inplace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:

@@ -14,7 +14,8 @@ from saliency.engine.forward import Call, ContextBuilder, Input, Site, make_call
 from saliency.engine.layers import Layer, unwrap
 from saliency.engine.maps import Layout, Resize, check_map_options, finish_map, join_targets, to_channels_first
 from saliency.engine.probe import Probe, attach_debug_probes
-from saliency.engine.state import evaluating, model_dtype
+from saliency.engine.sharing import SharedForward
+from saliency.engine.state import evaluating, model_dtype, own_copy
 from saliency.engine.targets import Target, describe, select_scores, split_targets
 
 Maps: TypeAlias = Any  # a Tensor; a list of them for a list of layers, a tuple for a tuple of inputs; a pair with debug
@@ -38,6 +39,7 @@ def saliency(
     forward_kwargs: Mapping[str, Any] | None = None,
     attribute_to_layer_input: bool = False,
     layout: Layout = None,
+    shared: SharedForward | None = None,
 ) -> Maps:
     """Explain the score of ``target`` at a layer: the engine of every gradient method.
 
@@ -64,6 +66,7 @@ def saliency(
         layout: how the layer's activation holds its grid, where that cannot be told from its shape:
             ``'channels_first'``, ``'channels_last'``, tokens' (h, w), a function of the activation that returns
             (N, C, h, w), or ``'layer'`` to hand it on as it is.
+        shared: a :func:`shared_forward` of the same model and input, which need not run again.
 
     Returns:
         (N, 1, h, w) at the layer's resolution or at ``resize``, raw scale, detached, in the model's dtype; (N, K, h, w)
@@ -91,7 +94,8 @@ def saliency(
             raise ValueError(f"gradient_to_saliency={gradient_to_saliency!r} returned no tensor; a map is accepted.")
         return finish_map(saliency, reference, resize, resize_mode, smooth)
 
-    activations, probes = layer_gradient(model, call, target, sites, context_builder, get_backward_gradient, debug)
+    pieces = (context_builder, get_backward_gradient, debug, shared)
+    activations, probes = layer_gradient(model, call, target, sites, *pieces)
     results: list[Any] = []
     for site, tensors in zip(sites, activations, strict=True):
         joined = tuple(join_targets([to_map(x, site) for x in per_target], layout == "layer") for per_target in tensors)
@@ -108,6 +112,7 @@ def layer_gradient(
     context_builder: ContextBuilder = NullContext,
     get_backward_gradient: GetGradient = targets.get_backward_gradient,
     debug: bool = False,
+    shared: SharedForward | None = None,
 ) -> tuple[list[list[list[Tensor]]], Mapping[str, Probe] | None]:
     """Activations with their ``.grad``, in the model's dtype: per site, per tensor there, per target; and the probes.
 
@@ -121,15 +126,17 @@ def layer_gradient(
             torch.set_grad_enabled(record_all)
             probes = attach_debug_probes(model, debug)
             watching = [stack.enter_context(probe) for probe in (probes or {}).values()]
-            forward = recording(model, call, sites, context_builder, grad=get_backward_gradient is not None)
-            with forward as (output, recorded):
+            record = recording if shared is None or record_all else shared.recording
+            with record(model, call, sites, context_builder, get_backward_gradient is not None) as (output, recorded):
                 tensors = [x for at_site in recorded for x in at_site]
                 watched = [x for probe in watching for x in probe.data]
                 if get_backward_gradient is None:
-                    rows = [[x.detach() for x in tensors]] * len(split_targets(target))
+                    rows = [[x.detach() if shared is None else own_copy(x) for x in tensors]] * len(
+                        split_targets(target)
+                    )
                 else:
                     scores, wanted = select_scores(output, target, len(call.inputs[0]))
-                    rows = _differentiate(scores, wanted, get_backward_gradient, tensors, watched)
+                    rows = _differentiate(scores, wanted, get_backward_gradient, tensors, watched, shared)
         columns = zip(*rows, strict=True)
         activations = [[[_to_dtype(x, dtype) for x in next(columns)] for _ in at_site] for at_site in recorded]
         missed = _cut_off(sites, activations)
@@ -153,6 +160,7 @@ def _differentiate(
     get_backward_gradient: Callable[[Any, Any], Tensor],
     tensors: list[Tensor],
     watched: list[Tensor],
+    shared: SharedForward | None,
 ) -> list[list[Tensor]]:
     """For every target, the tensors with their gradient; tensors of debug probes are given theirs in place."""
     columns = split_targets(target)
@@ -165,10 +173,13 @@ def _differentiate(
                 f"a tensor of the output's shape {tuple(scores.shape)} is accepted."
             )
         found: Sequence[Tensor | None] = [None] * len(tensors + watched)
-        if scores.requires_grad:
+        if scores.requires_grad and shared is not None:
+            found = shared.gradients(scores, tensors + watched, gradient)
+        elif scores.requires_grad:
             retain = i + 1 < len(columns)
             found = torch.autograd.grad(scores, tensors + watched, gradient, retain_graph=retain, allow_unused=True)
-        rows.append([_with_gradient(x.detach(), dx) for x, dx in zip(tensors, found, strict=False)])
+        copy = torch.Tensor.detach if shared is None else own_copy
+        rows.append([_with_gradient(copy(x), dx) for x, dx in zip(tensors, found, strict=False)])
         for x, dx in zip(watched, found[len(tensors) :], strict=True):
             x.grad = dx
     return rows

@@ -75,10 +75,11 @@ class Probe:
         return self._record(output)
 
     def _record(self, values: Any) -> Any:
-        if self._enable_grad:
-            torch.set_grad_enabled(True)
-        self.data = []
-        return tree_map_only(Tensor, self._keep, values)
+        with torch._C.DisableTorchFunction():  # what the probe does is no operation of the model
+            if self._enable_grad:
+                torch.set_grad_enabled(True)
+            self.data = []
+            return tree_map_only(Tensor, self._keep, values)
 
     def _keep(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():

@@ -1,0 +1,242 @@
+"""One forward pass for many methods: the graph is recorded once, and every backward pass runs under its own rules."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+
+from saliency.engine.contexts import NullContext, Rule, RuleContext, activation_rules, is_inplace
+from saliency.engine.forward import Call, ContextBuilder, Input, Site, make_call, make_site, recording
+from saliency.engine.layers import Layer, unwrap
+from saliency.engine.probe import add_hook
+from saliency.engine.state import evaluating
+from saliency.engine.targets import main_output
+
+Recorded: TypeAlias = tuple[Any, list[list[Tensor]]]
+Operation: TypeAlias = tuple[Any, Any]  # a torch function, and what it returned
+Place: TypeAlias = tuple[Module, str]
+Known: TypeAlias = dict[Tensor, Tensor | None]  # gradients by the tensor that they belong to
+
+
+def _place(site: Site) -> Place:
+    return site.module, site.side
+
+
+class _Switched(torch.autograd.Function):
+    """An activation function whose rule is chosen when the gradient comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, rules: Mapping[Any, Rule], function: Callable[..., Any], *call: Any) -> Tensor:
+        ctx.rules, ctx.function, (ctx.args, ctx.kwargs) = rules, function, call
+        ctx.inplace = is_inplace(function, *ctx.args, **ctx.kwargs)
+        ctx.save_for_backward(input.clone() if ctx.inplace else input)
+        output: Tensor = function(input, *ctx.args, **ctx.kwargs)
+        if ctx.inplace:
+            ctx.mark_dirty(input)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        rule = ctx.rules.get(ctx.function)
+        run = ctx.function if rule is None else partial(rule, ctx.function)
+        with torch.enable_grad():
+            input = ctx.saved_tensors[0].detach().requires_grad_()
+            output = run(input.clone() if ctx.inplace else input, *ctx.args, **ctx.kwargs)
+        return torch.autograd.grad(output, input, gradient)[0], None, None, None, None
+
+
+class _DivergedError(Exception):
+    """The model does not repeat what it did in the shared forward pass."""
+
+
+class _Replay(RuleContext):
+    """A context in which the first operations give the results that they had before."""
+
+    def __init__(self, front: Sequence[Operation], context: AbstractContextManager[Any]) -> None:
+        super().__init__({})
+        self._operations, self._context = iter(front), context
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        known, result = next(self._operations, (None, None))
+        if known is None:
+            return func(*args, **(kwargs or {}))
+        if known != func:
+            raise _DivergedError
+        return tree_map_only(Tensor, torch.Tensor.detach, result)
+
+    def __enter__(self) -> "_Replay":
+        self._context.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._context.__exit__(*error)
+
+
+class _Recorder(RuleContext):
+    """Keep what the operations of a forward pass return, and how many of them come before each of the sites."""
+
+    def __init__(self, model: Module, sites: Sequence[Site], switched: RuleContext) -> None:
+        super().__init__({})
+        self._model, self._sites, self._switched = model, sites, switched
+        self._operations: list[Operation] = []
+        self._fronts: dict[Place, tuple[int, list[int]]] = {}
+        self._inputs: list[tuple[Tensor, int]] = []
+        self._stack = ExitStack()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._operations.append((func, result))
+        return result
+
+    def __enter__(self) -> "_Recorder":
+        self._hook(self._model.register_forward_pre_hook, self._keep_inputs)
+        for site in self._sites:
+            module, before = site.module, site.side == "input"
+            register = module.register_forward_pre_hook if before else module.register_forward_hook
+            self._hook(register, partial(self._mark, _place(site)))
+        self._stack.enter_context(self._switched)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._stack.close()
+
+    def _hook(self, register: Callable[..., Any], hook: Callable[..., Any]) -> None:
+        self._stack.callback(add_hook(register, hook).remove)
+
+    def _keep_inputs(self, module: Module, args: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            self._inputs = [(x, x._version) for x in tree_leaves(args) if isinstance(x, Tensor)]
+
+    def _mark(self, place: Place, *_: Any) -> None:
+        count = len(self._operations)
+        self._fronts.setdefault(place, (count, self._versions(count)))
+
+    def _versions(self, count: int) -> list[int]:
+        with torch._C.DisableTorchFunction():
+            results = tree_leaves([result for _, result in self._operations[:count]])
+            return [x._version for x in results if isinstance(x, Tensor)]
+
+    def front(self, sites: Sequence[Site]) -> Sequence[Operation]:
+        """The operations in front of all sites; none where the input or their results were overwritten since."""
+        count, versions = min((self._fronts[_place(site)] for site in sites), key=lambda front: front[0])
+        intact = all(x._version == version for x, version in self._inputs) and versions == self._versions(count)
+        return self._operations[:count] if intact else ()
+
+
+class SharedForward:
+    """One recorded forward pass; :func:`shared_forward` says what it is for."""
+
+    def __init__(self, model: Module, call: Call, saliency_layers: Sequence[Layer]) -> None:
+        self._model, self._call = model, call
+        sites = [make_site(self._model, layer, self._call) for layer in saliency_layers]
+        self._rules: dict[Any, Rule] = {}  # of the backward pass that runs now
+        self._saved: list[tuple[Tensor, int]] = []
+        self._found: list[tuple[dict[Any, Rule], Tensor, Known]] = []
+        switched = RuleContext(activation_rules(self._switch))
+        self._switched = switched.rules.keys()
+        self._recorder = _Recorder(self._model, sites, switched)
+        with (
+            evaluating(self._model),
+            recording(self._model, self._call, sites, lambda: self._recorder) as (output, recorded),
+        ):
+            self._output = output
+            self._tensors = {_place(site): tensors for site, tensors in zip(sites, recorded, strict=True)}
+        self._intact = all(x._version == version for x, version in self._saved)
+
+    def _switch(self, function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            return function(input, *args, **kwargs)
+        inplace = is_inplace(function, *args, **kwargs)
+        if inplace and input._is_view():
+            # Autograd would rewrite the history of the viewed tensor, past the switch.
+            return input.copy_(self._switch(function, input.clone(), *args, **kwargs))
+        if not inplace:
+            self._saved.append((input, input._version))
+        return _Switched.apply(input, self._rules, function, args, kwargs)
+
+    @contextmanager
+    def recording(
+        self, model: Module, call: Call, sites: Sequence[Site], context_builder: ContextBuilder, grad: bool = True
+    ) -> Iterator[Recorded]:
+        """As :func:`saliency.engine.forward.recording`, but for the part of the forward pass that is known."""
+        context: Any = context_builder() if callable(context_builder) else None
+        places = [_place(site) for site in sites]
+        known = model is self._model and self._is_own(call) and all(place in self._tensors for place in places)
+        if known and self._intact and self._is_switchable(context):
+            self._rules.clear()
+            self._rules.update(getattr(context, "rules", {}))
+            torch.set_grad_enabled(grad)  # as a probe does: the target may be a function of the output
+            yield self._output, [self._tensors[place] for place in places]
+            return
+        front = self._recorder.front(sites) if known and isinstance(context, RuleContext) else ()
+        builders: list[ContextBuilder] = [lambda: _Replay(front, context)] if front else []
+        builders.append(context_builder if context is None else lambda: context)
+        with ExitStack() as stack:
+            for build in builders:
+                with suppress(_DivergedError):
+                    recorded = stack.enter_context(recording(model, call, sites, build, grad))
+                    break
+            yield recorded
+
+    def gradients(self, scores: Tensor, tensors: Sequence[Tensor], gradient: Tensor) -> list[Tensor | None]:
+        """The gradients at the tensors; what an earlier method has asked for is not computed again."""
+        known = self._known(gradient) if scores is main_output(self._output) else {}
+        if missing := [x for x in tensors if x not in known]:
+            found = torch.autograd.grad(scores, missing, gradient, retain_graph=True, allow_unused=True)
+            known |= zip(missing, found, strict=True)
+        return [None if (dx := known[x]) is None else dx.clone() for x in tensors]
+
+    def _known(self, gradient: Tensor) -> Known:
+        """The gradients that were found under the present rules."""
+        for rules, sent, known in self._found:
+            if rules == self._rules and torch.equal(sent, gradient):
+                return known
+        self._found.append((dict(self._rules), gradient, {}))
+        return self._found[-1][-1]
+
+    def _is_own(self, call: Call) -> bool:
+        (tensors, tree), (own_tensors, own_tree) = tree_flatten(tuple(call)), tree_flatten(tuple(self._call))
+        return tree == own_tree and all(x is y for x, y in zip(tensors, own_tensors, strict=True))
+
+    def _is_switchable(self, context: Any) -> bool:
+        """Does the context replace nothing but activation functions?"""
+        if not isinstance(context, RuleContext):
+            return type(context) is NullContext
+        return type(context).__enter__ is RuleContext.__enter__ and context.rules.keys() <= self._switched
+
+
+def shared_forward(
+    model: Module,
+    input: Input,
+    saliency_layers: Sequence[Layer] = ("",),
+    *,
+    additional_forward_args: Any = None,
+    forward_kwargs: Mapping[str, Any] | None = None,
+) -> SharedForward:
+    """Run the model once for many methods: each gets the result as its option ``shared``.
+
+    At the given layers, methods that change nothing but activation functions (the gradient, the CAMs, guided
+    backpropagation, DeConvNet) need no forward pass any more; those with other rules (excitation backprop) run what
+    lies behind their layer. A call with another model, input or layer, or with ``debug``, runs on its own. The graph, and what every operation returned, stay in memory as long as the result does;
+    one thread may use it at a time. Raises ``ValueError`` as :func:`saliency` does.
+
+    >>> from saliency import grad_cam, gradient
+    >>> from saliency.scenes import make_scene, scene_network
+    >>> model, image = scene_network(), make_scene(0).image[None]
+    >>> shared = shared_forward(model, image, ["", "layer4"])
+    >>> cam, fine = grad_cam(model, image, 0, "layer4", shared=shared), gradient(model, image, 0, shared=shared)
+    """
+    return SharedForward(unwrap(model), make_call(input, additional_forward_args, forward_kwargs), saliency_layers)

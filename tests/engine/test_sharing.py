@@ -1,0 +1,237 @@
+"""A shared forward pass gives every method what a forward pass of its own gives."""
+
+import gc
+import itertools
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from saliency import METHODS, ReLUContext, guided_grad_cam, saliency, shared_forward
+from saliency.engine import sharing
+from tests.cases import METHOD_CASES, MODEL_CASES
+from tests.test_contract import explain, skip_if_not_made_for
+
+SHARING = [case for case in METHOD_CASES if METHODS[case.name].engine is saliency and case.name != "rise"]
+
+
+class CountConvolutions(TorchDispatchMode):
+    """How many images went through a convolution forward, and back."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward, self.backward = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.forward += func is torch.ops.aten.convolution.default
+        self.backward += func is torch.ops.aten.convolution_backward.default
+        return func(*args, **(kwargs or {}))
+
+
+class Chain(nn.Module):
+    """Three convolutions; ``between`` does something to what the first one made, after the second one."""
+
+    def __init__(self, between=lambda x, y: (x, y)):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(2, 2, 3, padding=1) for _ in range(3))
+        self.between = between
+
+    def forward(self, input, unused=None):
+        x = torch.relu(self.a(input))
+        x, y = self.between(x, torch.relu(self.b(x)))
+        return self.c(x + y).flatten(1)
+
+
+def chain(**options):
+    torch.manual_seed(0)
+    return Chain(**options).double().eval(), torch.randn(3, 2, 5, 6, dtype=torch.float64)
+
+
+def own_and_shared(model, input, methods, layers, **options):
+    """Maps of each method at each layer: one with a forward pass of its own, one with the shared pass."""
+    shared = shared_forward(model, input, layers)
+    for name, layer in itertools.product(methods, layers):
+        function = METHODS[name].function
+        yield function(model, input, 1, layer, **options), function(model, input, 1, layer, shared=shared, **options)
+
+
+@pytest.mark.parametrize("case", MODEL_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("method", SHARING, ids=lambda case: case.name)
+def test_every_method_gives_the_same_map_at_every_layer(method, case):
+    skip_if_not_made_for(method, case)
+    model, input = case.model(), case.input()
+    shared = shared_forward(model, input, ["", *case.layers], **case.options(torch.float64))
+    for layer in case.layers:
+        for _ in range(2):
+            own, with_others = (explain(method, case, model, input, layer=layer, **o) for o in ({}, {"shared": shared}))
+            torch.testing.assert_close(with_others, own, rtol=1e-12, atol=1e-14)
+
+
+def test_the_forward_pass_and_equal_backward_passes_run_once():
+    model, input = chain()
+    with CountConvolutions() as count:
+        shared = shared_forward(model, input, ["", "b"])
+        assert (count.forward, count.backward) == (3, 0)
+        for method in ("gradient", "linear_approx", "gradient_x_activation"):
+            METHODS[method].function(model, input, [0, 1, 2], "", shared=shared)
+        assert (count.forward, count.backward) == (3, 3)
+        METHODS["grad_cam"].function(model, input, [0, 1, 2], "b", shared=shared)
+        assert (count.forward, count.backward) == (3, 4)
+        METHODS["gradient"].function(model, input, [2, 1, 0], "", shared=shared)
+        METHODS["guided_backprop"].function(model, input, [0, 1, 2], "", shared=shared)
+        METHODS["deconvnet"].function(model, input, [0, 1, 2], "", shared=shared)
+        assert (count.forward, count.backward) == (3, 13)
+        guided_grad_cam(model, input, [0, 1, 2], "b", shared=shared)
+        assert (count.forward, count.backward) == (3, 13)
+
+
+def test_other_rules_run_what_lies_behind_the_layer():
+    model, input = chain()
+    shared = shared_forward(model, input, ["", "b"])
+    with CountConvolutions() as own:
+        METHODS["excitation_backprop"].function(model, input, 1, "b")
+    with CountConvolutions() as behind:
+        METHODS["excitation_backprop"].function(model, input, 1, "b", shared=shared)
+    assert own.forward - behind.forward == 2
+    assert own.backward == behind.backward
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x, y: (x.mul_(2), y),  # overwrites what the front has made
+        lambda x, y: (x, F.relu(x.add_(1)) + y),
+        lambda x, y: (F.relu(x, inplace=True), y),
+        lambda x, y: (x.add_(1).relu_(), y.clamp(min=0)),
+    ],
+)
+def test_results_that_are_overwritten_later_are_not_used_again(between):
+    def fresh(x, y):
+        return between(x.clone(), y)
+
+    for change in (between, fresh):
+        model, input = chain(between=change)
+        for own, shared in own_and_shared(model, input, ["excitation_backprop", "grad_cam"], ["b"]):
+            torch.testing.assert_close(shared, own, rtol=1e-12, atol=1e-14)
+
+
+def test_the_input_of_an_activation_may_be_overwritten():
+    def between(x, y):
+        z = F.hardtanh(x)
+        return x.mul_(3), y + z.detach().sin()
+
+    model, input = chain(between=between)
+    for own, shared in own_and_shared(model, input, ["guided_backprop", "gradient"], ["b"]):
+        torch.testing.assert_close(shared, own)
+
+
+def test_a_model_that_does_something_else_each_time_runs_again():
+    turns = itertools.count()
+
+    class Moody(Chain):
+        def forward(self, input):
+            input = input.clone() if next(turns) % 2 else input.sin().asin()
+            return super().forward(input)
+
+    torch.manual_seed(0)
+    model, input = Moody().double(), torch.rand(1, 2, 5, 6, dtype=torch.float64) * 0.9
+    for own, shared in own_and_shared(model, input, ["excitation_backprop"], ["b"]):
+        torch.testing.assert_close(shared, own)
+
+
+@pytest.mark.parametrize("change", ["input", "model", "layer", "arguments"])
+def test_another_call_runs_on_its_own(change):
+    model, input = chain()
+    shared = shared_forward(model, input, [""])
+    other, x, layer, options = model, input, "", {}
+    if change == "input":
+        x = input + 1
+    elif change == "model":
+        other = Chain().double()
+    elif change == "layer":
+        layer = "c"
+    else:
+        options = {"forward_kwargs": {"unused": None}, "context_builder": Twofold}
+    function = METHODS["gradient"].function
+    torch.testing.assert_close(
+        function(other, x, 1, layer, shared=shared, **options), function(other, x, 1, layer, **options), rtol=0, atol=0
+    )
+
+
+class Twofold(ReLUContext):
+    """ReLU that sends twice the gradient: a context of the user's own."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clamp(min=0)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * gradient * (ctx.saved_tensors[0] > 0)
+
+    def __init__(self):
+        super().__init__(self.Function)
+
+
+def test_what_a_method_does_to_its_tensors_stays_its_own():
+    model, input = chain()
+    shared = shared_forward(model, input, ["", "b"])
+
+    def spoil(x):
+        if x.grad is not None:
+            x.grad.zero_()
+        return x.zero_().sum(1, keepdim=True)
+
+    for layer in ("", "b"):
+        saliency(model, input, 1, layer, gradient_to_saliency=spoil, shared=shared)
+        saliency(model, input, 1, layer, gradient_to_saliency=spoil, get_backward_gradient=None, shared=shared)
+        expected = METHODS["linear_approx"].function(model, input, 1, layer)
+        assert torch.equal(METHODS["linear_approx"].function(model, input, 1, layer, shared=shared), expected)
+
+
+def test_nothing_stays_behind():
+    model, input = chain()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    shared = shared_forward(model, input, ["", "b"])
+    METHODS["excitation_backprop"].function(model, input, 1, "b", shared=shared)
+    assert _get_current_function_mode_stack() == []
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    output = weakref.ref(shared._output)
+    del shared
+    gc.collect()
+    assert output() is None
+
+
+def test_a_forward_pass_that_fails_leaves_no_hook():
+    model, _ = chain()
+    with pytest.raises(RuntimeError):
+        shared_forward(model, torch.randn(1, 5, 4, 4, dtype=torch.float64), ["", "b"])
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+    assert _get_current_function_mode_stack() == []
+    with pytest.raises(ValueError, match="saliency_layer='d'"):
+        shared_forward(model, torch.randn(1, 2, 4, 4), ["d"])
+
+
+def test_debug_probes_need_a_forward_pass_of_their_own():
+    model, input = chain()
+    shared = shared_forward(model, input, [""])
+    map, probes = saliency(model, input, 1, debug=True, shared=shared)
+    assert torch.equal(map, saliency(model, input, 1))
+    assert probes["b"].data[0].grad is not None
+
+
+def test_the_replay_ends_where_the_layer_is_reached():
+    model, input = chain()
+    recorder = shared_forward(model, input, ["", "b"])._recorder
+    names = [function.__name__ for function, _ in recorder._operations]
+    assert names == ["conv2d", "relu", "conv2d", "relu", "add", "conv2d", "flatten"]
+    assert [count for count, _ in recorder._fronts.values()] == [0, 3]
+    assert isinstance(recorder, sharing.RuleContext)
