@@ -2,9 +2,11 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+# Processes that share the benchmark.
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all lint format bench clean
+.PHONY: help demo install test test-all lint format bench benchmark clean
 .DELETE_ON_ERROR:
 
 help: ## show this help
@@ -35,8 +37,15 @@ format: $(VENV)/.installed-dev ## write the code in the one format
 bench: $(VENV)/.installed-benchmark ## measure speed
 	$(BIN)/python -m benchmarks.speed
 
+benchmark: $(VENV)/.installed-benchmark ## score every method by every metric on the embedded scenes, and write the report
+	$(BIN)/torchrun --standalone --nproc-per-node=$(WORKERS) -m benchmarks.pointing_game --dataset scenes \
+		--method centre --method all --metric all --limit 20 --batch-size 4 --out bench_out/scenes \
+		--option rise.num_masks=100 --option extremal_perturbation.max_iter=20
+	$(BIN)/python -m benchmarks.report bench_out/scenes
+	@echo "Report: $(CURDIR)/bench_out/scenes/report.html"
+
 clean: ## remove the environment, caches and the demo's pictures
-	rm -rf .venv demo saliency_out build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv demo bench_out saliency_out build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # One stamp for each extra: it is installed once, and again when the requirements change.
 $(VENV)/.installed-%: setup.py pyproject.toml

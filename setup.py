@@ -18,8 +18,8 @@ REQUIRED = [
 ]
 PLOT = ["matplotlib>=3.8"]  # the first release that ships its types
 BENCHMARK = [*PLOT, "tqdm>=4.64", "pycocotools>=2.0.7", "defusedxml>=0.7.1"]
-PARITY = ["torchray", "captum>=0.7", "grad-cam>=1.5", "torchcam>=0.4", "zennit>=0.5"]
-TEST = [*BENCHMARK, "pytest>=8", "hypothesis>=6.100"]
+PARITY = ["torchray", "captum>=0.7", "grad-cam>=1.5", "torchcam>=0.4", "zennit>=0.5", "quantus>=0.6", "scipy"]
+TEST = [*BENCHMARK, "pytest>=8", "hypothesis>=6.100", "selenium>=4.11"]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14"]
 
 setup(
@@ -31,7 +31,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["saliency", "saliency.*"]),
-    package_data={"saliency": ["py.typed"], "saliency.scenes": ["*.pt"]},
+    package_data={"saliency": ["py.typed"], "saliency.scenes": ["*.pt"], "saliency.evaluation.report": ["web/*"]},
     install_requires=REQUIRED,
     extras_require={"plot": PLOT, "benchmark": BENCHMARK, "parity": PARITY, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["saliency = saliency.cli:main"]},

@@ -1,104 +1,240 @@
-"""The pointing game on a data set: how often is each method's maximum on the object?
+"""How good are the maps? Every case of a data set, explained by every method, measured by every metric.
 
-    python -m benchmarks.pointing_game --dataset scenes [--method grad_cam ...] [--scenes 200] [--tolerance 15]
-    python -m benchmarks.pointing_game --method rise --option num_masks=500
+    python -m benchmarks.pointing_game --dataset scenes [--method grad_cam ...] [--metric pointing_game ...]
+    python -m benchmarks.pointing_game --method rise --option num_masks=500 --option rise.smooth=0.05
+    torchrun --nproc-per-node=4 -m benchmarks.pointing_game --dataset voc2007 --root ~/data --arch resnet50_voc
 
-A case is an image and a class in it. All classes of an image are explained from one forward pass. Methods that need
-hundreds of passes for an image play only if they are asked to.
+On the CPU a process has one thread: start as many processes as there are cores. Results do not hang on their number;
+those of another --threads may differ in their last digits.
+
+A case is an image and a class in it. Every result is on disk at once; a run that ended goes on where it was. The exit
+code is 0, 1 where a case failed or nothing more could be written, 2 for wrong usage, 130 after Ctrl-C.
 """
 
-import argparse
-import math
+import ctypes
+import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch.distributed import DistError
 from torch.nn import Module
 
-from saliency import METHODS
-from saliency.catalogue import choose_options
-from saliency.evaluation.localisation import points_hit, saliency_points
-from saliency.scenes import Scene, make_scenes, scene_network
+from benchmarks.choices import choose_metrics, choose_names, make_methods
+from saliency.catalogue import choose_device
+from saliency.cli import Parser, positive
+from saliency.engine.layers import find_layer
+from saliency.engine.state import evaluating
+from saliency.engine.targets import main_output
+from saliency.evaluation.cases import Dataset, outputs_of, read_class_map
+from saliency.evaluation.datasets import DATASETS, load_dataset
+from saliency.evaluation.metrics import METRICS
+from saliency.evaluation.networks.caffe import CAFFE_ARCHS
+from saliency.evaluation.networks.models import DEFAULT, SCENES, Recipe, load_network, recipe
+from saliency.evaluation.networks.own import import_network
+from saliency.evaluation.running.configuration import write_file
+from saliency.evaluation.running.explaining import FATAL
+from saliency.evaluation.running.folder import RankError
+from saliency.evaluation.running.jobs import Methods
+from saliency.evaluation.running.runner import Outcome, run
+from saliency.evaluation.running.scoring import AGREEMENT
 
-BATCH = 25
-# TorchRay's setting for maps at the resolution of the input, whose single pixels are noise.
-SMOOTH = dict.fromkeys(
-    ("gradient", "gradient_x_activation", "linear_approx", "deconvnet", "guided_backprop", "guided_grad_cam"), 0.02
-)
-CENTRE = "centre point"
-LONG = ("rise", "extremal_perturbation")
-
-Cases = tuple[Tensor, Tensor, Tensor]  # images (N, 3, H, W), targets (N, K), masks (N, K, H, W)
-
-
-def cases_of(scenes: Sequence[Scene]) -> Iterator[Cases]:
-    """Batches of scenes that hold the same number of classes."""
-    classes = [sorted({item.label for item in scene.objects}) for scene in scenes]
-    for count in sorted({len(labels) for labels in classes}):
-        chosen = [i for i, labels in enumerate(classes) if len(labels) == count]
-        for start in range(0, len(chosen), BATCH):
-            batch = chosen[start : start + BATCH]
-            masks = [torch.stack([scenes[i].class_mask(label) for label in classes[i]]) for i in batch]
-            images = torch.stack([scenes[i].image for i in batch])
-            yield images, torch.tensor([classes[i] for i in batch]), torch.stack(masks)
-
-
-def hits_of(method: str, model: Module, cases: Cases, tolerance: float, **chosen: Any) -> Tensor:
-    """A hit or a miss per case of the batch, with the options that were chosen for the method."""
-    images, targets, masks = cases
-    if method == CENTRE:
-        height, width = images.shape[2:]
-        points = torch.tensor([width // 2, height // 2]).expand(targets.numel(), 2)
-    else:
-        options = {"resize": True, "smooth": SMOOTH.get(method, 0), **chosen}
-        maps = METHODS[method].function(model, images, targets, **options)
-        points = saliency_points(maps.flatten(0, 1)[:, None])
-    return points_hit(points, masks.flatten(0, 1), tolerance)
+SHOWN = 5  # problems of a data set
+MALLOC = {-1: 2**31 - 1, -4: 0}  # of glibc: M_TRIM_THRESHOLD, M_MMAP_MAX
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Play the game and print the table."""
-    parser = argparse.ArgumentParser(description="The pointing game: accuracy of every method, per case.")
-    parser.add_argument("--dataset", choices=["scenes"], default="scenes")
-    parser.add_argument("--method", action="append", choices=sorted(METHODS), help="default: all that are quick")
-    parser.add_argument("--option", action="append", metavar="NAME=VALUE", help="for the methods that have it")
-    parser.add_argument("--scenes", type=int, default=200, help="number of scenes")
-    parser.add_argument("--tolerance", type=float, default=15, help="radius of the closed disc in pixels")
-    options = parser.parse_args(argv)
-    if options.scenes < 1 or not 0 <= options.tolerance < math.inf:
-        parser.error("--scenes wants at least 1, --tolerance at least 0")
-    players = options.method or [name for name in METHODS if name not in LONG]
+    """Run the benchmark, print the table, and return the exit code."""
+    rank = int(os.environ.get("RANK", "0"))
     try:
-        chosen = choose_options(players, None, options.option or [])
-    except ValueError as error:
-        parser.error(str(error))
-    methods = [CENTRE, *players]
-    model = scene_network()
-    hits: dict[str, list[Tensor]] = {method: [] for method in methods}
-    done = 0
-    for cases in cases_of(make_scenes(options.scenes)):
-        for method in methods:
-            hits[method].append(hits_of(method, model, cases, options.tolerance, **chosen.get(method, {})))
-        done += len(cases[0])
-        print(f"\r{done}/{options.scenes} scenes", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    print_table({method: torch.cat(found) for method, found in hits.items()}, options.scenes, options.tolerance)
-    return 0
+        outcome = benchmark(build_parser().parse_args(argv), rank)
+    except (ValueError, OSError, DistError, FATAL) as error:
+        if rank == 0 or not isinstance(error, ValueError) or isinstance(error, RankError):
+            lost = "the process that kept the ranks together is gone: " if isinstance(error, DistError) else ""
+            print(f"pointing_game: error: {lost}{' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        return 130
+    if rank == 0:
+        report(outcome)
+    return 130 if outcome.interrupted else 1 if outcome.failed else 0
 
 
-def print_table(hits: dict[str, Tensor], scenes: int, tolerance: float) -> None:
-    """A Markdown table: accuracy, and how far above the centre point."""
-    centre = hits[CENTRE].float().mean().item()
-    cases = len(hits[CENTRE])
-    print(f"Pointing game, {cases} cases in {scenes} scenes of 128 x 128, disc of {tolerance:g} px\n")
-    print("| method | hits | above centre |")
-    print("| --- | ---: | ---: |")
-    for method, found in sorted(hits.items(), key=lambda item: -item[1].float().mean().item()):
-        accuracy = found.float().mean().item()
-        print(f"| {method} | {100 * accuracy:.1f} % | {100 * (accuracy - centre):+.1f} |")
+def keep_freed_memory() -> None:
+    """Have the C library keep what a batch frees for the next one: to get it anew from the system takes long."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, value in MALLOC.items():
+            mallopt(parameter, value)
+
+
+def report(outcome: Outcome) -> None:
+    """Print what was found."""
+    for problem in outcome.problems:
+        print(f"no row, done again: {problem}", file=sys.stderr)
+    missing = sum(line.missing for line in outcome.lines)
+    print(outcome.table)
+    if missing:
+        print(f"\n{missing} results are missing; the same command goes on.")
+    if outcome.failed:
+        print(f"\n{outcome.failed} results failed, see 'error' in their rows; --retry-errors tries them again.")
+
+
+def build_parser() -> Parser:
+    """The arguments."""
+    parser = Parser(prog="pointing_game", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--dataset", choices=sorted(DATASETS), default="scenes")
+    add("--root", metavar="DIR", help="where the data set is")
+    add("--split", help="another part of the data set than the usual one")
+    add("--annotations", metavar="FILE", help="JSON of COCO's form")
+    add("--scenes", type=positive, metavar="N", help="number of embedded scenes (200)")
+    add("--on-error", choices=["skip", "refuse"], default="skip", help="what to do with broken files and annotations")
+    add("--arch", help="'scenes', a classifier of torchvision, or one of TorchRay's (scenes; resnet50 for photos)")
+    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="the published ones, or the file of a state dict")
+    add("--import", dest="imported", metavar="MODULE:BUILD", help="your own network")
+    add("--pooled", action="store_true", help="TorchRay's networks: one score for the whole image, not for each place")
+    add("--size", type=positive, metavar="N", help="shorter side of the network's input (the network's own)")
+    add("--class-map", metavar="FILE", help="JSON: the network's outputs for each class of the data set")
+    add("--method", action="append", metavar="NAME", help="repeatable; 'all', 'torchray', 'centre' (all quick ones)")
+    add("--layer", action="append", metavar="[METHOD=]NAME", help="where to look (each method's own)")
+    add("--option", action="append", metavar="[METHOD.]NAME=VALUE", help="for the methods that have it; repeatable")
+    add("--metric", action="append", metavar="NAME", help=f"repeatable; 'all' or {', '.join([*METRICS, AGREEMENT])}")
+    add("--metric-option", action="append", metavar="METRIC.NAME=VALUE", help="repeatable")
+    add("--tolerance", type=float, metavar="PIXELS", help="of the pointing game (15)")
+    add("--limit", type=positive, metavar="N", help="only the first N cases")
+    add("--batch-size", type=positive, metavar="N", default=8, help="most images at once (8)")
+    add("--gallery", type=int, metavar="N", default=24, help="pictures of the first N images (24)")
+    add("--out", metavar="DIR", help="where the results go, and are gone on with (bench_out/DATASET-ARCH)")
+    add("--retry-errors", action="store_true", help="try cases again that failed in an earlier run")
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where there is one, shared by ranks")
+    add(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="of a process on the CPU (1: results are then the same for any number of processes)",
+    )
+    return parser
+
+
+class Setup(NamedTuple):
+    """What the arguments come to. ``options`` are those of :func:`saliency.evaluation.running.runner.run`."""
+
+    dataset: Dataset
+    model: Module
+    recipe: Recipe
+    methods: Methods
+    metrics: dict[str, dict[str, Any]]
+    out: Path
+    outputs: list[tuple[int, ...]]
+    options: dict[str, Any]
+
+
+def benchmark(arguments: Namespace, rank: int) -> Outcome:
+    """Load what is asked for, and run."""
+    setup = make_setup(arguments)
+    if rank == 0:
+        tell_of_problems(setup)
+    return run_setup(setup)
+
+
+def make_setup(arguments: Namespace) -> Setup:
+    """Load what is asked for, and check the choices."""
+    device = own_device(arguments.device)
+    keep_freed_memory()
+    if arguments.threads or device.type == "cpu":
+        # Another number of threads is another order of summation, which a gradient at a ReLU's edge makes visible.
+        torch.set_num_threads(arguments.threads or 1)
+    metrics = choose_metrics(arguments.metric, arguments.metric_option or (), arguments.tolerance)
+    names = choose_names(arguments.method)
+    dataset = read_dataset(arguments)
+    arch = arguments.imported or arguments.arch or (SCENES if arguments.dataset == "scenes" else "resnet50")
+    model, wanted = read_network(arguments, arch)
+    asked = arguments.layer or (), arguments.option or ()
+    methods = make_methods(names, *asked, arch, default_layer(model, wanted), "torchray" in (arguments.method or ()))
+    class_map = read_class_map(arguments.class_map) if arguments.class_map else None
+    outputs = outputs_of(dataset.classes, count_outputs(model, wanted), class_map)
+    out = Path(arguments.out or f"bench_out/{arguments.dataset}-{arch.replace(':', '.')}")
+    options = {name: getattr(arguments, name) for name in ("limit", "batch_size", "gallery", "retry_errors")}
+    options["network"] = {"arch": arch, "weights": None if arguments.imported else str(arguments.weights)}
+    model = model.to(device)
+    if device.type == "cpu":  # where convolutions are faster with channels last
+        model = model.to(memory_format=torch.channels_last)
+    return Setup(dataset, model, wanted, methods, metrics, out, outputs, options)
+
+
+def run_setup(setup: Setup) -> Outcome:
+    """Run what was set up."""
+    outputs, options = setup.outputs, setup.options
+    return run(*setup[:6], outputs=outputs, **options)
+
+
+def read_dataset(arguments: Namespace) -> Dataset:
+    """The data set."""
+    if arguments.scenes and arguments.dataset != "scenes":
+        raise ValueError(f"scenes={arguments.scenes!r} is for the data set of scenes only; --limit is accepted.")
+    return load_dataset(
+        arguments.dataset,
+        arguments.root,
+        split=arguments.split,
+        annotations=arguments.annotations,
+        on_error=arguments.on_error,
+        scenes=arguments.scenes or 200,
+    )
+
+
+def tell_of_problems(setup: Setup) -> None:
+    """Print how much was left out and why; all of it goes into a file."""
+    classes = zip(setup.dataset.classes, setup.outputs, strict=True)
+    problems = [*setup.dataset.problems, *(f"class {name!r} has no output" for name, own in classes if not own)]
+    if problems:
+        file = setup.out / "left-out.txt"
+        write_file(file, "".join(f"{problem}\n" for problem in problems).encode())
+        shown = "".join(f"  {problem}\n" for problem in problems[:SHOWN])
+        print(f"left out ({len(problems)}, all in {file}):\n{shown}", end="", file=sys.stderr)
+
+
+def read_network(arguments: Namespace, arch: str) -> tuple[Module, Recipe]:
+    """The network, on the CPU, and what it expects."""
+    if arguments.imported:
+        if arguments.arch or arguments.weights != DEFAULT:
+            raise ValueError(f"import={arch!r} goes without --arch and --weights; a function that loads is accepted.")
+        model, wanted = import_network(arch)
+        return model, wanted if arguments.size is None else wanted._replace(size=arguments.size)
+    options = {} if arch not in CAFFE_ARCHS else {"pooled": arguments.pooled}
+    return load_network(arch, arguments.weights, **options), recipe(arch, arguments.size)
+
+
+def count_outputs(model: Module, wanted: Recipe) -> int:
+    """The number of classes that the network tells apart."""
+    with evaluating(model):
+        return int(main_output(model(torch.zeros(1, 3, wanted.size, wanted.size))).shape[1])
+
+
+def default_layer(model: Module, wanted: Recipe) -> str | None:
+    """Where the CAMs look: what the network's recipe says, or else its last layer with spatial output, if any."""
+    if wanted.layer is not None:
+        return wanted.layer
+    noise = torch.randn(1, 3, wanted.size, wanted.size, generator=torch.Generator().manual_seed(0))
+    try:
+        return find_layer(model, noise)
+    except ValueError:
+        return None
+
+
+def own_device(name: str) -> torch.device:
+    """The device of this process: ranks on one machine take its GPUs in turn."""
+    device = choose_device(name)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return device
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what torchrun and schedulers send is a Ctrl-C
     sys.exit(main())

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from saliency.engine.layers import find_layer
-from saliency.evaluation.models import layer_shapes, load_network, recipe, unknown
+from saliency.evaluation.networks.models import layer_shapes, load_network, recipe, unknown
 from saliency.methods import METHODS
 
 # Functions, tensors and what changes the form of the result cannot be written as NAME=VALUE.
 NOT_WRITTEN = {
     *("saliency_layer", "context_builder", "gradient_to_saliency", "get_backward_gradient", "debug", "reduction"),
-    *("additional_forward_args", "forward_kwargs", "filter_masks", "progress", "print_iter", "reward_func"),
+    *("additional_forward_args", "forward_kwargs", "filter_masks", "progress", "print_iter", "reward_func", "shared"),
 }
 
 

@@ -17,7 +17,7 @@ from torch.nn import Module
 
 from saliency.catalogue import choose_device, choose_methods, choose_options, layers_table, methods_table
 from saliency.engine.layers import resolve_layer
-from saliency.evaluation.models import (
+from saliency.evaluation.networks.models import (
     DEFAULT,
     SCENES,
     Recipe,
@@ -25,7 +25,8 @@ from saliency.evaluation.models import (
     load_network,
     recipe,
 )
-from saliency.images import normalise, overlay, read_image, resize_image, write_png
+from saliency.evaluation.networks.preprocessing import preprocess
+from saliency.images import overlay, read_image, resize_image, write_png
 from saliency.methods import METHODS
 from saliency.plot import contact_sheet
 
@@ -218,8 +219,7 @@ def prepare(photo: Photo, model: Module, wanted: Recipe, targets: list[str] | No
     picture = photo.image
     if min(picture.shape[1:]) > SHOWN:
         picture = resize_image(picture, SHOWN)
-    resized = resize_image(photo.image, wanted.size, wanted.square)
-    batch = normalise(resized, wanted.mean, wanted.std)[None].to(device)
+    batch = preprocess(photo.image, wanted)[None].to(device)
     with torch.no_grad():
         output = model(batch)[0].float().cpu()
     scores = output.sigmoid() if wanted.multi_label else output.softmax(0)

@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
-from saliency.engine.contexts import NullContext, Rule, RuleContext, activation_rules, is_inplace
+from saliency.engine.contexts import ACTIVATIONS, NullContext, Rule, RuleContext, is_inplace, relu_rules
 from saliency.engine.forward import Call, ContextBuilder, Input, Site, make_call, make_site, recording
 from saliency.engine.layers import Layer, unwrap
 from saliency.engine.probe import add_hook
@@ -27,27 +28,58 @@ def _place(site: Site) -> Place:
     return site.module, site.side
 
 
-class _Switched(torch.autograd.Function):
-    """An activation function whose rule is chosen when the gradient comes back."""
+class _SwitchedReLU(torch.autograd.Function):
+    """ReLU, whose rule is chosen when the gradient comes back. It keeps no more than it returns."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, rules: Mapping[Any, Rule], function: Callable[..., Any], *call: Any) -> Tensor:
-        ctx.rules, ctx.function, (ctx.args, ctx.kwargs) = rules, function, call
-        ctx.inplace = is_inplace(function, *ctx.args, **ctx.kwargs)
-        ctx.save_for_backward(input.clone() if ctx.inplace else input)
-        output: Tensor = function(input, *ctx.args, **ctx.kwargs)
-        if ctx.inplace:
-            ctx.mark_dirty(input)
+        output: Tensor = function(input, *call[0], **call[1])
+        ctx.rules = rules
+        ctx.save_for_backward(output)
+        if output is input:
+            ctx.mark_dirty(output)
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        rule = ctx.rules.get(ctx.function)
+        rule, output = ctx.rules.get(F.relu), ctx.saved_tensors[0]
+        if rule is None:
+            sent = torch.ops.aten.threshold_backward(gradient, output, 0)
+        else:
+            sent = _send_back(partial(rule, F.relu), output, gradient)
+        return sent, None, None, None, None
+
+
+class _Switched(torch.autograd.Function):
+    """Another activation function, whose rule is chosen when the gradient comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, rules: Mapping[Any, Rule], function: Callable[..., Any], *call: Any) -> Tensor:
+        ctx.rules, ctx.function, ctx.call = rules, function, call
+        ctx.inplace = is_inplace(function, *call[0], **call[1])
+        ctx.save_for_backward(input.clone() if ctx.inplace else input)
+        output: Tensor = function(input, *call[0], **call[1])
+        if ctx.inplace:
+            ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        rule, (args, kwargs) = ctx.rules.get(ctx.function), ctx.call
         run = ctx.function if rule is None else partial(rule, ctx.function)
-        with torch.enable_grad():
-            input = ctx.saved_tensors[0].detach().requires_grad_()
-            output = run(input.clone() if ctx.inplace else input, *ctx.args, **ctx.kwargs)
-        return torch.autograd.grad(output, input, gradient)[0], None, None, None, None
+
+        def activate(input: Tensor) -> Tensor:
+            output: Tensor = run(input.clone() if ctx.inplace else input, *args, **kwargs)
+            return output
+
+        return _send_back(activate, ctx.saved_tensors[0], gradient), None, None, None, None
+
+
+def _send_back(function: Callable[[Tensor], Tensor], input: Tensor, gradient: Tensor) -> Tensor:
+    with torch.enable_grad():
+        input = input.detach().requires_grad_()
+        output = function(input)
+    return torch.autograd.grad(output, input, gradient)[0]
 
 
 class _DivergedError(Exception):
@@ -145,8 +177,8 @@ class SharedForward:
         self._rules: dict[Any, Rule] = {}  # of the backward pass that runs now
         self._saved: list[tuple[Tensor, int]] = []
         self._found: list[tuple[dict[Any, Rule], Tensor, Known]] = []
-        switched = RuleContext(activation_rules(self._switch))
-        self._switched = switched.rules.keys()
+        others: dict[Any, Rule] = dict.fromkeys(ACTIVATIONS, partial(self._switch, _Switched))
+        switched = RuleContext(others | relu_rules(partial(self._switch, _SwitchedReLU)))
         self._recorder = _Recorder(self._model, sites, switched)
         with (
             evaluating(self._model),
@@ -156,16 +188,23 @@ class SharedForward:
             self._tensors = {_place(site): tensors for site, tensors in zip(sites, recorded, strict=True)}
         self._intact = all(x._version == version for x, version in self._saved)
 
-    def _switch(self, function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _switch(
+        self,
+        kind: type[torch.autograd.Function],
+        function: Callable[..., Any],
+        input: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         if not (torch.is_grad_enabled() and input.requires_grad):
             return function(input, *args, **kwargs)
         inplace = is_inplace(function, *args, **kwargs)
         if inplace and input._is_view():
             # Autograd would rewrite the history of the viewed tensor, past the switch.
-            return input.copy_(self._switch(function, input.clone(), *args, **kwargs))
-        if not inplace:
+            return input.copy_(self._switch(kind, function, input.clone(), *args, **kwargs))
+        if not inplace and kind is _Switched:
             self._saved.append((input, input._version))
-        return _Switched.apply(input, self._rules, function, args, kwargs)
+        return kind.apply(input, self._rules, function, args, kwargs)
 
     @contextmanager
     def recording(
@@ -175,7 +214,8 @@ class SharedForward:
         context: Any = context_builder() if callable(context_builder) else None
         places = [_place(site) for site in sites]
         known = model is self._model and self._is_own(call) and all(place in self._tensors for place in places)
-        if known and self._intact and self._is_switchable(context):
+        switchable = isinstance(context, RuleContext) and context.switchable
+        if known and self._intact and (switchable or type(context) is NullContext):
             self._rules.clear()
             self._rules.update(getattr(context, "rules", {}))
             torch.set_grad_enabled(grad)  # as a probe does: the target may be a function of the output
@@ -211,12 +251,6 @@ class SharedForward:
         (tensors, tree), (own_tensors, own_tree) = tree_flatten(tuple(call)), tree_flatten(tuple(self._call))
         return tree == own_tree and all(x is y for x, y in zip(tensors, own_tensors, strict=True))
 
-    def _is_switchable(self, context: Any) -> bool:
-        """Does the context replace nothing but activation functions?"""
-        if not isinstance(context, RuleContext):
-            return type(context) is NullContext
-        return type(context).__enter__ is RuleContext.__enter__ and context.rules.keys() <= self._switched
-
 
 def shared_forward(
     model: Module,
@@ -230,8 +264,9 @@ def shared_forward(
 
     At the given layers, methods that change nothing but activation functions (the gradient, the CAMs, guided
     backpropagation, DeConvNet) need no forward pass any more; those with other rules (excitation backprop) run what
-    lies behind their layer. A call with another model, input or layer, or with ``debug``, runs on its own. The graph, and what every operation returned, stay in memory as long as the result does;
-    one thread may use it at a time. Raises ``ValueError`` as :func:`saliency` does.
+    lies behind their layer. A call with another model, input or layer, or with ``debug``, runs on its own. The graph,
+    and what every operation returned, stay in memory as long as the result does; one thread may use it at a time.
+    Raises ``ValueError`` as :func:`saliency` does.
 
     >>> from saliency import grad_cam, gradient
     >>> from saliency.scenes import make_scene, scene_network

@@ -29,12 +29,16 @@ from saliency.methods.cam import grad_cam
 class GuidedBackpropContext(RuleContext):
     """Send back through every activation only the positive part of the gradient."""
 
+    switchable = True
+
     def __init__(self) -> None:
         super().__init__(rules.GUIDED)
 
 
 class DeConvNetContext(RuleContext):
     """Send back through every activation the positive part of the gradient, whatever its input was."""
+
+    switchable = True
 
     def __init__(self) -> None:
         super().__init__(rules.DECONVNET)

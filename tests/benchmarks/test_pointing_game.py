@@ -1,27 +1,41 @@
-"""The pointing game on the embedded scenes, with the embedded network's real weights."""
+"""The benchmark's command line, and the pointing game on the embedded scenes with the embedded network's weights."""
+
+import json
 
 import pytest
 import torch
 
-from benchmarks.pointing_game import CENTRE, LONG, cases_of, hits_of, main
-from saliency import METHODS
-from saliency.scenes import make_scenes, scene_network
+from benchmarks.choices import CENTRE, LONG, TORCHRAY, choose_metrics, choose_names, make_methods
+from benchmarks.pointing_game import build_parser, main
+from saliency import METHODS, get_pointing_gradient
+from saliency.evaluation.datasets.scenes import SceneSet
+from saliency.evaluation.metrics import METRICS
+from saliency.evaluation.networks.models import recipe
+from saliency.evaluation.running.explaining import explain_each, make_explainer
+from saliency.evaluation.running.rows import read_rows
+from saliency.evaluation.running.runner import run
+from saliency.images import to_picture
+from saliency.scenes import CLASSES, make_scene, make_scenes, scene_network
 
-SCENES = 60
 # Percentage points above the centre point. Activation shows every object, whatever the class that is asked for.
 MARGINS = dict.fromkeys(METHODS, 40) | {"activation": 10}
 del MARGINS["deconvnet"]  # see below
-FEW = {"rise": {"num_masks": 300}, "extremal_perturbation": {"areas": 0.05, "max_iter": 60}}  # and fewer scenes
+FEW = ("rise.num_masks=300", "extremal_perturbation.areas=0.05", "extremal_perturbation.max_iter=60")
+
+
+def accuracies(names, scenes, folder):
+    """The share of hits in percent by method, in the benchmark's own settings."""
+    options = [option for option in FEW if option.partition(".")[0] in names]
+    methods = make_methods([CENTRE, *names], [], options, "scenes", None, torchray=False)
+    metrics = {"pointing_game": {}}
+    outcome = run(SceneSet(scenes, 500), scene_network(), recipe("scenes"), methods, metrics, folder, gallery=0)
+    assert outcome.failed == 0
+    return {line.task.name: 100 * line.mean for line in outcome.lines}
 
 
 @pytest.fixture(scope="module")
-def accuracy():
-    model, batches = scene_network(), list(cases_of(make_scenes(SCENES, seed=500)))
-    return {
-        name: 100 * torch.cat([hits_of(name, model, cases, 15) for cases in batches]).float().mean().item()
-        for name in (CENTRE, *MARGINS)
-        if name not in LONG
-    }
+def accuracy(tmp_path_factory):
+    return accuracies([name for name in MARGINS if name not in LONG], 60, tmp_path_factory.mktemp("game"))
 
 
 @pytest.mark.parametrize("method", [name for name in MARGINS if name not in LONG])
@@ -29,14 +43,11 @@ def test_a_method_finds_objects_better_than_the_centre_point(accuracy, method):
     assert accuracy[method] >= accuracy[CENTRE] + MARGINS[method]
 
 
-@pytest.mark.parametrize("method", LONG)
-def test_a_long_method_finds_objects_better_than_the_centre_point(method):
-    model, batches = scene_network(), list(cases_of(make_scenes(8, seed=500)))
-    found, centre = (
-        torch.cat([hits_of(name, model, cases, 15, **FEW.get(name, {})) for cases in batches]).float().mean().item()
-        for name in (method, CENTRE)
-    )
-    assert 100 * found >= 100 * centre + MARGINS[method]
+@pytest.mark.slow
+def test_a_long_method_finds_objects_better_than_the_centre_point(tmp_path):
+    accuracy = accuracies(LONG, 6, tmp_path)
+    for method in LONG:
+        assert accuracy[method] >= accuracy[CENTRE] + MARGINS[method]
 
 
 def test_deconvnet_cannot_find_anything_in_a_network_without_max_pooling():
@@ -47,25 +58,197 @@ def test_deconvnet_cannot_find_anything_in_a_network_without_max_pooling():
     torch.testing.assert_close(maps, maps[:1].expand_as(maps))
 
 
-def test_a_case_is_an_image_and_a_class_in_it():
-    scenes = make_scenes(12)
-    found = [
-        (int(label), mask)
-        for _, labels, masks in cases_of(scenes)
-        for label, mask in zip(labels.flatten(), masks.flatten(0, 1), strict=True)
-    ]
-    expected = [
-        (label, scene.class_mask(label)) for scene in scenes for label in {item.label for item in scene.objects}
-    ]
-    assert len(found) == len(expected)
-    assert all(any(label == other and torch.equal(mask, its) for other, its in expected) for label, mask in found)
+@pytest.fixture
+def played(tmp_path, monkeypatch, capsys):
+    """Run the command line in a folder of its own; its exit code, the table's lines, and what was said."""
+    monkeypatch.chdir(tmp_path)
+
+    def played(*arguments):
+        code = main(["--device", "cpu", "--gallery", "0", *arguments])
+        written = capsys.readouterr()
+        return code, [line for line in written.out.splitlines() if line.startswith("|")][2:], written.err
+
+    return played
 
 
-def test_the_table_is_printed_and_a_wrong_option_is_refused(capsys):
-    assert main(["--scenes", "3", "--method", "grad_cam"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(lines) == 4
-    for wrong in (["--scenes", "0"], ["--option", "num_masks=3"]):
-        with pytest.raises(SystemExit) as refused:
-            main(wrong)
-        assert refused.value.code == 2
+def test_the_table_is_printed_and_the_rows_are_written(played, tmp_path):
+    code, table, said = played("--scenes", "4", "--method", "grad_cam", "--method", "centre", "--limit", "6")
+    assert (code, said) == (0, "")
+    assert [line.split(" | ")[:2] for line in table] == [["| pointing_game", "grad_cam"], ["| pointing_game", "centre"]]
+    rows = list(read_rows(tmp_path / "bench_out" / "scenes-scenes"))
+    assert len(rows) == 12
+    for line in table:
+        scores = [row.score for row in rows if f"| {row.method} |" in line]
+        assert f" | {sum(scores) / 6:.4f} | " in line
+
+
+def test_a_wider_disc_hits_more(played):
+    hits = []
+    for tolerance in ("0", "15", "200"):
+        code, (line,), _ = played("--scenes", "6", "--method", "centre", "--tolerance", tolerance)
+        assert code == 0
+        hits.append(float(line.split(" | ")[2]))
+    assert hits[0] < hits[1] < hits[2] == 1
+
+
+WRONG = {
+    "scenes": (["--scenes", "0"], "'0' is no whole number"),
+    "scenes of photos": (["--dataset", "voc2007", "--scenes", "5"], "scenes=5"),
+    "root": (["--dataset", "voc2007"], "root=None is no folder"),
+    "method": (["--method", "gradcam"], "did you mean 'grad_cam'?"),
+    "metric": (["--metric", "pointing_gam"], "did you mean 'pointing_game'?"),
+    "option of no method": (["--method", "grad_cam", "--option", "num_masks=3"], "option='num_masks=3'"),
+    "option of another": (["--method", "grad_cam", "--option", "rise.num_masks=3"], "option='rise'"),
+    "size of maps": (["--method", "grad_cam", "--option", "resize=True"], "'resize' of grad_cam"),
+    "metric option": (["--metric-option", "insertion.steps=3"], "metric_option='insertion.steps=3' is for no metric"),
+    "unknown metric option": (["--metric-option", "pointing_game.radius=3"], "'radius' is no option"),
+    "tolerance": (["--tolerance", "x"], "--tolerance"),
+    "limit": (["--limit", "0"], "--limit"),
+    "arch": (["--arch", "resnet5O"], "did you mean 'resnet50'?"),
+    "network": (["--import", "nowhere:build"], "import='nowhere:build'"),
+    "two networks": (["--import", "torch.nn:Identity", "--arch", "scenes"], "import='torch.nn:Identity' goes without"),
+    "class map": (["--class-map", "nowhere.json"], "class_map='nowhere.json'"),
+    "nothing to compare": (["--metric", "agreement", "--method", "grad_cam"], "make no pair"),
+    "out": (["--out", "setup.py/out"], "out='setup.py/out' cannot be used"),
+    "argument": (["--nonsense"], "--nonsense"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_usage_is_one_line(played, tmp_path, case):
+    (tmp_path / "setup.py").write_text("")
+    arguments, message = WRONG[case]
+    code, table, said = played(*arguments)
+    assert code == 2
+    assert not table
+    assert said.count("\n") == 1
+    assert said.startswith("pointing_game: error: ")
+    assert message in said
+    assert not (tmp_path / "bench_out").exists()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three photos with annotations as COCO has them: one broken, one that is missing; and a map of the classes."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    index = {"images": [], "annotations": [], "categories": [{"id": 7, "name": "angular"}, {"id": 9, "name": "other"}]}
+    for number in range(4):
+        scene = make_scene(number)
+        index["images"].append({"id": number, "file_name": f"{number}.png", "height": 128, "width": 128})
+        for item in scene.objects:
+            x0, y0, x1, y1 = item.box
+            category = 7 if CLASSES[item.label] in ("square", "cross") else 9
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+            index["annotations"].append(
+                {"id": len(index["annotations"]), "image_id": number, "category_id": category, **box}
+            )
+        to_picture(scene.image).save(root / f"{number}.png")
+    broken = (root / "1.png").read_bytes()
+    (root / "1.png").write_bytes(broken[: len(broken) // 2])
+    (root / "2.png").unlink()
+    (root / "annotations.json").write_text(json.dumps(index))
+    rest = [label for label, name in enumerate(CLASSES) if name not in ("square", "cross")]
+    (tmp_path / "map.json").write_text(json.dumps({"angular": [1, 4]}))
+    (tmp_path / "whole.json").write_text(json.dumps({"angular": [1, 4], "other": rest}))
+    return ["--dataset", "folder", "--root", str(root), "--arch", "scenes", "--method", "grad_cam"]
+
+
+def test_a_broken_photo_is_in_the_rows_and_the_exit_code_and_a_missing_one_is_named(played, photos, tmp_path):
+    code, _, said = played(*photos, "--class-map", "whole.json", "--out", "out")
+    assert code == 1
+    assert "2.png" in said
+    assert "2.png" in (tmp_path / "out" / "left-out.txt").read_text()
+    errors = {row.image: row.error for row in read_rows(tmp_path / "out") if row.error}
+    assert [name for name in errors if "1.png" not in name] == []
+    assert len(errors) == 1
+    code, _, said = played(*photos, "--class-map", "whole.json", "--out", "refused", "--on-error", "refuse")
+    assert code == 2
+    assert not (tmp_path / "refused").exists()
+
+
+def test_classes_without_an_output_are_left_out_and_named(played, photos, tmp_path):
+    _, _, said = played(*photos, "--class-map", "map.json", "--out", "out")
+    assert "class 'other' has no output" in said
+    assert {row.target for row in read_rows(tmp_path / "out")} == {0}
+    (tmp_path / "map.json").write_text("{}")
+    code, _, said = played(*photos, "--class-map", "map.json", "--out", "none")
+    assert code == 2
+    assert "holds no case" in said
+
+
+def test_a_network_of_one_s_own(played, tmp_path, monkeypatch):
+    (tmp_path / "own_network.py").write_text(
+        "from saliency.evaluation.networks.models import recipe\n"
+        "from saliency.scenes import scene_network\n"
+        "def build():\n    return scene_network(), recipe('scenes')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = played("--scenes", "3", "--method", "grad_cam", "--import", "own_network:build")
+    assert own == played("--scenes", "3", "--method", "grad_cam", "--weights", "DEFAULT")
+    assert own[0] == 0
+
+
+def test_names_and_their_groups():
+    assert set(choose_names(None)) == {CENTRE, *METHODS} - set(LONG)
+    assert choose_names(["torchray"]) == list(TORCHRAY)
+    assert choose_names(["rise", "torchray", "centre", "gradient"]) == ["rise", *TORCHRAY, "centre"]
+    assert set(choose_names(["all"])) == set(METHODS)
+    assert set(choose_metrics(["all"], [], None)) == {*METRICS, "agreement"}
+    assert choose_metrics(None, ["pointing_game.tolerance=3"], 5) == {"pointing_game": {"tolerance": 3}}
+
+
+def test_options_of_all_methods_and_of_one():
+    layers, pairs = ["layer3", "gradient="], ["smooth=0.1", "rise.num_masks=5", "grad_cam.smooth=0.3"]
+    names = ["centre", "rise", "grad_cam", "gradient"]
+    chosen = make_methods(names, layers, pairs, "resnet18", "layer4", torchray=False)
+    assert list(chosen) == names
+    options = {name: dict(options) for name, (_, options) in chosen.items()}
+    own = {"get_backward_gradient": get_pointing_gradient, "shared": True}
+    assert options == {
+        "centre": {},
+        "rise": {"smooth": 0.1, "num_masks": 5},
+        "grad_cam": {"smooth": 0.3, "saliency_layer": "layer3", **own},
+        "gradient": {"smooth": 0.1, "saliency_layer": "", **own},
+    }
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "resnet50_voc", "vgg16_coco", "scenes"])
+def test_layers_of_torchray(arch):
+    chosen = make_methods(TORCHRAY, [], [], arch, "layer4", torchray=True)
+    layers = {name: options.get("saliency_layer") for name, (_, options) in chosen.items()}
+    earlier = {"r": "layer3", "v": "features.23", "s": "layer4"}[arch[0]]
+    assert layers["excitation_backprop"] == layers["contrastive_excitation_backprop"] == earlier
+    assert layers["grad_cam"] == ("features.29" if arch[0] == "v" else "layer4")
+    assert layers["gradient"] is None
+    asked = make_methods(TORCHRAY, ["grad_cam=layer2"], [], arch, "layer4", torchray=True)
+    assert asked["grad_cam"][1]["saliency_layer"] == "layer2"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_the_options_that_the_benchmark_gives_it(method):
+    few = [option for option in FEW if option.startswith(f"{method}.")]
+    function, options = make_methods([method], [], few, "scenes", None, torchray=False)[method]
+    explainer = make_explainer(method, function, options)
+    images = make_scene(0).image[None]
+    maps = explain_each(scene_network(), images, torch.tensor([[1, 4]]), {method: explainer})[method]
+    assert maps.shape[:2] == (1, 2)
+
+
+def test_a_method_s_maps_do_not_hang_on_which_others_are_computed():
+    methods = make_methods([name for name in choose_names(None) if name != CENTRE], [], [], "scenes", None, True)
+    explainers = {name: make_explainer(name, *method) for name, method in methods.items()}
+    images, targets = torch.stack([scene.image for scene in make_scenes(3)]), torch.tensor([[1, 4]] * 3)
+    together = explain_each(scene_network(), images, targets, explainers)
+    backwards = explain_each(scene_network(), images, targets, dict(reversed(explainers.items())))
+    for name, explainer in explainers.items():
+        alone = explain_each(scene_network(), images, targets, {name: explainer})[name]
+        assert torch.equal(together[name], alone)
+        assert torch.equal(backwards[name], alone)
+        apart = METHODS[name].function(scene_network(), images, targets, **explainer.options)
+        torch.testing.assert_close(apart, alone)
+
+
+def test_the_help_names_every_metric():
+    text = build_parser().format_help()
+    assert all(metric in text.replace("\n", " ") for metric in METRICS)

@@ -1,4 +1,4 @@
-"""Networks by name: torchvision's classifiers and the embedded one, what they expect of a photo, and their classes."""
+"""Networks by name, what they expect of a photo, and their classes: torchvision's, TorchRay's and the embedded one."""
 
 import difflib
 import re
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Module
+
+from saliency.evaluation.networks.caffe import CAFFE_ARCHS, MEAN, STD, caffe_network, from_caffe
 
 SCENES = "scenes"
 DEFAULT = "DEFAULT"
@@ -23,6 +25,8 @@ class Recipe(NamedTuple):
     ``size`` is the shorter side in pixels, ``mean`` and ``std`` normalise RGB in [0, 1]. A ``square`` network
     (ViT, MaxViT, Swin) takes ``size`` x ``size`` only; every other one takes any size from ``min_size`` on.
     The scores of a ``multi_label`` network are sigmoids, one for each class, else a softmax over the classes.
+    ``caffe_resize`` takes no antialiasing and cuts the longer side down to whole pixels. ``layer`` is where the CAMs
+    look; None finds it.
     """
 
     size: int
@@ -32,6 +36,8 @@ class Recipe(NamedTuple):
     std: tuple[float, ...]
     classes: tuple[str, ...]
     multi_label: bool = False
+    caffe_resize: bool = False
+    layer: str | None = None
 
 
 def networks() -> list[str]:
@@ -42,11 +48,11 @@ def networks() -> list[str]:
     """
     from torchvision import models
 
-    return [SCENES, *models.list_models(module=models)]
+    return [SCENES, *models.list_models(module=models), *CAFFE_ARCHS]
 
 
 def recipe(arch: str, size: int | None = None) -> Recipe:
-    """Return what the network expects of a photo, read from torchvision's description of its DEFAULT weights.
+    """Return what the network expects of a photo; torchvision's as it describes their DEFAULT weights.
 
     Nothing is downloaded. ``size`` replaces the network's own. Raises :class:`ValueError` for an unknown ``arch``
     and a ``size`` that it does not take.
@@ -55,7 +61,7 @@ def recipe(arch: str, size: int | None = None) -> Recipe:
     (299, 'bull mastiff')
     """
     check_arch(arch)
-    found = _scenes_recipe() if arch == SCENES else _torchvision_recipe(arch)
+    found = _find_recipe(arch)
     if size is None or size == found.size:
         return found
     if found.square or size < found.min_size:
@@ -64,27 +70,28 @@ def recipe(arch: str, size: int | None = None) -> Recipe:
     return found._replace(size=size)
 
 
-def load_network(arch: str, weights: str | Path | None = None) -> Module:
+def load_network(arch: str, weights: str | Path | None = None, *, pooled: bool = True) -> Module:
     """Return a classifier in evaluation mode, on the CPU, in float32.
 
-    ``arch`` is one of :func:`networks`. ``weights`` is None (random), ``'DEFAULT'`` (torchvision's, downloaded once;
-    the embedded ones of ``scenes``) or a file with a state dict, in any precision, bare or under ``'state_dict'``,
-    with or without the prefix ``'module.'``. The head takes the number of classes of the file.
-    Raises :class:`ValueError` for an unknown ``arch`` and for weights that are missing, broken or of another network.
+    ``arch`` is one of :func:`networks`. ``weights`` is None (random), ``'DEFAULT'`` (the published ones, downloaded
+    once; the embedded ones of ``scenes``) or a file with a state dict, in any precision, bare or under
+    ``'state_dict'``, with or without the prefix ``'module.'``. The head takes the number of classes of the file.
+    TorchRay's networks take its own files, and score every place (N, classes, h, w) unless ``pooled``, as the
+    published pointing game has it. Raises :class:`ValueError` for an unknown ``arch`` and for weights that are
+    missing, broken or of another network.
 
     >>> load_network("squeezenet1_1")(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 1000])
     """
     check_arch(arch)
+    if not pooled and arch not in CAFFE_ARCHS:
+        raise ValueError(f"pooled=False does not go with arch={arch!r}; one of {', '.join(CAFFE_ARCHS)} is accepted.")
+    if arch in CAFFE_ARCHS:
+        return _load_caffe(arch, weights, pooled)
     if weights is None or weights == DEFAULT:
         return _build(arch, weights, {}).eval()
     state = read_state_dict(weights)
-    model = _build(arch, None, state)
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise _weights_error(weights, f"do not fit arch={arch!r}", error) from error
-    return model.eval()
+    return _fill(_build(arch, None, state), state, arch, weights)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -175,7 +182,9 @@ def layer_shapes(model: Module, image: Tensor) -> dict[str, str]:
 def check_arch(arch: str) -> None:
     """Raise :class:`ValueError`, with the nearest name, where no network has this name."""
     if arch != SCENES and arch not in networks():
-        raise unknown("arch", arch, networks(), "accepted are 'scenes' and torchvision's classification networks")
+        raise unknown(
+            "arch", arch, networks(), "accepted are 'scenes', torchvision's classification networks and TorchRay's"
+        )
 
 
 def unknown(argument: str, value: str, names: Sequence[str], accepted: str) -> ValueError:
@@ -208,8 +217,40 @@ def _build(arch: str, weights: str | Path | None, state: dict[str, Tensor]) -> M
     try:
         model: Module = get_model(arch, weights=weights, **options)
     except (OSError, RuntimeError) as error:  # no network, no such page, a file cut short (its hash differs)
-        raise _weights_error(DEFAULT, f"could not be downloaded for arch={arch!r}", error) from error
+        raise _download_error(arch, error) from error
     return model
+
+
+def _load_caffe(arch: str, weights: str | Path | None, pooled: bool) -> Module:
+    network = caffe_network(arch, pooled)
+    if weights is None:
+        return network.eval()
+    if weights != DEFAULT:
+        state = read_state_dict(weights)
+    else:
+        try:
+            state = torch.hub.load_state_dict_from_url(CAFFE_ARCHS[arch].url, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError) as error:
+            raise _download_error(arch, error) from error
+    return _fill(network, from_caffe(state, network), arch, weights)
+
+
+def _fill(model: Module, state: dict[str, Tensor], arch: str, weights: str | Path) -> Module:
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise _weights_error(weights, f"do not fit arch={arch!r}", error) from error
+    return model.eval()
+
+
+def _find_recipe(arch: str) -> Recipe:
+    if arch == SCENES:
+        return _scenes_recipe()
+    if arch not in CAFFE_ARCHS:
+        return _torchvision_recipe(arch)
+    caffe = CAFFE_ARCHS[arch]
+    classes, layer = caffe.classes, caffe.layer
+    return Recipe(224, caffe.min_size, False, MEAN, STD, classes, multi_label=True, caffe_resize=True, layer=layer)
 
 
 def _scenes_recipe() -> Recipe:
@@ -227,6 +268,10 @@ def _torchvision_recipe(arch: str) -> Recipe:
     size, min_size = transforms.crop_size[0], min(weights.meta["min_size"])
     classes = tuple(weights.meta["categories"])
     return Recipe(size, min_size, min_size == size, tuple(transforms.mean), tuple(transforms.std), classes)
+
+
+def _download_error(arch: str, error: Exception) -> ValueError:
+    return _weights_error(DEFAULT, f"could not be downloaded for arch={arch!r}", error)
 
 
 def _weights_error(weights: str | Path, problem: str, error: Exception) -> ValueError:

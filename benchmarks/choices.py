@@ -1,0 +1,115 @@
+"""Which methods and metrics a benchmark plays, with which options: its own, those of a paper, and those asked for."""
+
+from collections.abc import Iterable, Sequence
+from inspect import signature
+from typing import Any
+
+from benchmarks.torchray_loop import LAYERS as RESNET_LAYERS
+from saliency import METHODS, get_pointing_gradient
+from saliency.catalogue import choose_methods, choose_options, read_value
+from saliency.evaluation.metrics import METRICS
+from saliency.evaluation.running.explaining import centre
+from saliency.evaluation.running.jobs import Methods
+from saliency.evaluation.running.scoring import AGREEMENT
+
+CENTRE = "centre"
+LONG = ("rise", "extremal_perturbation")  # hundreds of passes for an image: only if they are asked for
+TORCHRAY = (
+    *("gradient", "deconvnet", "guided_backprop", "grad_cam", "linear_approx"),
+    *("excitation_backprop", "contrastive_excitation_backprop"),
+)
+# The layers of TorchRay's experiments, by the network's family.
+TORCHRAY_LAYERS: dict[str, dict[str, dict[str, str]]] = {
+    "resnet50": RESNET_LAYERS,
+    "vgg16": {
+        "grad_cam": {"saliency_layer": "features.29"},
+        "excitation_backprop": {"saliency_layer": "features.23"},
+        "contrastive_excitation_backprop": {"saliency_layer": "features.23", "contrast_layer": "classifier.4"},
+    },
+}
+# For maps at the resolution of the input, whose single pixels are noise; and for masks, whose maximum is a plateau.
+SMOOTH = dict.fromkeys(
+    ("gradient", "gradient_x_activation", "linear_approx", "deconvnet", "guided_backprop", "guided_grad_cam"), 0.02
+) | {"extremal_perturbation": 0.09}
+
+
+def choose_names(asked: Sequence[str] | None) -> list[str]:
+    """The names of the methods; ``'all'``, ``'torchray'`` and ``'centre'`` are understood, None is all that are quick.
+
+    >>> choose_names(["centre", "grad_cam", "torchray"])[:3]
+    ['centre', 'grad_cam', 'gradient']
+    """
+    names: list[str] = []
+    for name in asked or [CENTRE, *(method for method in METHODS if method not in LONG)]:
+        names += [CENTRE] if name == CENTRE else TORCHRAY if name == "torchray" else choose_methods([name])
+    return list(dict.fromkeys(names))
+
+
+def make_methods(
+    names: Sequence[str], layers: Iterable[str], pairs: Iterable[str], arch: str, cam_layer: str | None, torchray: bool
+) -> Methods:
+    """The methods with their options; ``layers`` are [METHOD=]NAME, ``pairs`` [METHOD.]NAME=VALUE.
+
+    What is asked for of one method comes before what is asked for of all, then TorchRay's layers where they are to be
+    played, then the layer where the CAMs of the network look. ``ValueError`` for an option that no method has.
+    """
+    real = [name for name in names if name != CENTRE]
+    options = {name: _own_options(name, cam_layer) for name in real}
+    family = next((found for prefix, found in TORCHRAY_LAYERS.items() if arch.startswith(prefix)), {})
+    for name, found in family.items() if torchray else ():
+        if name in options:
+            options[name] |= found
+    asked = [("", pair) if (at := _owner(pair)) is None else at for pair in pairs]
+    asked_layers = [layer.rpartition("=")[::2] for layer in layers]
+    owners = list(dict.fromkeys(owner for owner, _ in [*asked_layers, *asked] if owner))
+    for owner in ["", *owners]:
+        if owner and owner not in real:
+            raise ValueError(f"option={owner!r} is none of the methods that play; {', '.join(real)} are accepted.")
+        layer = next((name for its, name in reversed(asked_layers) if its == owner), None)
+        of_owner = [pair for its, pair in asked if its == owner]
+        for name, chosen in choose_options([owner] if owner else real, layer, of_owner).items():
+            options[name] |= chosen
+    functions = {CENTRE: centre, **{name: METHODS[name].function for name in real}}
+    return {name: (functions[name], options.get(name, {})) for name in names}
+
+
+def _owner(pair: str) -> tuple[str, str] | None:
+    """The method of METHOD.NAME=VALUE, and the rest."""
+    owner, dot, rest = pair.partition(".")
+    return (owner, rest) if dot and "=" not in owner else None
+
+
+def _own_options(name: str, cam_layer: str | None) -> dict[str, Any]:
+    """The benchmark's options of a method."""
+    options: dict[str, Any] = {"smooth": SMOOTH[name]} if name in SMOOTH else {}
+    if "shared" in METHODS[name].options:
+        options["shared"] = True
+    # An activation has no gradient to choose.
+    if "get_backward_gradient" in METHODS[name].options and name != "activation":
+        options["get_backward_gradient"] = get_pointing_gradient
+    layer = signature(METHODS[name].function).parameters.get("saliency_layer")
+    if cam_layer is not None and layer is not None and layer.default is None:
+        options["saliency_layer"] = cam_layer
+    return options
+
+
+def choose_metrics(
+    asked: Sequence[str] | None, pairs: Iterable[str], tolerance: float | None
+) -> dict[str, dict[str, Any]]:
+    """The metrics with their options; ``pairs`` are METRIC.NAME=VALUE. ``ValueError`` where the metric does not play.
+
+    >>> choose_metrics(["pointing_game"], ["pointing_game.tolerance=5"], None)
+    {'pointing_game': {'tolerance': 5}}
+    """
+    everything = [*METRICS, AGREEMENT]
+    names = [metric for name in asked or ["pointing_game"] for metric in (everything if name == "all" else [name])]
+    metrics: dict[str, dict[str, Any]] = {name: {} for name in names}
+    given = [] if tolerance is None else [f"pointing_game.tolerance={tolerance}"]
+    for pair in [*given, *pairs]:
+        option, _, value = pair.partition("=")
+        metric, _, name = option.partition(".")
+        if metric not in metrics or not name or not value:
+            known = ", ".join(metrics)
+            raise ValueError(f"metric_option={pair!r} is for no metric; METRIC.NAME=VALUE of {known} is accepted.")
+        metrics[metric][name] = read_value(value)
+    return metrics

@@ -1,0 +1,103 @@
+"""Images per second of the whole benchmark, ours and TorchRay's: seven methods and the pointing game, in turns.
+
+    python -m benchmarks.throughput --dataset imagenet --root DIR --arch resnet50 --weights FILE --threads 2
+
+takes the arguments of ``benchmarks.pointing_game``. Both libraries read the photos, explain every case by the same
+methods with the same network, and judge the maxima of the maps at the size of the photo; ours writes its rows, too. The
+rounds take turns, each on photos of its own, and the ratio is taken within a round.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.choices import TORCHRAY
+from benchmarks.pointing_game import Setup, build_parser, make_setup, run_setup
+from benchmarks.torchray_agreement import judge
+from saliency.evaluation.cases import labels_of
+from saliency.evaluation.datasets.photos import PhotoSet
+from saliency.evaluation.running.rows import read_rows
+
+
+class Round(NamedTuple):
+    """Seconds of both libraries, and those that our methods took."""
+
+    ours: float
+    theirs: float
+    spent: dict[str, float]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and print what was found."""
+    parser = build_parser()
+    parser.add_argument("--images", type=int, default=32, help="photos of a round (32)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (5), after one on the same photos to warm up")
+    arguments = parser.parse_args(argv)
+    arguments.method, arguments.metric, arguments.gallery = ["torchray"], ["pointing_game"], 0
+    setup = make_setup(arguments)
+    measured = []
+    for number in range(-1, arguments.rounds):
+        start = max(number, 0) * arguments.images
+        with tempfile.TemporaryDirectory() as folder:
+            part = setup._replace(dataset=take(setup.dataset, start, arguments.images), out=Path(folder))
+            ours = run_ours(part)
+            spent = {row.method: 0.0 for row in read_rows(folder)}
+            for row in read_rows(folder):
+                spent[row.method] += row.seconds
+            theirs = run_torchray(part)
+        print(f"round {number}: saliency {ours:.1f} s, TorchRay {theirs:.1f} s, ratio {theirs / ours:.2f}", flush=True)
+        measured.append(Round(ours, theirs, spent))
+    print_table(measured[1:], arguments.images)
+    return 0
+
+
+def take(dataset: Any, start: int, count: int) -> PhotoSet:
+    """The photos of a round."""
+    part = slice(start, start + count)
+    photos: PhotoSet = replace(dataset, annotations=dataset.annotations[part], paths=dataset.paths[part])
+    return photos
+
+
+def run_ours(setup: Setup) -> float:
+    """The seconds of our benchmark."""
+    begin = time.perf_counter()
+    run_setup(setup)
+    return time.perf_counter() - begin
+
+
+def run_torchray(setup: Setup) -> float:
+    """The seconds of TorchRay's, image by image, as its own script does it."""
+    annotations = setup.dataset.annotations
+    cases = {(one.name, label, method) for one in annotations for label in labels_of(one) for method in TORCHRAY}
+    begin = time.perf_counter()
+    for _ in judge(setup, {case for case in cases if setup.outputs[case[1]]}):
+        pass
+    return time.perf_counter() - begin
+
+
+def print_table(measured: list[Round], images: int) -> None:
+    """Print the median round and where our time goes."""
+    ours, theirs = (
+        statistics.median(images / seconds for seconds in spent)
+        for spent in zip(*[one[:2] for one in measured], strict=True)
+    )
+    ratios = sorted(one.theirs / one.ours for one in measured)
+    print(f"\nimages/s: saliency {ours:.2f}, TorchRay {theirs:.2f}")
+    print(
+        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})\n\n| where our time goes | share |"
+    )
+    print("| --- | ---: |")
+    total = sum(one.ours for one in measured)
+    for method in TORCHRAY:
+        print(f"| {method} | {sum(one.spent[method] for one in measured) / total:.0%} |")
+    rest = 1 - sum(sum(one.spent.values()) for one in measured) / total
+    print(f"| reading, writing, planning | {rest:.0%} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Do our hits and misses equal TorchRay's? Its own functions and pointing game on the cases of a run, one by one.
+
+    python -m benchmarks.torchray_agreement ARGUMENTS
+
+takes the arguments of ``benchmarks.pointing_game``, finishes that run, and explains every case again with TorchRay in
+the settings of its benchmark. TorchRay's verdicts are kept in the run's folder; what is there is not computed again.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import torchray_loop
+from benchmarks.choices import TORCHRAY
+from benchmarks.pointing_game import Setup, build_parser, make_setup, run_setup
+from saliency.evaluation.running.loading import Sample, load_sample
+from saliency.evaluation.running.rows import Row, read_rows
+
+Key = tuple[str, int, str]  # image, target and method
+
+
+class Verdict(NamedTuple):
+    """What TorchRay says of a case."""
+
+    image: str
+    target: int
+    method: str
+    hit: bool
+    point: tuple[int, int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare, print a table and every case that differs; 0 where at least 99.5 % of the cases agree."""
+    arguments = build_parser().parse_args(argv)
+    arguments.method, arguments.metric = ["torchray"], ["pointing_game"]
+    setup = make_setup(arguments)
+    run_setup(setup)
+    rows = {(row.image, row.target, row.method): row for row in read_rows(setup.out) if row.method in TORCHRAY}
+    kept = setup.out / "torchray.jsonl"
+    verdicts = {verdict[:3]: verdict for verdict in read_verdicts(kept)}
+    wanted = {key: row for key, row in rows.items() if row.score is not None}
+    with kept.open("a", encoding="utf-8") as file:
+        missing = wanted.keys() - verdicts.keys()
+        for verdict in tqdm(judge(setup, missing), total=len(missing), disable=None, unit="case"):
+            verdicts[verdict[:3]] = verdict
+            file.write(json.dumps(verdict._asdict()) + "\n")
+            file.flush()
+    return print_table({key: (row, verdicts[key]) for key, row in wanted.items() if key in verdicts})
+
+
+def read_verdicts(path: Path) -> Iterator[Verdict]:
+    """The verdicts of earlier runs."""
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+        yield Verdict(**json.loads(line))
+
+
+def judge(setup: Setup, missing: set[Key]) -> Iterator[Verdict]:
+    """TorchRay's verdicts on the cases that have none."""
+    networks = torchray_loop.make_networks(setup.model)
+    dataset = setup.dataset
+    for index, annotation in enumerate(dataset.annotations):
+        own = [key for key in missing if key[0] == annotation.name]
+        labels = tuple(sorted({target for _, target, _ in own}))
+        if not labels:
+            continue
+        sample = load_sample(dataset, setup.recipe, index, labels)
+        for label, mask, output in zip(labels, sample.masks, chosen(setup, sample, labels), strict=True):
+            for method in TORCHRAY:
+                if (annotation.name, label, method) in missing:
+                    size = annotation.size[::-1]
+                    map = torchray_loop.explain(method, networks, sample.input[None].clone(), output, size)
+                    point = torchray_loop.point_of(map)
+                    hit = torchray_loop.is_hit(mask, point)
+                    yield Verdict(annotation.name, label, method, hit, (point[0], point[1]))
+
+
+def chosen(setup: Setup, sample: Sample, labels: Sequence[int]) -> list[int]:
+    """The output of the network that each class means: of several, the one that scores highest."""
+    with torch.no_grad():
+        scores = setup.model(sample.input[None])[0].tolist()
+    return [max(setup.outputs[label], key=scores.__getitem__) for label in labels]
+
+
+def print_table(pairs: dict[Key, tuple[Row, Verdict]]) -> int:
+    """Print how many cases agree, and those that do not."""
+    print("| method | saliency | TorchRay | equal cases |\n| --- | ---: | ---: | ---: |")
+    for method in TORCHRAY:
+        own = [pair for key, pair in pairs.items() if key[2] == method]
+        if own:
+            ours, theirs, equal = (sum(found) / len(own) for found in zip(*map(_compare, own), strict=True))
+            print(f"| {method} | {ours:.1%} | {theirs:.1%} | {equal:.2%} of {len(own)} |")
+    different = [(row, verdict) for row, verdict in pairs.values() if bool(row.score) != verdict.hit]
+    for row, verdict in different:
+        print(
+            f"{row.image} {row.target} {row.method}: {row.score:g} at {row.point}, {verdict.hit:g} at {verdict.point}"
+        )
+    share = 1 - len(different) / max(1, len(pairs))
+    print(f"\n{share:.2%} of {len(pairs)} cases are equal")
+    return 0 if share >= 0.995 else 1
+
+
+def _compare(pair: tuple[Row, Verdict]) -> tuple[bool, bool, bool]:
+    row, verdict = pair
+    return bool(row.score), verdict.hit, bool(row.score) == verdict.hit
+
+
+if __name__ == "__main__":
+    sys.exit(main())

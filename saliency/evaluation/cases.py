@@ -1,0 +1,163 @@
+"""What is known about an image, and the cases it makes: every class that is in it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from saliency.evaluation.metrics.localisation import boxes_to_mask
+
+
+class Thing(NamedTuple):
+    """One object: its class, its box x0, y0, x1, y1, half-open in pixels, and what draws its mask (H, W), bool.
+
+    Without a mask the box counts. ``difficult`` is VOC's mark of what is hard to see, ``crowd`` COCO's of a group.
+    """
+
+    label: int
+    box: tuple[float, float, float, float]
+    mask: Callable[[], Tensor] | None = None
+    difficult: bool = False
+    crowd: bool = False
+
+
+class Annotation(NamedTuple):
+    """An image's name, unique in its data set, its size (height, width), and what is in it."""
+
+    name: str
+    size: tuple[int, int]
+    things: tuple[Thing, ...]
+
+
+class Dataset(Protocol):
+    """Annotated images. ``problems`` names every file and object that was left out, and says why.
+
+    ``source`` is the sha256 of the file that the masks are drawn from, ``''`` where there is none.
+    """
+
+    name: str
+    root: Path | None
+    source: str
+    classes: tuple[str, ...]
+    annotations: Sequence[Annotation]
+    problems: tuple[str, ...]
+
+    def image(self, index: int) -> Tensor:
+        """The image (3, H, W) in [0, 1] of an annotation; ``ValueError`` names a file that cannot be read."""
+
+
+def labels_of(annotation: Annotation) -> list[int]:
+    """The classes that make a case of the image, in order; one of which all objects are difficult makes none.
+
+    >>> labels_of(Annotation("a", (9, 9), (Thing(3, (0, 0, 2, 2)), Thing(1, (0, 0, 1, 1), difficult=True))))
+    [3]
+    """
+    return sorted({thing.label for thing in annotation.things if not thing.difficult})
+
+
+def class_boxes(annotation: Annotation, label: int) -> Tensor:
+    """The boxes (K, 4) of all objects of the class, difficult ones too."""
+    boxes = [thing.box for thing in annotation.things if thing.label == label]
+    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+
+
+def class_mask(annotation: Annotation, label: int) -> Tensor:
+    """Where an object of the class is, (H, W) bool; difficult ones and crowds count as everywhere in the field."""
+    mask = torch.zeros(annotation.size, dtype=torch.bool)
+    for thing in annotation.things:
+        if thing.label == label:
+            mask |= thing_mask(thing, annotation.size)
+    return mask
+
+
+def thing_mask(thing: Thing, size: tuple[int, int]) -> Tensor:
+    """Where the object is, (H, W) bool: its mask, or else its box.
+
+    Of one so small that no pixel is left of it, the pixels that its box touches.
+
+    >>> thing_mask(Thing(0, (0.2, 0.1, 0.8, 0.9)), (1, 2))
+    tensor([[ True, False]])
+    """
+    box = torch.tensor([thing.box], dtype=torch.float64)
+    mask = thing.mask() if thing.mask else boxes_to_mask(box, size)
+    return mask if mask.any() else boxes_to_mask(torch.cat((box[:, :2].floor(), box[:, 2:].ceil()), 1), size)
+
+
+def is_difficult(annotation: Annotation, label: int) -> bool:
+    """Is it a difficult case: do the objects of the class cover less than a quarter of a photo of several classes?
+
+    What counts is :func:`class_mask`: the union of the masks, or else boxes, with difficult objects and crowds.
+    Zhang et al., Top-down Neural Attention by Excitation Backprop, IJCV 2018.
+
+    >>> things = (Thing(0, (0, 0, 4, 4)), Thing(1, (0, 0, 4, 3)))
+    >>> [is_difficult(Annotation("a", (8, 8), things), label) for label in (0, 1)]
+    [False, True]
+    """
+    if all(thing.label == label for thing in annotation.things):
+        return False
+    mask = class_mask(annotation, label)
+    return 4 * int(mask.sum()) < mask.numel()
+
+
+def outputs_of(
+    classes: Sequence[str], outputs: int, class_map: Mapping[str, Sequence[int]] | None = None
+) -> list[tuple[int, ...]]:
+    """The outputs of a network that each class of a data set stands for; ``()`` where there is none to explain.
+
+    Without a ``class_map`` the classes are the network's own ``outputs``, one by one. Raises ``ValueError`` where the
+    numbers differ then, and for a map with an unknown class or an output that the network does not have.
+
+    >>> outputs_of(["cat", "mouse", "tree"], 1000, {"cat": [281, 282], "mouse": [673]})
+    [(281, 282), (673,), ()]
+    """
+    if class_map is None:
+        if len(classes) != outputs:
+            raise ValueError(
+                f"class_map=None takes {len(classes)} classes of the data set for the network's {outputs} outputs; "
+                "a map from class names to lists of outputs is accepted."
+            )
+        return [(index,) for index in range(outputs)]
+    for name, indices in class_map.items():
+        if name not in classes:
+            raise ValueError(f"class_map={name!r} is no class of the data set; one of {list(classes)} is accepted.")
+        if not all(isinstance(index, int) and 0 <= index < outputs for index in indices):
+            raise ValueError(
+                f"class_map={list(indices)!r} of {name!r} are no outputs; 0 to {outputs - 1} are accepted."
+            )
+    return [tuple(class_map.get(name, ())) for name in classes]
+
+
+def read_class_map(path: str | Path) -> dict[str, list[int]]:
+    """Read a class map for :func:`outputs_of` from a JSON file, ``{"cat": [281, 282]}``."""
+    try:
+        found = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"class_map={str(path)!r} cannot be read ({error}); a JSON file is accepted.") from error
+    if not isinstance(found, dict) or not all(isinstance(indices, list) for indices in found.values()):
+        raise ValueError(f"class_map={str(path)!r} holds no map; class names with lists of outputs are accepted.")
+    return found
+
+
+def describe(dataset: Dataset) -> dict[str, Any]:
+    """What tells data sets apart, fit for JSON: name, root, classes, numbers of images and things, and a digest.
+
+    The digest is a sha256 of all names, sizes and objects, and of the file of the masks, but not of the photos.
+    """
+    digest = hashlib.sha256(dataset.source.encode())
+    things = 0
+    for annotation in dataset.annotations:
+        objects = [(thing.label, thing.box, thing.difficult, thing.crowd) for thing in annotation.things]
+        digest.update(repr((annotation.name, annotation.size, objects)).encode())
+        things += len(objects)
+    return {
+        "name": dataset.name,
+        "root": None if dataset.root is None else str(Path(dataset.root).resolve()),
+        "classes": list(dataset.classes),
+        "images": len(dataset.annotations),
+        "things": things,
+        "annotations": digest.hexdigest(),
+    }

@@ -1,0 +1,160 @@
+"""COCO, and folders of photos with one JSON file in its format."""
+
+import contextlib
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from saliency.evaluation.cases import Thing
+from saliency.evaluation.datasets.photos import Box, Photo, PhotoSet, collect, stored_size
+from saliency.evaluation.datasets.segmentation import draw_mask, segmentation_problem
+from saliency.evaluation.networks.class_names import COCO_CLASSES
+
+
+def coco_set(name: str, root: Path, split: str, annotations: Path | None, on_error: str) -> PhotoSet:
+    """The photos of ``root/<split>`` and the 80 classes of ``root/annotations/instances_<split>.json``."""
+    file = annotations or root / "annotations" / f"instances_{split}.json"
+    index = read_index(file)
+    order = {class_name: label for label, class_name in enumerate(COCO_CLASSES)}
+    labels = {key: order[category["name"]] for key, category in index.cats.items() if category["name"] in order}
+    return collect(name, root, COCO_CLASSES, _photos(index, root / split, labels), on_error, digest(file))
+
+
+def folder_set(name: str, root: Path, split: str, annotations: Path | None, on_error: str) -> PhotoSet:
+    """The photos of a folder and one JSON file; the classes are its categories, by rising id.
+
+    The photos lie in ``root/<split>``, or else in ``root`` or the folder in it that has most of them.
+    """
+    file = annotations or find_json(root)
+    index = read_index(file)
+    labels = {key: label for label, key in enumerate(sorted(index.cats))}
+    classes = tuple(str(index.cats[key]["name"]) for key in labels)
+    folder = root / split if split else _photo_folder(root, [image.get("file_name") for image in index.imgs.values()])
+    return collect(name, root, classes, _photos(index, folder, labels), on_error, digest(file))
+
+
+def read_index(file: Path) -> Any:
+    """The annotations of a JSON file by image, as torchvision's ``CocoDetection`` holds them.
+
+    Raises ``ValueError`` where the file is missing, truncated or in another format.
+    """
+    from torchvision.datasets import CocoDetection
+
+    if not file.is_file():
+        raise ValueError(f"annotations={str(file)!r} is no file; a JSON file in COCO's format is accepted.")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
+            index = CocoDetection(str(file.parent), str(file)).coco
+        sorted(index.cats)
+        named = all(isinstance(category["name"], str) for category in index.cats.values())
+        if not (index.imgs and index.anns and index.cats and named):
+            raise ValueError("it lacks images, annotations or the names of categories")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(
+            f"annotations={str(file)!r} cannot be read ({reason}); a JSON file in COCO's format is accepted."
+        ) from error
+    return index
+
+
+def find_json(root: Path) -> Path:
+    """The one JSON file in COCO's format in ``root`` or ``root/annotations``; ``ValueError`` for none or several."""
+    found = [path for folder in (root, root / "annotations") for path in sorted(folder.glob("*.json"))]
+    if len(found) > 1:
+        found = [path for path in found if _is_coco(path)]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ValueError(
+            f"annotations=None leaves open which JSON file of {str(root)!r} counts ({names}); its path is accepted."
+        )
+    return found[0]
+
+
+def _is_coco(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
+
+
+def _photo_folder(root: Path, names: Sequence[Any]) -> Path:
+    """``root``, or the folder in it that holds more of the files."""
+    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
+    return max(folders, key=lambda folder: sum((folder / str(name)).is_file() for name in names))
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _photos(index: Any, folder: Path, labels: Mapping[Any, int]) -> Iterator[Photo | str]:
+    """The photos by rising id, and what is wrong with the index as a whole."""
+    for key, times in Counter(image["id"] for image in index.dataset["images"]).items():
+        if times > 1:
+            yield f"image id {key}: it is listed {times} times; the last time counts"
+    for entry in index.dataset["annotations"]:
+        if entry["image_id"] not in index.imgs:
+            yield f"annotation {entry['id']}: its image id {entry['image_id']} is not listed"
+    for key in sorted(index.imgs):
+        yield from _photo(index.imgs[key], index.imgToAnns.get(key, ()), folder, labels, index.cats)
+
+
+def _photo(
+    image: Mapping[str, Any],
+    entries: Sequence[Mapping[str, Any]],
+    folder: Path,
+    labels: Mapping[Any, int],
+    categories: Mapping[Any, Any],
+) -> Iterator[Photo | str]:
+    name = image.get("file_name")
+    if not isinstance(name, str) or not name:
+        yield f"image id {image['id']}: it has no file_name"
+        return
+    try:
+        size = _size(image, folder / name)
+    except ValueError as error:
+        yield f"{name}: {error}"
+        return
+    things = []
+    for entry in entries:
+        problem = _problem(entry, size, labels, categories)
+        if problem:
+            yield f"{name}: annotation {entry['id']} {problem}"
+        else:
+            things.append(_thing(entry, size, labels[entry["category_id"]]))
+    yield Photo(name, folder / name, size, tuple(things))
+
+
+def _size(image: Mapping[str, Any], path: Path) -> tuple[int, int]:
+    """The height and width of a photo as annotated, or else of its file."""
+    height, width = image.get("height"), image.get("width")
+    if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
+        return height, width
+    return stored_size(path)
+
+
+def _problem(
+    entry: Mapping[str, Any], size: tuple[int, int], labels: Mapping[Any, int], categories: Mapping[Any, Any]
+) -> str:
+    category, box = entry["category_id"], entry.get("bbox")
+    if category not in labels:
+        name = categories[category]["name"] if category in categories else None
+        return f"is of the unknown category {category!r}" + (f", {name!r}" if name else "")
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(number, (int, float)) for number in box):
+        return f"has the bbox {box!r}, not x, y, width, height"
+    return segmentation_problem(entry.get("segmentation"), size)
+
+
+def _thing(entry: Mapping[str, Any], size: tuple[int, int], label: int) -> Thing:
+    x, y, width, height = entry["bbox"]
+    box: Box = (x, y, x + width, y + height)
+    segmentation = entry.get("segmentation")
+    mask = partial(draw_mask, segmentation, size) if segmentation else None
+    return Thing(label, box, mask, crowd=bool(entry.get("iscrowd")))

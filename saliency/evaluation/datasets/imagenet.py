@@ -1,0 +1,95 @@
+"""ImageNet's localisation task, in the layout of its challenge on Kaggle."""
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from saliency.evaluation.cases import Thing
+from saliency.evaluation.datasets.photos import Photo, PhotoSet, collect
+from saliency.evaluation.datasets.voc import read_xml
+
+SYNSETS = "LOC_synset_mapping.txt"
+FIRST = 0  # boxes count pixels from 0, both ends included: a photo of width 500 has them from 0 to 499
+
+
+def imagenet_set(name: str, root: Path, split: str, on_error: str) -> PhotoSet:
+    """The photos of ``root/ILSVRC``; the order of ``LOC_synset_mapping.txt`` is that of the networks' outputs.
+
+    The XML files say what is in a photo, and ``LOC_<split>_solution.csv`` has to agree; of two that differ neither
+    counts. A photo may lack one of them. Of the splits only ``val`` has its photos in one folder.
+    """
+    if split != "val":
+        raise ValueError(f"split={split!r} is not in one folder; 'val' is accepted.")
+    synsets = read_synsets(root / SYNSETS)
+    labels = {synset: label for label, synset in enumerate(synsets)}
+    return collect(name, root, tuple(synsets.values()), _photos(root, split, labels), on_error)
+
+
+def read_synsets(path: Path) -> dict[str, str]:
+    """The classes' names by WordNet id, in the file's order."""
+    try:
+        lines = [line.split(maxsplit=1) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return {synset: names.strip() for synset, names in lines}
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"root={str(path.parent)!r} has no list of classes ({error}); a folder with {path.name} is accepted."
+        ) from error
+
+
+def _photos(root: Path, split: str, labels: Mapping[str, int]) -> Iterator[Photo | str]:
+    listing, solution = root / f"ILSVRC/ImageSets/CLS-LOC/{split}.txt", root / f"LOC_{split}_solution.csv"
+    rows = _rows(solution)
+    answers = dict(rows)
+    names = [line.split()[0] for line in listing.read_text("utf-8").splitlines()] if listing.is_file() else []
+    listed = set(names)
+    for name in [*names, *(name for name, _ in rows if name not in listed)]:
+        image = root / f"ILSVRC/Data/CLS-LOC/{split}/{name}.JPEG"
+        xml = root / f"ILSVRC/Annotations/CLS-LOC/{split}/{name}.xml"
+        if name not in answers:
+            yield from read_xml(xml, image, labels, FIRST)
+        else:
+            yield from _answered(answers[name], xml, image, labels)
+
+
+def _rows(solution: Path) -> list[tuple[str, str]]:
+    """The photos' names and what is in them, from the file of solutions, if there is one."""
+    if not solution.is_file():
+        return []
+    with solution.open(encoding="utf-8", newline="") as file:
+        return [(row[0], row[1]) for row in list(csv.reader(file))[1:] if len(row) > 1]
+
+
+def _answered(answer: str, xml: Path, image: Path, labels: Mapping[str, int]) -> Iterator[Photo | str]:
+    """Yield the photo of which the solution says what is in it; its XML file, where there is one, has to agree."""
+    try:
+        things = _things(answer, labels)
+    except ValueError as error:
+        yield f"{image.stem}: its solution {answer!r} {error}"
+        return
+    if not xml.is_file():
+        yield Photo(image.stem, image, None, things)
+        return
+    for entry in read_xml(xml, image, labels, FIRST):
+        if isinstance(entry, Photo) and _places(entry.things) != _places(things):
+            yield f"{image.stem}: {xml} and the solution {answer!r} differ"
+        else:
+            yield entry
+
+
+def _things(answer: str, labels: Mapping[str, int]) -> tuple[Thing, ...]:
+    """The objects in ``n02112137 52 61 199 215 …``: class and box of each, again and again."""
+    words = answer.split()
+    if len(words) % 5 or not words:
+        raise ValueError("is no list of classes and boxes")
+    things = []
+    for start in range(0, len(words), 5):
+        synset, *corners = words[start : start + 5]
+        if synset not in labels:
+            raise ValueError(f"has the unknown class {synset!r}")
+        x0, y0, x1, y1 = map(int, corners)
+        things.append(Thing(labels[synset], (x0 - FIRST, y0 - FIRST, x1 - FIRST + 1, y1 - FIRST + 1)))
+    return tuple(things)
+
+
+def _places(things: tuple[Thing, ...]) -> list[tuple[int, tuple[float, ...]]]:
+    return sorted((thing.label, thing.box) for thing in things)

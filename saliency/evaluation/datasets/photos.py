@@ -1,0 +1,145 @@
+"""Photo files with annotations: what is wrong with a file or an object is named, and left out."""
+
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from saliency.evaluation.cases import Annotation, Thing
+
+OVERSHOOT = 1.0  # pixels by which a box may leave its image: coordinates are rounded, and count from 0 or from 1
+SHOWN = 5
+
+Box: TypeAlias = tuple[float, float, float, float]
+
+
+class Photo(NamedTuple):
+    """A photo as its data set lists it, not yet checked; where ``size`` (height, width) is None, the file has it."""
+
+    name: str
+    path: Path
+    size: tuple[int, int] | None
+    things: tuple[Thing, ...]
+
+
+@dataclass
+class PhotoSet:
+    """Annotated photo files. ``source`` is the sha256 of the file that the masks are drawn from, if there is one."""
+
+    name: str
+    root: Path | None
+    classes: tuple[str, ...]
+    annotations: Sequence[Annotation]
+    problems: tuple[str, ...]
+    paths: tuple[Path, ...]
+    source: str = ""
+
+    def image(self, index: int) -> Tensor:
+        """The image (3, H, W) in [0, 1]; ``ValueError`` where its file is broken or not of the annotated size."""
+        image, size = read_stored(self.paths[index]), self.annotations[index].size
+        if tuple(image.shape[1:]) != size:
+            raise ValueError(
+                f"photo={str(self.paths[index])!r} is of size {tuple(image.shape[1:])}, its annotation of size {size}; "
+                "a photo of the annotated height and width is accepted."
+            )
+        return image
+
+
+def collect(
+    name: str, root: Path, classes: tuple[str, ...], entries: Iterable[Photo | str], on_error: str, source: str = ""
+) -> PhotoSet:
+    """Return the data set of all photos and objects that are sound; ``entries`` are photos, and problems in words.
+
+    Raises ``ValueError`` where no photo is left, and with ``on_error='refuse'`` where anything is wrong.
+    """
+    problems: list[str] = []
+    annotations: dict[str, Annotation] = {}
+    paths = []
+    for entry in entries:
+        if isinstance(entry, str):
+            problems.append(entry)
+            continue
+        try:
+            size = _checked_size(entry, annotations)
+        except ValueError as error:
+            problems.append(f"{entry.name}: {error}")
+            continue
+        found = [(thing, box_problem(thing.box, size)) for thing in entry.things]
+        problems += [f"{entry.name}: a {classes[thing.label]!r} {problem}" for thing, problem in found if problem]
+        things = tuple(thing._replace(box=clip_box(thing.box, size)) for thing, problem in found if not problem)
+        annotations[entry.name] = Annotation(entry.name, size, things)
+        paths.append(entry.path)
+    if problems and on_error == "refuse":
+        shown = " ".join(f"({number}) {problem}" for number, problem in enumerate(problems[:SHOWN], 1))
+        raise ValueError(f"root={str(root)!r} holds {len(problems)} problems: {shown}; on_error='skip' is accepted.")
+    if not annotations:
+        why = f" ({len(problems)} problems, the first: {problems[0]})" if problems else ""
+        raise ValueError(f"root={str(root)!r} holds no sound photo of {name!r}{why}; a folder with some is accepted.")
+    return PhotoSet(name, root, classes, tuple(annotations.values()), tuple(problems), tuple(paths), source)
+
+
+def _checked_size(photo: Photo, taken: Container[str]) -> tuple[int, int]:
+    """The size of a photo; ``ValueError`` where its name is taken, or its file missing or broken."""
+    if photo.name in taken:
+        raise ValueError("it is listed twice; the first time counts")
+    if not photo.path.is_file():
+        raise ValueError(f"its file {photo.path} is missing")
+    return photo.size or stored_size(photo.path)
+
+
+def box_problem(box: Box, size: tuple[int, int]) -> str:
+    """What is wrong with the box x0, y0, x1, y1 in an image of ``size`` = (height, width), or ''.
+
+    It must have an area, and leave the image by no more than a pixel.
+
+    >>> box_problem((4, 2, 4, 9), (20, 30)), box_problem((-1, 2, 4, 20.3), (20, 30))
+    ('has the box (4, 2, 4, 9) without area', '')
+    """
+    (x0, y0, x1, y1), (height, width) = box, size
+    if not (x0 < x1 and y0 < y1):  # of NaN nothing is true
+        return f"has the box {box} without area"
+    if min(x0, y0) < -OVERSHOOT or x1 > width + OVERSHOOT or y1 > height + OVERSHOOT or x0 >= width or y0 >= height:
+        return f"has the box {box} outside of its image of {width} x {height} pixels"
+    return ""
+
+
+def clip_box(box: Box, size: tuple[int, int]) -> Box:
+    """The box x0, y0, x1, y1 without what rounding put outside of the image of ``size`` = (height, width).
+
+    >>> clip_box((-1, 2, 4, 20.3), (20, 30))
+    (0, 2, 4, 20)
+    """
+    (x0, y0, x1, y1), (height, width) = box, size
+    return max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+
+
+def read_stored(path: Path) -> Tensor:
+    """The photo's pixels (3, H, W) in [0, 1] as they are stored: annotations know nothing of an EXIF orientation.
+
+    Raises ``ValueError`` where the file is missing, truncated, broken or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
+    except Exception as error:  # on a broken file, decoders raise whatever comes up
+        raise _unreadable(path, error) from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def stored_size(path: Path) -> tuple[int, int]:
+    """Height and width of a photo file, of which the header alone is read; ``ValueError`` where it is no image."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception as error:  # see above
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"photo={str(path)!r} cannot be read ({reason}); an image that Pillow reads is accepted.")

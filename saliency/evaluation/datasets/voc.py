@@ -1,0 +1,71 @@
+"""PASCAL VOC 2007: an XML file of boxes for each photo."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from saliency.evaluation.cases import Thing
+from saliency.evaluation.datasets.photos import Photo, PhotoSet, collect
+from saliency.evaluation.networks.class_names import VOC_CLASSES
+
+
+def voc_set(name: str, root: Path, split: str, on_error: str) -> PhotoSet:
+    """The photos listed in ``root/VOCdevkit/VOC2007/ImageSets/Main/<split>.txt``, with boxes for masks."""
+    from torchvision.datasets import VOCDetection
+
+    try:
+        listed = VOCDetection(str(root), year="2007", image_set=split)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"root={str(root)!r} is no VOC 2007 ({error}); "
+            f"a folder with VOCdevkit/VOC2007/ImageSets/Main/{split}.txt is accepted."
+        ) from error
+    labels = {class_name: label for label, class_name in enumerate(VOC_CLASSES)}
+    files = zip(map(Path, listed.images), map(Path, listed.annotations), strict=True)
+    entries = (entry for image, xml in files for entry in read_xml(xml, image, labels, first=1))
+    return collect(name, root, VOC_CLASSES, entries, on_error)
+
+
+def read_xml(path: Path, image: Path, labels: Mapping[str, int], first: int) -> Iterator[Photo | str]:
+    """Yield the photo that an XML file describes, after a problem (str) for each object that makes no sense.
+
+    Boxes are inclusive there, and the number of the first pixel is ``first``. A broken file is one problem.
+    """
+    from defusedxml import ElementTree
+    from defusedxml.common import DefusedXmlException
+
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError, DefusedXmlException) as error:
+        yield f"{image.stem}: its annotation {path} cannot be read ({' '.join(str(error).split())})"
+        return
+    described = Path(root.findtext("filename") or image.name).stem
+    if described != image.stem:
+        yield f"{image.stem}: its annotation {path} is of another photo, {described!r}"
+        return
+    sides = [_number(root, f"size/{side}") for side in ("height", "width")]
+    size = (int(sides[0]), int(sides[1])) if all(1 <= side < math.inf for side in sides) else None
+    found = [_thing(element, labels, first) for element in root.findall("object")]
+    for number, problem in enumerate(found, 1):
+        if isinstance(problem, str):
+            yield f"{image.stem}: object {number} {problem}"
+    yield Photo(image.stem, image, size, tuple(thing for thing in found if isinstance(thing, Thing)))
+
+
+def _thing(element: Any, labels: Mapping[str, int], first: int) -> Thing | str:
+    """An object with its box made half-open, or what is wrong with it."""
+    name = (element.findtext("name") or "").strip()
+    if name not in labels:
+        return f"is of the unknown class {name!r}"
+    x0, y0, x1, y1 = (_number(element, f"bndbox/{corner}") - first for corner in ("xmin", "ymin", "xmax", "ymax"))
+    difficult = (element.findtext("difficult") or "0").strip() == "1"
+    return Thing(labels[name], (x0, y0, x1 + 1, y1 + 1), difficult=difficult)
+
+
+def _number(element: Any, path: str) -> float:
+    """The number there, or NaN."""
+    try:
+        return float(element.findtext(path, "nan"))
+    except ValueError:
+        return math.nan

@@ -1,0 +1,155 @@
+"""Sanity checks: does a map change with the parameters it is to explain, and with the class? The lower the better."""
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from itertools import chain, pairwise
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from saliency.engine.layers import resolve_layer, unwrap
+from saliency.engine.maps import is_int
+from saliency.engine.masks import check_seed
+from saliency.engine.state import evaluating
+from saliency.engine.targets import main_output
+from saliency.evaluation.metrics.agreement import rank_correlation
+
+Explain: TypeAlias = Callable[[Module, Tensor, Tensor], Tensor]  # model, input, target -> maps (N, 1, h, w)
+Similarity: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # two batches of maps -> (N,)
+
+
+def parameter_groups(
+    model: Module, layers: Sequence[str] | None = None, steps: int | None = None
+) -> list[tuple[str, ...]]:
+    """The names of the modules that are randomised together, group by group, from the output down.
+
+    Without ``layers`` each module with parameters of its own is a group, the last registered one first; with them
+    each of these layers is, with all that is in it, in the order given. ``steps`` joins neighbours into that many
+    groups, as equal as can be. Raises ``ValueError`` for an unknown layer, one without parameters, no ``steps``.
+
+    >>> parameter_groups(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2)))
+    [('2',), ('0',)]
+    """
+    inner = unwrap(model)
+    owners = {module: name for name, module in inner.named_modules() if any(True for _ in module.parameters(False))}
+    groups: list[tuple[str, ...]]
+    if layers is None:
+        groups = [(name,) for name in reversed(owners.values())]
+    else:
+        found = [resolve_layer(inner, layer, "layers") for layer in layers]
+        groups = [tuple(owners[part] for part in layer.modules() if part in owners) for layer in found]
+    if not groups or not all(groups):
+        raise ValueError(f"layers={layers!r} hold no parameter; layers with parameters are accepted.")
+    if steps is None:
+        return groups
+    if not is_int(steps) or steps < 1:
+        raise ValueError(f"steps={steps!r} is no number of steps; an int >= 1 or None is accepted.")
+    steps = min(steps, len(groups))
+    ends = [len(groups) * step // steps for step in range(steps + 1)]
+    return [tuple(chain(*groups[start:end])) for start, end in pairwise(ends)]
+
+
+def parameter_randomisation(
+    model: Module,
+    explain: Explain,
+    input: Tensor,
+    target: Tensor,
+    saliency: Tensor,
+    cascading: bool = True,
+    layers: Sequence[str] | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    similarity: Similarity = rank_correlation,
+) -> Tensor:
+    r"""Similarity (N, L) of the maps ``saliency`` with those of the model after each of L randomisations.
+
+    .. math:: r_{nl} = \mathrm{similarity}(s_n, \mathrm{explain}(f_{\theta'_l}, x, y)_n)
+
+    ``cascading`` randomises one of :func:`parameter_groups` more each time, from the output down; otherwise one group
+    alone. Randomised means: as ``reset_parameters()`` of the module leaves it, with running statistics; where a module
+    has none, the values of each parameter in random order. A group gets the same values in both kinds, on every
+    device. ``explain(model, input, target)`` is given a copy, and has to find its layer there by name.
+    Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018.
+    Raises ``ValueError`` as :func:`parameter_groups`, and for a ``seed`` that is none.
+    """
+    check_seed(seed)
+    groups = parameter_groups(model, layers, steps)
+    maps = (explain(network, input, target) for network in _randomised_networks(model, groups, cascading, seed))
+    return torch.stack([similarity(saliency, map) for map in maps], 1)
+
+
+def random_logit(
+    model: Module,
+    explain: Explain,
+    input: Tensor,
+    target: Tensor,
+    saliency: Tensor,
+    classes: int | None = None,
+    seed: int = 0,
+    similarity: Similarity = rank_correlation,
+) -> Tensor:
+    r"""Similarity (N,) of the maps ``saliency`` of the classes ``target`` (N,) with those of another class each.
+
+    .. math:: r_n = \mathrm{similarity}(s_n, \mathrm{explain}(f, x, y')_n), \quad y'_n \ne y_n
+
+    ``seed`` draws for each class one of the others, so a case has the same one in every batch. ``classes`` is their
+    number; None counts the model's outputs with a forward pass of the first image.
+    Sixt et al., When Explanations Lie, ICML 2020. Raises ``ValueError`` for fewer than two classes, and for a
+    ``target`` or ``seed`` that is none.
+    """
+    check_seed(seed)
+    if classes is None:
+        with evaluating(model):
+            classes = main_output(model(input[:1].detach().clone())).shape[1]
+    if not is_int(classes) or classes < 2:
+        raise ValueError(f"classes={classes!r} leaves no other class; an int >= 2 is accepted.")
+    if target.shape != input.shape[:1] or not ((target >= 0) & (target < classes)).all():
+        raise ValueError(f"target={target.tolist()} is no class each; {len(input)} ints below {classes} are accepted.")
+    shift = torch.randint(1, classes, (classes,), generator=torch.Generator().manual_seed(seed)).to(target.device)
+    return similarity(saliency, explain(model, input, (target + shift[target]) % classes))
+
+
+def _randomised_networks(
+    model: Module, groups: Sequence[Sequence[str]], cascading: bool, seed: int
+) -> Iterator[Module]:
+    inner = unwrap(model)
+    source = dict(_randomised(inner, seed).named_modules())
+    network = _copy(inner)
+    for group in groups:
+        network = network if cascading else _copy(inner)
+        parts = dict(network.named_modules())
+        with torch.inference_mode(False), torch.no_grad():
+            for name in group:
+                _take_values(parts[name], source[name])
+        yield network
+
+
+def _copy(model: Module) -> Module:
+    with torch.inference_mode(False):  # a copy made in inference mode has no gradients
+        return deepcopy(model)
+
+
+def _take_values(module: Module, source: Module) -> None:
+    for values in ("parameters", "buffers"):
+        for own, other in zip(getattr(module, values)(False), getattr(source, values)(False), strict=True):
+            own.copy_(other)
+
+
+def _randomised(model: Module, seed: int) -> Module:
+    """A copy on the CPU, all of whose modules are randomised."""
+    network = _copy(model).cpu()
+    # Not the seed itself: a network made after torch.manual_seed(seed) would get its own values back.
+    state = int(torch.randint(2**63 - 1, (), generator=torch.Generator().manual_seed(seed)))
+    # reset_parameters() draws from the global generator: here the CPU's, and no other.
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(state)
+        for module in network.modules():
+            parameters, reset = list(module.parameters(False)), getattr(module, "reset_parameters", None)
+            if parameters and callable(reset):
+                reset()
+                continue
+            for parameter in parameters:
+                parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
+    return network

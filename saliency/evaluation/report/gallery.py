@@ -1,0 +1,103 @@
+"""The gallery of a page: a run's pictures with what the rows say of them, as data that a page can hold."""
+
+import base64
+import json
+import mimetypes
+from pathlib import Path
+from typing import Any
+
+from saliency.evaluation.report.analysis import Analysis
+from saliency.evaluation.report.comparison import POINTING_GAME
+from saliency.evaluation.report.series import Series, failed
+from saliency.evaluation.running.rows import Row
+from saliency.evaluation.running.scoring import AGREEMENT
+
+Found = dict[tuple[str, int, str], list[tuple[Series, Row]]]  # image, class, method
+
+
+def read_gallery(folder: str | Path, analysis: Analysis) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the cases of ``folder/gallery`` for JSON, pictures as data URIs, and what could not be read.
+
+    A case is an image and a class, with every method's map, point, scores, and hit or miss of the pointing game; where
+    several configurations of a method played, the hit is None unless they agree.
+    """
+    rows: Found = {}
+    for series in analysis.series:
+        if series.metric != AGREEMENT:
+            for row in series.rows:
+                rows.setdefault((row.image, row.target, row.method), []).append((series, row))
+    order = {item.series.method: analysis.lines.index(item.series.line) for item in reversed(analysis.summaries)}
+    cases: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for path in sorted((Path(folder) / "gallery").glob("*.json")):
+        found = _try_image(path, rows, analysis.series[0], order)
+        if isinstance(found, str):
+            problems.append(found)
+        else:
+            cases += found
+    return cases, problems
+
+
+def _try_image(path: Path, rows: Found, any_series: Series, order: dict[str, int]) -> list[dict[str, Any]] | str:
+    """The cases of an image, or why it is left out."""
+    try:
+        return _read_image(path, rows, any_series, order)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"gallery/{path.name} is left out ({type(error).__name__}: {error})."
+
+
+def _read_image(path: Path, rows: Found, any_series: Series, order: dict[str, int]) -> list[dict[str, Any]]:
+    entry = json.loads(path.read_text("utf-8"))
+    image, (height, width) = entry["image"], entry["size"]
+    drawn: dict[int, list[tuple[str, str]]] = {}
+    for key, name in entry["maps"].items():
+        target, _, method = key.partition("/")
+        drawn.setdefault(int(target), []).append((method, name))
+    picture = _data_uri(path.with_suffix(".jpg"))
+    cases = []
+    for target, maps in sorted(drawn.items()):
+        maps.sort(key=lambda item: (order.get(item[0], len(order)), item[0]))
+        found = {method: rows.get((image, target, method), []) for method, _ in maps}
+        own = [pair for pairs in found.values() for pair in pairs]
+        cases.append(
+            {
+                "image": image,
+                "size": [width, height],
+                "picture": picture,
+                "class": (own[0][0] if own else any_series).class_name(target),
+                "difficult": any(row.difficult for _, row in own),
+                "boxes": [box for label, box in entry["things"] if label == target],
+                "others": [box for label, box in entry["things"] if label != target],
+                "maps": [
+                    {"method": method, "picture": _data_uri(path.parent / Path(name).name), **_result(found[method])}
+                    for method, name in maps
+                ],
+            }
+        )
+    return cases
+
+
+def _result(found: list[tuple[Series, Row]]) -> dict[str, Any]:
+    """What the rows of one map say: hit, point, radius of the disc around it, and every score or error."""
+    game = [(series, row) for series, row in found if row.metric == POINTING_GAME and not failed(row)]
+    hits = {row.score == 1 for _, row in game}
+    radii = {series.metric_option("tolerance") for series, _ in game}
+    points = [row.point for _, row in (*game, *found) if row.point is not None]
+    return {
+        "hit": hits.pop() if len(hits) == 1 else None,
+        "point": list(points[0]) if points else None,
+        "radius": radii.pop() if len(radii) == 1 else None,
+        "scores": [
+            [
+                series.column if series.line == series.method else f"{series.column} · {series.line}",
+                None if failed(row) else row.score,
+                row.error,
+            ]
+            for series, row in found
+        ],
+    }
+
+
+def _data_uri(path: Path) -> str:
+    kind = mimetypes.guess_type(path.name)[0] or "image/jpeg"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

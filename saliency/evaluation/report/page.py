@@ -1,0 +1,128 @@
+"""The report as one HTML page that needs nothing else: style, script, data and pictures are in it."""
+
+import html
+import json
+import math
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from saliency.evaluation.report.analysis import SIGNIFICANT, Analysis, Summary
+from saliency.evaluation.report.comparison import compare_published, describe_run
+from saliency.evaluation.report.gallery import read_gallery
+from saliency.evaluation.report.markdown import METHOD_NOTES
+from saliency.evaluation.report.series import is_better_high
+from saliency.evaluation.report.statistics import Estimate
+
+LIST_SHOWN = 20
+SCRIPTS = ("elements.js", "tables.js", "curves.js", "gallery.js", "page.js")
+
+
+def html_page(folder: str | Path, analysis: Analysis) -> str:
+    """Return the page of an analysed run; the pictures come from the ``gallery`` of its folder."""
+    web = files("saliency.evaluation.report") / "web"
+    facts = dict(describe_run(analysis))
+    title = " · ".join(["Benchmark report", *(facts[name] for name in ("Data set", "Network") if name in facts)])
+    parts = {
+        "title": html.escape(title),
+        "style": (web / "page.css").read_text("utf-8"),
+        "script": "\n".join((web / name).read_text("utf-8") for name in SCRIPTS),
+        "data": script_json(page_data(folder, analysis)),
+    }
+    # One pass: what stands in the data cannot be taken for a placeholder.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], (web / "page.html").read_text("utf-8"))
+
+
+def script_json(data: Any) -> str:
+    r"""Return JSON that no name can break out of a script element with; NaN becomes null.
+
+    >>> script_json({"</script>": [0.5, float("nan")]})
+    '{"\\u003c/script>":[0.5,null]}'
+    """
+    text = json.dumps(_plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def page_data(folder: str | Path, analysis: Analysis) -> dict[str, Any]:
+    """Return all that the page shows, as plain dicts and lists."""
+    cases, problems = read_gallery(folder, analysis)
+    configs = {item.fingerprint: _shortened(item.config) for item in analysis.series}
+    shared = _shared(list(configs.values()))
+    return {
+        "facts": describe_run(analysis),
+        "lines": analysis.lines,
+        "columns": [_column(analysis, column) for column in analysis.columns],
+        "summaries": [_summary(item) for item in analysis.summaries],
+        "significant": SIGNIFICANT,
+        "pairs": analysis.pairs,
+        "published": [found._asdict() for found in compare_published(analysis)],
+        "agreements": [found._asdict() for found in analysis.agreements],
+        "agreement_share": 1 - sum(item.share for item in analysis.summaries) if analysis.agreements else 0,
+        "failures": [found._asdict() for found in analysis.failures],
+        "problems": [*analysis.problems, *problems],
+        "shared": shared,
+        "configs": {
+            name: {key: value for key, value in config.items() if key not in shared} for name, config in configs.items()
+        },
+        "gallery": cases,
+        "notes": METHOD_NOTES,
+    }
+
+
+def _column(analysis: Analysis, column: str) -> dict[str, Any]:
+    metric = next(item.series.metric for item in analysis.summaries if item.series.column == column)
+    return {
+        "label": column,
+        "metric": metric,
+        "higher": is_better_high(metric),
+        "share": analysis.is_share(column),
+    }
+
+
+def _summary(item: Summary) -> dict[str, Any]:
+    means = item.means
+    views = (means.cases, means.classes, means.difficult_cases, means.difficult_classes)
+    return {
+        "line": item.series.line,
+        "column": item.series.column,
+        "means": [_numbers(found) for found in views],
+        "classes": [[item.series.class_name(target), *_numbers(found)] for target, found in means.per_class.items()],
+        "failures": item.failures,
+        "seconds": item.seconds,
+        "share": item.share,
+        "curve": item.curve,
+        "box_accuracy": _numbers(item.box_accuracy[0]) if item.box_accuracy else None,
+        "mark": item.mark,
+    }
+
+
+def _numbers(found: Estimate) -> list[float]:
+    return [found.value, found.low, found.high, found.cases]
+
+
+def _shortened(value: Any) -> Any:
+    """A configuration in which a long list, such as the names of a thousand classes, is only counted."""
+    if isinstance(value, dict):
+        return {name: _shortened(inner) for name, inner in value.items()}
+    if isinstance(value, list) and len(value) > LIST_SHOWN:
+        return f"{len(value)} entries"
+    return value
+
+
+def _shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that are the same in every configuration."""
+    named = {key: value for key, value in configs[0].items() if key not in ("method", "metric")}
+    return {key: value for key, value in named.items() if all(other.get(key) == value for other in configs)}
+
+
+def _plain(value: Any) -> Any:
+    """Lists and dicts that JSON can hold; seven digits of a number are enough to show it."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value

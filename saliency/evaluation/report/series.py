@@ -1,0 +1,185 @@
+"""Series: the rows of a run in groups of one configuration, named so that no two configurations look alike."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saliency.evaluation.metrics import METRICS
+from saliency.evaluation.running.rows import Row, read_rows
+
+Case = tuple[str, str, int]  # data set, image, class
+
+
+class Series(NamedTuple):
+    """All rows of one method, metric and configuration.
+
+    ``line`` names the method and ``column`` the metric, each with the options that tell it apart from its namesakes.
+    ``classes`` are the names of the data set's classes, with their number where two have the same.
+    """
+
+    line: str
+    column: str
+    rows: tuple[Row, ...]
+    config: dict[str, Any]
+    classes: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> str:
+        """The method's own name."""
+        return self.rows[0].method
+
+    @property
+    def metric(self) -> str:
+        """The metric's own name."""
+        return self.rows[0].metric
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint that the rows share."""
+        return self.rows[0].fingerprint
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data set, or nothing where the configuration is missing."""
+        return str(self.config.get("dataset", {}).get("name", ""))
+
+    @property
+    def finished(self) -> list[Row]:
+        """The rows that have a finite score."""
+        return [row for row in self.rows if not failed(row)]
+
+    def class_name(self, target: int) -> str:
+        """The name of a class, or its number where it has none."""
+        return self.classes[target] if 0 <= target < len(self.classes) else f"class {target}"
+
+    def metric_option(self, name: str) -> Any:
+        """The value of an option of the metric: its default unless the run gave it, None where there is none."""
+        own = self.config.get("metric_options", {})
+        if name in own or self.metric not in METRICS:
+            return own.get(name)
+        known = signature(METRICS[self.metric].score).parameters.get(name)
+        return known.default if known and known.default is not known.empty else None
+
+    def case(self, row: Row) -> Case:
+        """What a row is about, whatever the method."""
+        return self.dataset, row.image, row.target
+
+
+def failed(row: Row) -> bool:
+    """Whether the row has no score to count: an error, none, or NaN."""
+    return bool(row.error) or row.score is None or not math.isfinite(row.score)
+
+
+def read_series(folder: str | Path) -> tuple[list[Series], list[str]]:
+    """Return the series of a run's folder, and what is wrong with its files, each in a sentence.
+
+    The columns come in the order of METRICS, the lines by name. Raises ``ValueError`` where there is no row.
+    """
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    problems: list[str] = []
+    for row in read_rows(folder, problems):
+        groups.setdefault((row.method, row.metric, row.fingerprint), []).append(row)
+    if not groups:
+        raise ValueError(f"folder={str(folder)!r} holds no rows; the folder of a run is accepted.")
+    configs = {key: _read_config(Path(folder), key[2], problems) for key in sorted(groups, key=_column_order)}
+    of_method = [_settings(config, method=True) for config in configs.values()]
+    of_metric = [_settings(config, method=False) for config in configs.values()]
+    keys = list(configs)
+    _separate(keys, of_method, of_metric)
+    lines = name_apart([key[0] for key in keys], of_method)
+    columns = name_apart([key[1] for key in keys], of_metric)
+    return [
+        Series(
+            line,
+            column,
+            tuple(sorted(groups[key], key=lambda row: (row.image, row.target))),
+            configs[key],
+            _class_names(configs[key]),
+        )
+        for key, line, column in zip(keys, lines, columns, strict=True)
+    ], problems
+
+
+def name_apart(names: Sequence[str], settings: Sequence[dict[str, str]]) -> list[str]:
+    """Return every name with those of its settings in which its namesakes differ.
+
+    >>> name_apart(["rise", "rise", "cam"], [{"num_masks": "9"}, {"num_masks": "20"}, {"num_masks": "1"}])
+    ['rise (num_masks=9)', 'rise (num_masks=20)', 'cam']
+    """
+    found = []
+    for name, own in zip(names, settings, strict=True):
+        others = [other for rival, other in zip(names, settings, strict=True) if rival == name]
+        keys = sorted({key for other in others for key in other})
+        differing = [key for key in keys if len({other.get(key) for other in others}) > 1]
+        parts = [f"{key}={_short(own[key])}" if key in own else f"{key} not set" for key in differing]
+        found.append(f"{name} ({', '.join(parts)})" if parts else name)
+    return found
+
+
+def is_better_high(metric: str) -> bool | None:
+    """Whether a high score of the metric is a good one; None for one that METRICS does not know."""
+    return METRICS[metric].higher_is_better if metric in METRICS else None
+
+
+def _column_order(key: tuple[str, str, str]) -> tuple[int, str, str, str]:
+    method, metric, fingerprint = key
+    return list(METRICS).index(metric) if metric in METRICS else len(METRICS), metric, method, fingerprint
+
+
+def _read_config(folder: Path, fingerprint: str, problems: list[str]) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "configs" / f"{fingerprint}.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        config, reason = None, f"{type(error).__name__}"
+    else:
+        reason = "no JSON object"
+    if not isinstance(config, dict):
+        problems.append(f"configs/{fingerprint}.json cannot be read ({reason}); its options and classes are unknown.")
+        return {"fingerprint": fingerprint}
+    return config
+
+
+def _class_names(config: dict[str, Any]) -> tuple[str, ...]:
+    names = [str(name) for name in config.get("dataset", {}).get("classes", [])]
+    counts = Counter(names)
+    return tuple(name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(names))
+
+
+def _settings(config: dict[str, Any], method: bool) -> dict[str, str]:
+    """The settings, by dotted names, that belong to the metric, or all others but the names of both."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if key in ("method", "metric") or (key == "metric_options") == method:
+            continue
+        _flatten("" if key in ("options", "metric_options") else key, value, flat)
+    return flat
+
+
+def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _flatten(f"{name}.{key}" if name else str(key), inner, flat)
+    else:
+        flat[name] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _separate(keys: list[tuple[str, str, str]], lines: list[dict[str, str]], columns: list[dict[str, str]]) -> None:
+    """Add the fingerprint where nothing else, in the short form that is shown, tells two series apart."""
+
+    def shown(place: int) -> tuple[str, ...]:
+        settings = (sorted((key, _short(value)) for key, value in part[place].items()) for part in (lines, columns))
+        return (*keys[place][:2], *map(str, settings))
+
+    places = [shown(place) for place in range(len(keys))]
+    counts = Counter(places)
+    for place, key in enumerate(keys):
+        if counts[places[place]] > 1:
+            lines[place]["fingerprint"] = key[2]
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= 40 else f"{value[:20]}…{value[-16:]}"

@@ -1,0 +1,102 @@
+"""The runner: every case of a data set, explained by every method, measured by every metric, on disk at once."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import Module
+
+from saliency.engine.state import model_device, model_dtype
+from saliency.evaluation.cases import Dataset, describe
+from saliency.evaluation.metrics.perturbed import class_softmax
+from saliency.evaluation.networks.models import Recipe
+from saliency.evaluation.running.configuration import describe_network, fingerprint_of, versions
+from saliency.evaluation.running.execution import Run, execute
+from saliency.evaluation.running.explaining import make_explainer
+from saliency.evaluation.running.folder import owning
+from saliency.evaluation.running.jobs import Methods, make_jobs
+from saliency.evaluation.running.plan import plan_batches
+from saliency.evaluation.running.ranks import join_ranks
+from saliency.evaluation.running.rows import scan_rows
+from saliency.evaluation.running.scoring import Bench
+from saliency.evaluation.running.summary import Line, markdown, summarise
+
+
+class Outcome(NamedTuple):
+    """What the rows on disk come to, on rank 0. ``problems`` are lines of their files that hold no row."""
+
+    lines: list[Line]
+    problems: tuple[str, ...]
+    interrupted: bool
+    rank: int
+
+    @property
+    def failed(self) -> int:
+        """The number of results that are errors."""
+        return sum(line.failures for line in self.lines)
+
+    @property
+    def table(self) -> str:
+        """The results as a Markdown table."""
+        return markdown(self.lines)
+
+
+def run(
+    dataset: Dataset,
+    model: Module,
+    recipe: Recipe,
+    methods: Methods,
+    metrics: Mapping[str, Mapping[str, Any]],
+    out: str | Path,
+    *,
+    network: Mapping[str, Any] | None = None,
+    outputs: Sequence[Sequence[int]] | None = None,
+    limit: int | None = None,
+    batch_size: int = 16,
+    gallery: int = 24,
+    retry_errors: bool = False,
+) -> Outcome:
+    """Score every case by every method and metric; what is on disk in ``out`` from an earlier run is not done again.
+
+    ``methods`` are functions with their options, by name; ``metrics`` the options of each. ``network`` is written
+    down with the results, besides digests of its tensors and structure; ``outputs`` are those of the network that
+    each class of the data set means, () for a class that is left out. Cases that fail have rows with their error;
+    ``retry_errors`` tries those of earlier runs again. Started by ``torchrun``, the ranks share the work; results are
+    the same for any number of them, with as many threads each. An interrupt ends the run with what there is.
+    Raises ``ValueError`` for wrong arguments and a folder in use, ``OSError`` where rows cannot be written, as on a
+    full disk: those that were stay whole.
+    """
+    outputs = [(index,) for index in range(len(dataset.classes))] if outputs is None else outputs
+    explainers = {name: make_explainer(name, *method) for name, method in methods.items()}
+    activation = torch.sigmoid if recipe.multi_label else class_softmax
+    bench = Bench(model, activation, outputs, explainers, metrics, model_device(model))
+    setting = {
+        "dataset": describe(dataset),
+        "network": {**(network or {}), **describe_network(model, recipe)},
+        "outputs": outputs,
+        "device": bench.device.type,
+        "dtype": model_dtype(model, torch.zeros(0)),
+        "versions": versions(),
+    }
+    jobs = make_jobs(methods, metrics, setting)
+    without = {label for label, own in enumerate(outputs) if not own}
+    batches = plan_batches(dataset.annotations, recipe, batch_size, limit, without)
+    if not batches:
+        raise ValueError(f"dataset={dataset.name!r} holds no case with an output; one with some is accepted.")
+    return carry_out(Run(dataset, recipe, bench, jobs, batches, Path(out), gallery), retry_errors)
+
+
+def carry_out(run: Run, retry_errors: bool) -> Outcome:
+    """Do what is planned, in its folder, with the other ranks."""
+    ranks = join_ranks()
+    tasks = {job.fingerprint: job.task for job in run.jobs}
+    plan = fingerprint_of({"jobs": list(tasks), "batches": run.batches})
+    interrupted, problems = False, list[str]()
+    with owning(run.out, ranks, plan) as file:
+        try:
+            execute(run, ranks, file, retry_errors, problems)
+        except KeyboardInterrupt:
+            interrupted = True
+        lines = summarise(scan_rows(run.out, []), tasks, run.cases) if ranks.rank == 0 else []
+    return Outcome(lines, tuple(problems), interrupted, ranks.rank)
