@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.evaluation.metrics.test_components import flood_fill
 
 from saliency.evaluation.metrics.localisation import (
     box_iou,
@@ -15,6 +14,7 @@ from saliency.evaluation.metrics.localisation import (
     points_hit,
     saliency_points,
 )
+from tests.evaluation.metrics.test_components import flood_fill
 
 
 def one_pixel(x: int, y: int, width: int = 60, height: int = 50) -> torch.Tensor:
