@@ -5,6 +5,7 @@ from inspect import signature
 from typing import Any
 
 from benchmarks.torchray_loop import LAYERS as RESNET_LAYERS
+from benchmarks.torchray_loop import SMOOTH as TORCHRAY_SMOOTH
 from saliency import METHODS, get_pointing_gradient
 from saliency.catalogue import choose_methods, choose_options, read_value
 from saliency.evaluation.metrics import METRICS
@@ -20,7 +21,7 @@ TORCHRAY = (
 )
 # The layers of TorchRay's experiments, by the network's family.
 TORCHRAY_LAYERS: dict[str, dict[str, dict[str, str]]] = {
-    "resnet50": RESNET_LAYERS,
+    "resnet": RESNET_LAYERS,
     "vgg16": {
         "grad_cam": {"saliency_layer": "features.29"},
         "excitation_backprop": {"saliency_layer": "features.23"},
@@ -56,9 +57,9 @@ def make_methods(
     real = [name for name in names if name != CENTRE]
     options = {name: _own_options(name, cam_layer) for name in real}
     family = next((found for prefix, found in TORCHRAY_LAYERS.items() if arch.startswith(prefix)), {})
-    for name, found in family.items() if torchray else ():
-        if name in options:
-            options[name] |= found
+    for name in (own for own in TORCHRAY if torchray and own in options):
+        options[name].pop("smooth", None)
+        options[name] |= family.get(name, {}) | TORCHRAY_SMOOTH.get(name, {})
     asked = [("", pair) if (at := _owner(pair)) is None else at for pair in pairs]
     asked_layers = [layer.rpartition("=")[::2] for layer in layers]
     owners = list(dict.fromkeys(owner for owner, _ in [*asked_layers, *asked] if owner))

@@ -15,7 +15,7 @@ LAYERS: dict[str, dict[str, str]] = {
     "excitation_backprop": {"saliency_layer": "layer3"},
     "contrastive_excitation_backprop": {"saliency_layer": "layer3", "contrast_layer": "avgpool"},
 }
-SMOOTH = {"gradient": 0.02, "guided_backprop": 0.02, "deconvnet": 0.02}
+SMOOTH = {name: {"smooth": 0.02} for name in ("gradient", "guided_backprop", "deconvnet")}
 
 
 class Networks(NamedTuple):
@@ -42,9 +42,8 @@ def explain(name: str, networks: Networks, image: Tensor, target: int, size: tup
     from torchray.attribution.common import get_pointing_gradient
 
     method, model = _methods()[name], networks.rewritten if "excitation" in name else networks.plain
-    options: dict[str, Any] = {"resize": size, "get_backward_gradient": get_pointing_gradient, **LAYERS.get(name, {})}
-    if name in SMOOTH:
-        options["smooth"] = SMOOTH[name]
+    own: dict[str, Any] = {**LAYERS.get(name, {}), **SMOOTH.get(name, {})}
+    options = {"resize": size, "get_backward_gradient": get_pointing_gradient, **own}
     map: Tensor = method(model, image, target, **options)
     return map
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import saliency
+from saliency.evaluation.metrics import METRICS
+from saliency.evaluation.running.scoring import AGREEMENT
 
 README = Path(__file__).parent.parent / "README.md"
 FUNCTIONS = [name for name in saliency.__all__ if inspect.isfunction(getattr(saliency, name))]
@@ -98,9 +100,18 @@ def test_the_drivers_parameters_are_torchrays():
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[len(positional) :])
 
 
+def readme_names(header):
+    """The names in the first column of the README's table with that header."""
+    table = README.read_text(encoding="utf-8").split(f"\n{header}\n")[1].split("\n\n")[0]
+    return [name for line in table.splitlines()[1:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+
+
 def test_the_readme_lists_the_methods():
-    rows = re.findall(r"^\| `(\w+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(rows) == sorted(saliency.METHODS)
+    assert sorted(readme_names("| method | what it shows | paper |")) == sorted(saliency.METHODS)
+
+
+def test_the_readme_lists_the_metrics():
+    assert readme_names("| metric | what it says | paper |") == [*METRICS, AGREEMENT]
 
 
 def test_the_version_is_a_version():

@@ -79,16 +79,17 @@ class RuleContext(TorchFunctionMode):
 
     The context sees modules, functional calls and tensor methods alike, in an unmodified model; it is local to the
     thread. Of several open contexts that know an operation, the innermost one rules. What activation checkpointing
-    computes again during the backward pass is outside the context: switch checkpointing off. A class of contexts is
-    ``switchable`` if its rules replace activation functions alone, and need of the input of a ReLU no more than its
-    positive part: then they may be chosen when the gradient comes back (:func:`saliency.shared_forward`).
+    computes again during the backward pass is outside the context: switch checkpointing off. For
+    :func:`saliency.shared_forward` a class of contexts is ``exact`` if its rules give what the operations give, and
+    change only what is sent back; and ``switchable`` if, besides, they replace activation functions alone, and need of
+    the input of a ReLU no more than its positive part: then they may be chosen when the gradient comes back.
 
     >>> with RuleContext({torch.relu: lambda function, x: function(x) + 1}):
     ...     torch.relu(torch.tensor([-1.0, 2.0]))
     tensor([1., 3.])
     """
 
-    switchable = False
+    exact = switchable = False
 
     def __init__(self, rules: Rules) -> None:
         super().__init__()

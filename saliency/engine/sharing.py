@@ -11,21 +11,35 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
-from saliency.engine.contexts import ACTIVATIONS, NullContext, Rule, RuleContext, is_inplace, relu_rules
+from saliency.engine.contexts import NullContext, Rule, RuleContext, activation_rules, is_inplace
 from saliency.engine.forward import Call, ContextBuilder, Input, Site, make_call, make_site, recording
 from saliency.engine.layers import Layer, unwrap
 from saliency.engine.probe import add_hook
-from saliency.engine.state import evaluating
+from saliency.engine.state import evaluating, model_device
 from saliency.engine.targets import main_output
 
 Recorded: TypeAlias = tuple[Any, list[list[Tensor]]]
 Operation: TypeAlias = tuple[Any, Any]  # a torch function, and what it returned
 Place: TypeAlias = tuple[Module, str]
 Known: TypeAlias = dict[Tensor, Tensor | None]  # gradients by the tensor that they belong to
+Versions: TypeAlias = list[tuple[Tensor, int]]  # tensors, and how often each had been overwritten
 
 
 def _place(site: Site) -> Place:
     return site.module, site.side
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # what is made in inference mode counts no versions
+
+
+def _versions(values: Any) -> Versions:
+    with torch._C.DisableTorchFunction():
+        return [(x, _version(x)) for x in tree_leaves(values) if isinstance(x, Tensor)]
+
+
+def _unchanged(versions: Versions) -> bool:
+    return all(_version(x) == version for x, version in versions)
 
 
 class _SwitchedReLU(torch.autograd.Function):
@@ -34,7 +48,7 @@ class _SwitchedReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, rules: Mapping[Any, Rule], function: Callable[..., Any], *call: Any) -> Tensor:
         output: Tensor = function(input, *call[0], **call[1])
-        ctx.rules = rules
+        ctx.rules, ctx.function = rules, function
         ctx.save_for_backward(output)
         if output is input:
             ctx.mark_dirty(output)
@@ -42,7 +56,7 @@ class _SwitchedReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        rule, output = ctx.rules.get(F.relu), ctx.saved_tensors[0]
+        rule, output = ctx.rules.get(ctx.function), ctx.saved_tensors[0]
         if rule is None:
             sent = torch.ops.aten.threshold_backward(gradient, output, 0)
         else:
@@ -120,8 +134,8 @@ class _Recorder(RuleContext):
         super().__init__({})
         self._model, self._sites, self._switched = model, sites, switched
         self._operations: list[Operation] = []
-        self._fronts: dict[Place, tuple[int, list[int]]] = {}
-        self._inputs: list[tuple[Tensor, int]] = []
+        self._fronts: dict[Place, tuple[int, Versions]] = {}
+        self._inputs: Versions = []
         self._stack = ExitStack()
 
     def __torch_function__(
@@ -132,7 +146,7 @@ class _Recorder(RuleContext):
         return result
 
     def __enter__(self) -> "_Recorder":
-        self._hook(self._model.register_forward_pre_hook, self._keep_inputs)
+        self._hook(self._model.register_forward_pre_hook, self._keep_inputs, with_kwargs=True)
         for site in self._sites:
             module, before = site.module, site.side == "input"
             register = module.register_forward_pre_hook if before else module.register_forward_hook
@@ -144,28 +158,22 @@ class _Recorder(RuleContext):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._stack.close()
+        del self._switched  # whose rules hold what holds this recorder: memory must not wait for the garbage collector
 
-    def _hook(self, register: Callable[..., Any], hook: Callable[..., Any]) -> None:
-        self._stack.callback(add_hook(register, hook).remove)
+    def _hook(self, register: Callable[..., Any], hook: Callable[..., Any], **options: Any) -> None:
+        self._stack.callback(add_hook(register, hook, **options).remove)
 
-    def _keep_inputs(self, module: Module, args: Any) -> None:
-        with torch._C.DisableTorchFunction():
-            self._inputs = [(x, x._version) for x in tree_leaves(args) if isinstance(x, Tensor)]
+    def _keep_inputs(self, module: Module, args: Any, kwargs: Any) -> None:
+        self._inputs = _versions((args, kwargs))
 
     def _mark(self, place: Place, *_: Any) -> None:
-        count = len(self._operations)
-        self._fronts.setdefault(place, (count, self._versions(count)))
-
-    def _versions(self, count: int) -> list[int]:
-        with torch._C.DisableTorchFunction():
-            results = tree_leaves([result for _, result in self._operations[:count]])
-            return [x._version for x in results if isinstance(x, Tensor)]
+        results = [result for _, result in self._operations]
+        self._fronts.setdefault(place, (len(results), _versions(results)))
 
     def front(self, sites: Sequence[Site]) -> Sequence[Operation]:
         """The operations in front of all sites; none where the input or their results were overwritten since."""
         count, versions = min((self._fronts[_place(site)] for site in sites), key=lambda front: front[0])
-        intact = all(x._version == version for x, version in self._inputs) and versions == self._versions(count)
-        return self._operations[:count] if intact else ()
+        return self._operations[:count] if _unchanged(self._inputs) and _unchanged(versions) else ()
 
 
 class SharedForward:
@@ -175,36 +183,32 @@ class SharedForward:
         self._model, self._call = model, call
         sites = [make_site(self._model, layer, self._call) for layer in saliency_layers]
         self._rules: dict[Any, Rule] = {}  # of the backward pass that runs now
-        self._saved: list[tuple[Tensor, int]] = []
+        self._given = _versions((tuple(call), [*model.parameters(), *model.buffers()]))
+        self._precision = self._autocast()
+        self._saved: Versions = []
+        self._plain = True  # nothing but the input of an activation function depends on the layers
         self._found: list[tuple[dict[Any, Rule], Tensor, Known]] = []
-        others: dict[Any, Rule] = dict.fromkeys(ACTIVATIONS, partial(self._switch, _Switched))
-        switched = RuleContext(others | relu_rules(partial(self._switch, _SwitchedReLU)))
-        self._recorder = _Recorder(self._model, sites, switched)
+        self._recorder = _Recorder(self._model, sites, RuleContext(activation_rules(self._switch)))
         with (
             evaluating(self._model),
             recording(self._model, self._call, sites, lambda: self._recorder) as (output, recorded),
         ):
             self._output = output
             self._tensors = {_place(site): tensors for site, tensors in zip(sites, recorded, strict=True)}
-        self._intact = all(x._version == version for x, version in self._saved)
+        self._saved += _versions(output)
 
-    def _switch(
-        self,
-        kind: type[torch.autograd.Function],
-        function: Callable[..., Any],
-        input: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
+    def _switch(self, function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not (torch.is_grad_enabled() and input.requires_grad):
             return function(input, *args, **kwargs)
         inplace = is_inplace(function, *args, **kwargs)
         if inplace and input._is_view():
             # Autograd would rewrite the history of the viewed tensor, past the switch.
-            return input.copy_(self._switch(kind, function, input.clone(), *args, **kwargs))
-        if not inplace and kind is _Switched:
-            self._saved.append((input, input._version))
-        return kind.apply(input, self._rules, function, args, kwargs)
+            return input.copy_(self._switch(function, input.clone(), *args, **kwargs))
+        self._plain &= all(x.grad_fn is None for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        relu = function.__name__ in ("relu", "relu_")  # as a clamp or a threshold it keeps its input, not its result
+        output: Any = (_SwitchedReLU if relu else _Switched).apply(input, self._rules, function, args, kwargs)
+        self._saved += _versions(output if relu else () if inplace else input)
+        return output
 
     @contextmanager
     def recording(
@@ -214,14 +218,16 @@ class SharedForward:
         context: Any = context_builder() if callable(context_builder) else None
         places = [_place(site) for site in sites]
         known = model is self._model and self._is_own(call) and all(place in self._tensors for place in places)
-        switchable = isinstance(context, RuleContext) and context.switchable
-        if known and self._intact and (switchable or type(context) is NullContext):
+        rules = isinstance(context, RuleContext)
+        switchable = type(context) is NullContext or (rules and context.switchable)
+        if known and switchable and self._plain and _unchanged(self._saved):
             self._rules.clear()
             self._rules.update(getattr(context, "rules", {}))
             torch.set_grad_enabled(grad)  # as a probe does: the target may be a function of the output
-            yield self._output, [self._tensors[place] for place in places]
+            with context:  # which has rules for that function, too
+                yield self._output, [self._tensors[place] for place in places]
             return
-        front = self._recorder.front(sites) if known and isinstance(context, RuleContext) else ()
+        front = self._recorder.front(sites) if known and rules and context.exact else ()
         builders: list[ContextBuilder] = [lambda: _Replay(front, context)] if front else []
         builders.append(context_builder if context is None else lambda: context)
         with ExitStack() as stack:
@@ -235,7 +241,8 @@ class SharedForward:
         """The gradients at the tensors; what an earlier method has asked for is not computed again."""
         known = self._known(gradient) if scores is main_output(self._output) else {}
         if missing := [x for x in tensors if x not in known]:
-            found = torch.autograd.grad(scores, missing, gradient, retain_graph=True, allow_unused=True)
+            with torch._C.DisableTorchFunction():  # each rule has been chosen
+                found = torch.autograd.grad(scores, missing, gradient, retain_graph=True, allow_unused=True)
             known |= zip(missing, found, strict=True)
         return [None if (dx := known[x]) is None else dx.clone() for x in tensors]
 
@@ -244,12 +251,18 @@ class SharedForward:
         for rules, sent, known in self._found:
             if rules == self._rules and torch.equal(sent, gradient):
                 return known
-        self._found.append((dict(self._rules), gradient, {}))
+        self._found.append((dict(self._rules), gradient.clone(), {}))
         return self._found[-1][-1]
 
     def _is_own(self, call: Call) -> bool:
+        """Is it the call of the shared pass, and nothing that goes into it changed since then?"""
         (tensors, tree), (own_tensors, own_tree) = tree_flatten(tuple(call)), tree_flatten(tuple(self._call))
-        return tree == own_tree and all(x is y for x, y in zip(tensors, own_tensors, strict=True))
+        same = tree == own_tree and all(x is y for x, y in zip(tensors, own_tensors, strict=True))
+        return same and _unchanged(self._given) and self._precision == self._autocast()
+
+    def _autocast(self) -> torch.dtype | None:
+        kind = model_device(self._model).type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def shared_forward(

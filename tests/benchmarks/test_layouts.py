@@ -4,9 +4,9 @@ Photos are 40 pixels wide and 30 high, so the centre is the pixel (20, 15); the 
 """
 
 import pytest
-from tests.evaluation.trees import coco_tree, truncate, voc_tree
 
 from benchmarks.pointing_game import main
+from tests.evaluation.trees import coco_tree, truncate, voc_tree
 
 NETWORK = """
 import torch

@@ -195,6 +195,28 @@ def test_what_a_method_does_to_its_tensors_stays_its_own():
         assert torch.equal(METHODS["linear_approx"].function(model, input, 1, layer, shared=shared), expected)
 
 
+@pytest.fixture
+def _no_collector():
+    """Memory must be free at once: the garbage collector counts objects, not what they hold."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("name", [case.name for case in SHARING])
+def test_memory_is_free_as_soon_as_the_result_is_dropped(name):
+    model, input = chain()
+    alive = {id(x) for x in gc.get_objects() if issubclass(type(x), torch.Tensor)}
+    for method in dict.fromkeys(["gradient", name]):
+        shared = shared_forward(model, input, ["", "b"])
+        METHODS[method].function(model, input, [0, 1, 2], "b", shared=shared)
+        del shared
+    left = [x.shape for x in gc.get_objects() if issubclass(type(x), torch.Tensor) and id(x) not in alive]
+    assert left == []
+
+
 def test_nothing_stays_behind():
     model, input = chain()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -206,7 +228,6 @@ def test_nothing_stays_behind():
     assert all(parameter.grad is None for parameter in model.parameters())
     output = weakref.ref(shared._output)
     del shared
-    gc.collect()
     assert output() is None
 
 
