@@ -23,6 +23,8 @@ from saliency.engine.targets import Target, get_backward_gradient
 class ExcitationBackpropContext(RuleContext):
     """Send back winning probabilities in place of gradients."""
 
+    exact = True
+
     def __init__(self) -> None:
         super().__init__(rules.excitation_rules(rules.PositivePart()))
 
@@ -78,6 +80,8 @@ class ContrastiveExcitationBackpropContext(RuleContext):
     The classifier is the last operation with weights that ``classifier_layer``, or the model, has run; the contrast
     is taken at the output of ``contrast_layer``, or at the classifier's input.
     """
+
+    exact = True
 
     def __init__(self, contrast_layer: Module | None = None, classifier_layer: Module | None = None) -> None:
         table = rules.excitation_rules(self._excitatory)

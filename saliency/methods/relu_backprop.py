@@ -29,7 +29,7 @@ from saliency.methods.cam import grad_cam
 class GuidedBackpropContext(RuleContext):
     """Send back through every activation only the positive part of the gradient."""
 
-    switchable = True
+    exact = switchable = True
 
     def __init__(self) -> None:
         super().__init__(rules.GUIDED)
@@ -38,7 +38,7 @@ class GuidedBackpropContext(RuleContext):
 class DeConvNetContext(RuleContext):
     """Send back through every activation the positive part of the gradient, whatever its input was."""
 
-    switchable = True
+    exact = switchable = True
 
     def __init__(self) -> None:
         super().__init__(rules.DECONVNET)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from saliency import METHODS, ReLUContext, guided_grad_cam, saliency, shared_forward
 from saliency.engine import sharing
+from saliency.engine.contexts import RuleContext
 from tests.cases import METHOD_CASES, MODEL_CASES
 from tests.test_contract import explain, skip_if_not_made_for
 
@@ -177,6 +178,113 @@ class Twofold(ReLUContext):
 
     def __init__(self):
         super().__init__(self.Function)
+
+
+ALL = ["gradient", "guided_backprop", "deconvnet", "grad_cam", "excitation_backprop"]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x, y: ((x - 0.2).clamp(min=0).add_(1), y),  # unlike ReLU, these keep no result that may not change
+        lambda x, y: ((x - 0.2).clamp_(min=0).add_(1), y),
+        lambda x, y: (F.threshold(x - 0.2, 0, 0).add_(1), y),
+        lambda x, y: (x, (y * 0).clamp(min=0) + y),  # where the input is 0, a clamp has the derivative 1
+        lambda x, y: (F.prelu(x - 0.3, y.mean((0, 2, 3))), y),  # a slope that the layer has made
+    ],
+)
+def test_a_clamp_a_threshold_and_a_slope_are_no_plain_relu(between):
+    model, input = chain(between=between)
+    for own, shared in own_and_shared(model, input, ALL, ["", "b"]):
+        torch.testing.assert_close(shared, own, rtol=1e-12, atol=1e-14)
+
+
+def test_a_result_of_relu_may_be_overwritten_where_the_rule_does_not_need_it():
+    model, input = chain(between=lambda x, y: (F.relu(x - 0.2).mul_(2), y))
+    for own, shared in own_and_shared(model, input, ["deconvnet"], ["", "b"]):
+        torch.testing.assert_close(shared, own, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("side", ["buffer", "argument"])
+def test_what_the_model_overwrites_in_front_of_the_layer_is_not_lost(side):
+    class Overwriting(Chain):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("factor", torch.zeros(()))
+
+        def forward(self, input, factor=None):
+            factor = self.factor.copy_(input.sum()) if factor is None else factor.mul_(2)
+            return self.c(torch.relu(self.b(torch.relu(self.a(input)))) * factor).flatten(1)
+
+    torch.manual_seed(0)
+    model, input = Overwriting().double().eval(), torch.randn(2, 2, 5, 6, dtype=torch.float64)
+    factor = {} if side == "buffer" else {"forward_kwargs": {"factor": torch.tensor(3.0, dtype=torch.float64)}}
+    shared = shared_forward(model, input, ["", "b"], **factor)
+    for name, layer in itertools.product(ALL, ["", "b"]):
+        own, with_others = (
+            METHODS[name].function(model, input, 1, layer, **factor, **o) for o in ({}, {"shared": shared})
+        )
+        torch.testing.assert_close(with_others, own, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("target", [lambda output: -F.relu(output[:, 1]), lambda output: output[:, 1].abs()])
+def test_rules_hold_in_a_target_that_is_a_function(target):
+    model, input = chain()
+    shared = shared_forward(model, input, ["", "b"])
+    for name in ALL:
+        function = METHODS[name].function
+        own, with_others = (function(model, input, target, "b", **o) for o in ({}, {"shared": shared}))
+        torch.testing.assert_close(with_others, own, rtol=1e-12, atol=1e-14)
+
+
+class OnePlus(RuleContext):
+    """A context that changes the forward pass."""
+
+    def __init__(self):
+        super().__init__({torch.relu: lambda function, x: function(x) + 1})
+
+
+def test_a_context_that_changes_the_forward_pass_gets_one_of_its_own():
+    model, input = chain()
+    options = {"context_builder": OnePlus}
+    for own, shared in own_and_shared(model, input, ["gradient", "activation"], ["", "b"], **options):
+        torch.testing.assert_close(shared, own, rtol=0, atol=0)
+
+
+def test_what_is_overwritten_after_the_shared_pass_is_seen():
+    model, input = chain()
+    target = torch.zeros(3, 60, dtype=torch.float64)
+    shared = shared_forward(model, input, ["", "b"])
+
+    def doubled(output):
+        return output.mul_(2)[:, 1]
+
+    def check(target):
+        for name in ("gradient", "excitation_backprop", "activation"):
+            function = METHODS[name].function
+            own, with_others = (function(model, input, target, "b", **o) for o in ({}, {"shared": shared}))
+            torch.testing.assert_close(with_others, own, rtol=0, atol=0)
+
+    for column in (0, 1):
+        target.zero_()[:, column] = 1
+        check(target)
+    check(doubled)
+    check(doubled)
+    input.add_(1)
+    check(1)
+    shared = shared_forward(model, input, ["", "b"])
+    with torch.no_grad():
+        model.b.weight.mul_(2)
+    check(1)
+
+
+def test_precision_belongs_to_the_shared_pass():
+    torch.manual_seed(0)
+    model, input = Chain().eval(), torch.randn(2, 2, 5, 6)
+    shared = shared_forward(model, input, ["b"])
+    with torch.autocast("cpu", torch.bfloat16):
+        own, with_others = (METHODS["gradient"].function(model, input, 1, "b", **o) for o in ({}, {"shared": shared}))
+    assert torch.equal(own, with_others)
 
 
 def test_what_a_method_does_to_its_tensors_stays_its_own():

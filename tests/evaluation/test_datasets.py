@@ -334,7 +334,7 @@ class TestCoco:
         (entry,) = load_dataset("coco2014", tmp_path, on_error="refuse").annotations
         assert entry.size == (30, 40)
 
-    @pytest.mark.parametrize("damage", ["truncated", "list", "no categories", "no image_id", "nameless", "empty"])
+    @pytest.mark.parametrize("damage", ["cut", "list", "no categories", "no image_id", "nameless", "ids", "empty"])
     def test_a_broken_file(self, tmp_path, damage):
         content = coco_tree(tmp_path, {"a.jpg": [thing()]})
         path = tmp_path / "annotations/instances_val2014.json"
@@ -344,8 +344,10 @@ class TestCoco:
             del content["annotations"][0]["image_id"]
         elif damage == "nameless":
             del content["categories"][3]["name"]
+        elif damage == "ids":
+            content["images"].append(content["images"][0] | {"id": "one"})
         write_json(tmp_path, {"list": [content], "empty": {}}.get(damage, content))
-        if damage == "truncated":
+        if damage == "cut":
             truncate(path)
         with pytest.raises(ValueError, match=r"annotations='.*instances_val2014\.json' cannot be read \("):
             load_dataset("coco2014", tmp_path)
@@ -455,6 +457,16 @@ class TestImageNet:
         ]
         dataset = check_problems("imagenet", tmp_path, expected)
         assert [entry.name for entry in dataset.annotations] == ["good"]
+
+    def test_a_row_without_an_answer_and_an_empty_line(self, tmp_path):
+        imagenet_tree(tmp_path, {name: [("n01440764", (0, 0, 9, 9))] for name in ("good", "cut")})
+        listing, solution = tmp_path / "ILSVRC/ImageSets/CLS-LOC/val.txt", tmp_path / "LOC_val_solution.csv"
+        listing.write_text(listing.read_text().replace("\n", "\n\n"))
+        solution.write_text(re.sub("cut,.*\n", "cut\n", solution.read_text()))
+        expected = [r"^cut: its solution '' is no list of classes and boxes"]
+        assert [entry.name for entry in check_problems("imagenet", tmp_path, expected).annotations] == ["good"]
+        listing.unlink()
+        check_problems("imagenet", tmp_path, expected)
 
     def test_a_missing_list_of_classes(self, tmp_path):
         imagenet_tree(tmp_path, {"val_1": [("n01440764", (0, 0, 9, 9))]})

@@ -51,6 +51,7 @@ def read_index(file: Path) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
             index = CocoDetection(str(file.parent), str(file)).coco
         sorted(index.cats)
+        sorted(index.imgs)
         named = all(isinstance(category["name"], str) for category in index.cats.values())
         if not (index.imgs and index.anns and index.cats and named):
             raise ValueError("it lacks images, annotations or the names of categories")

@@ -40,7 +40,8 @@ def _photos(root: Path, split: str, labels: Mapping[str, int]) -> Iterator[Photo
     listing, solution = root / f"ILSVRC/ImageSets/CLS-LOC/{split}.txt", root / f"LOC_{split}_solution.csv"
     rows = _rows(solution)
     answers = dict(rows)
-    names = [line.split()[0] for line in listing.read_text("utf-8").splitlines()] if listing.is_file() else []
+    lines = listing.read_text("utf-8").splitlines() if listing.is_file() else []
+    names = [line.split()[0] for line in lines if line.strip()]
     listed = set(names)
     for name in [*names, *(name for name, _ in rows if name not in listed)]:
         image = root / f"ILSVRC/Data/CLS-LOC/{split}/{name}.JPEG"
@@ -56,7 +57,7 @@ def _rows(solution: Path) -> list[tuple[str, str]]:
     if not solution.is_file():
         return []
     with solution.open(encoding="utf-8", newline="") as file:
-        return [(row[0], row[1]) for row in list(csv.reader(file))[1:] if len(row) > 1]
+        return [(row[0], row[1] if len(row) > 1 else "") for row in list(csv.reader(file))[1:] if row]
 
 
 def _answered(answer: str, xml: Path, image: Path, labels: Mapping[str, int]) -> Iterator[Photo | str]:

@@ -35,13 +35,13 @@ def insertion(
 ) -> Tensor:
     r"""The target's probability (N, steps + 1) while pixels, the most salient first, are put into a blurred image.
 
-    .. math:: p_{nt} = f_{y_n}(\tilde x_n + m_{nt} (x_n - \tilde x_n)), \quad m_{ntu} = [r_{nu} < t H W / T]
+    .. math:: p_{nt} = f_{y_n}(\tilde x_n + m_{nt} (x_n - \tilde x_n)), \quad m_{ntu} = [r_{nu} < k_t]
 
-    with r a pixel's rank in the map, that of equals in reading order. ``input`` is (N, C, H, W), ``saliency``
-    (N, 1, H, W), ``target`` an index or one for each case. ``baseline``: ``'blur'`` as in RISE (11 pixels of 224),
-    ``'zero'``, ``'mean'`` of each channel, or a tensor. The score is :func:`curve_area`; higher is better.
-    ``batch_size`` images are a forward pass. Raises ``ValueError`` for maps that are not finite or do not fit.
-    Petsiuk et al., RISE, BMVC 2018.
+    with r a pixel's rank in the map, that of equals in reading order, and k the rounded t H W / T. ``input`` is
+    (N, C, H, W), ``saliency`` (N, 1, H, W), ``target`` an index or one for each case. ``baseline``: ``'blur'``
+    as in RISE (11 pixels of 224), ``'zero'``, ``'mean'`` of each channel, or a tensor. The score is
+    :func:`curve_area`; higher is better. ``batch_size`` images are a forward pass. Raises ``ValueError`` for maps
+    that are not finite or do not fit. Petsiuk et al., RISE, BMVC 2018.
 
     >>> model = torch.nn.Flatten()
     >>> x = torch.tensor([[[[0.0, 2.0]]]])
@@ -63,7 +63,7 @@ def deletion(
 ) -> Tensor:
     r"""The target's probability (N, steps + 1) while pixels, the most salient first, are taken from the image.
 
-    .. math:: p_{nt} = f_{y_n}(x_n + m_{nt} (\tilde x_n - x_n)), \quad m_{ntu} = [r_{nu} < t H W / T]
+    .. math:: p_{nt} = f_{y_n}(x_n + m_{nt} (\tilde x_n - x_n)), \quad m_{ntu} = [r_{nu} < k_t]
 
     Arguments and errors: see :func:`insertion`. What is taken becomes the ``baseline``, 0 unless said otherwise: the
     mean colour of a network with normalised input. The score is :func:`curve_area`; lower is better.

@@ -107,7 +107,7 @@ def random_logit(
         raise ValueError(f"classes={classes!r} leaves no other class; an int >= 2 is accepted.")
     if target.shape != input.shape[:1] or not ((target >= 0) & (target < classes)).all():
         raise ValueError(f"target={target.tolist()} is no class each; {len(input)} ints below {classes} are accepted.")
-    shift = torch.randint(1, classes, (classes,), generator=torch.Generator().manual_seed(seed)).to(target.device)
+    shift = _drawn(1, classes, (classes,), seed).to(target.device)
     return similarity(saliency, explain(model, input, (target + shift[target]) % classes))
 
 
@@ -126,6 +126,11 @@ def _randomised_networks(
         yield network
 
 
+def _drawn(low: int, high: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Drawn on the CPU whatever the default device, so equal on every device."""
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(int(seed)), device="cpu")
+
+
 def _copy(model: Module) -> Module:
     with torch.inference_mode(False):  # a copy made in inference mode has no gradients
         return deepcopy(model)
@@ -141,7 +146,7 @@ def _randomised(model: Module, seed: int) -> Module:
     """A copy on the CPU, all of whose modules are randomised."""
     network = _copy(model).cpu()
     # Not the seed itself: a network made after torch.manual_seed(seed) would get its own values back.
-    state = int(torch.randint(2**63 - 1, (), generator=torch.Generator().manual_seed(seed)))
+    state = int(_drawn(0, 2**63 - 1, (), seed))
     # reset_parameters() draws from the global generator: here the CPU's, and no other.
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(state)
@@ -151,5 +156,5 @@ def _randomised(model: Module, seed: int) -> Module:
                 reset()
                 continue
             for parameter in parameters:
-                parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
+                parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel(), device="cpu")].view_as(parameter))
     return network

@@ -169,6 +169,23 @@ def test_gradients_of_a_network_change_and_the_network_does_not(mode, cascading)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_the_default_device_does_not_matter():
+    torch.manual_seed(0)
+    model, input, target = nn.Sequential(nn.Bilinear(1, 4, 3), Scale()), torch.rand(2, 1, 2, 2), torch.tensor([0, 2])
+
+    def explain(model, input, target):
+        return model[0].weight.detach()[target].view(-1, 1, 2, 2)
+
+    def measure():
+        arguments = (model, explain, input, target, explain(model, input, target))
+        return random_logit(*arguments, classes=3), parameter_randomisation(*arguments)
+
+    expected = measure()
+    with torch.device("meta"):
+        found = measure()
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def test_a_network_made_with_the_seed_does_not_get_its_own_values_back():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
