@@ -28,7 +28,7 @@ from benchmarks.choices import choose_metrics, choose_names, make_methods
 from saliency.catalogue import choose_device
 from saliency.cli import Parser, positive
 from saliency.engine.layers import find_layer
-from saliency.engine.state import evaluating
+from saliency.engine.state import evaluating, model_dtype
 from saliency.engine.targets import main_output
 from saliency.evaluation.cases import Dataset, outputs_of, read_class_map
 from saliency.evaluation.datasets import DATASETS, load_dataset
@@ -36,7 +36,7 @@ from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.networks.caffe import CAFFE_ARCHS
 from saliency.evaluation.networks.models import DEFAULT, SCENES, Recipe, load_network, recipe
 from saliency.evaluation.networks.own import import_network
-from saliency.evaluation.running.configuration import write_file
+from saliency.evaluation.running.execution import left_out
 from saliency.evaluation.running.explaining import FATAL
 from saliency.evaluation.running.folder import RankError
 from saliency.evaluation.running.jobs import Methods
@@ -44,7 +44,7 @@ from saliency.evaluation.running.runner import Outcome, run
 from saliency.evaluation.running.scoring import AGREEMENT
 
 SHOWN = 5  # problems of a data set
-MALLOC = {-1: 2**31 - 1, -4: 0}  # of glibc: M_TRIM_THRESHOLD, M_MMAP_MAX
+MALLOC = {-1: 2**31 - 1, -3: 2**25}  # of glibc: M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its largest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,13 +75,15 @@ def keep_freed_memory() -> None:
 def report(outcome: Outcome) -> None:
     """Print what was found."""
     for problem in outcome.problems:
-        print(f"no row, done again: {problem}", file=sys.stderr)
+        print(f"no row, left out: {problem}", file=sys.stderr)
     missing = sum(line.missing for line in outcome.lines)
     print(outcome.table)
     if missing:
         print(f"\n{missing} results are missing; the same command goes on.")
     if outcome.failed:
         print(f"\n{outcome.failed} results failed, see 'error' in their rows; --retry-errors tries them again.")
+        for error in dict.fromkeys(line.error for line in outcome.lines if line.error):
+            print(f"  {error}")
 
 
 def build_parser() -> Parser:
@@ -100,7 +102,12 @@ def build_parser() -> Parser:
     add("--pooled", action="store_true", help="TorchRay's networks: one score for the whole image, not for each place")
     add("--size", type=positive, metavar="N", help="shorter side of the network's input (the network's own)")
     add("--class-map", metavar="FILE", help="JSON: the network's outputs for each class of the data set")
-    add("--method", action="append", metavar="NAME", help="repeatable; 'all', 'torchray', 'centre' (all quick ones)")
+    add(
+        "--method",
+        action="append",
+        metavar="NAME",
+        help="repeatable; 'centre', 'torchray', 'all' methods (centre and all quick ones)",
+    )
     add("--layer", action="append", metavar="[METHOD=]NAME", help="where to look (each method's own)")
     add("--option", action="append", metavar="[METHOD.]NAME=VALUE", help="for the methods that have it; repeatable")
     add("--metric", action="append", metavar="NAME", help=f"repeatable; 'all' or {', '.join([*METRICS, AGREEMENT])}")
@@ -188,12 +195,10 @@ def read_dataset(arguments: Namespace) -> Dataset:
 
 
 def tell_of_problems(setup: Setup) -> None:
-    """Print how much was left out and why; all of it goes into a file."""
-    classes = zip(setup.dataset.classes, setup.outputs, strict=True)
-    problems = [*setup.dataset.problems, *(f"class {name!r} has no output" for name, own in classes if not own)]
+    """Print how much was left out and why; the run writes all of it into a file."""
+    problems = left_out(setup.dataset, setup.outputs)
     if problems:
         file = setup.out / "left-out.txt"
-        write_file(file, "".join(f"{problem}\n" for problem in problems).encode())
         shown = "".join(f"  {problem}\n" for problem in problems[:SHOWN])
         print(f"left out ({len(problems)}, all in {file}):\n{shown}", end="", file=sys.stderr)
 
@@ -210,18 +215,27 @@ def read_network(arguments: Namespace, arch: str) -> tuple[Module, Recipe]:
 
 
 def count_outputs(model: Module, wanted: Recipe) -> int:
-    """The number of classes that the network tells apart."""
+    """The number of classes that the network tells apart. ``ValueError`` where it does not score classes."""
     with evaluating(model):
-        return int(main_output(model(torch.zeros(1, 3, wanted.size, wanted.size))).shape[1])
+        scores = main_output(model(make_noise(model, wanted)))
+    if not isinstance(scores, torch.Tensor) or scores.ndim < 2:
+        shown = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise ValueError(f"output={shown!r} of the network holds no classes; (N, classes) or more is accepted.")
+    return scores.shape[1]
+
+
+def make_noise(model: Module, wanted: Recipe) -> torch.Tensor:
+    """An input that the network takes."""
+    noise = torch.randn(1, 3, wanted.size, wanted.size, generator=torch.Generator().manual_seed(0))
+    return noise.to(model_dtype(model, noise))
 
 
 def default_layer(model: Module, wanted: Recipe) -> str | None:
     """Where the CAMs look: what the network's recipe says, or else its last layer with spatial output, if any."""
     if wanted.layer is not None:
         return wanted.layer
-    noise = torch.randn(1, 3, wanted.size, wanted.size, generator=torch.Generator().manual_seed(0))
     try:
-        return find_layer(model, noise)
+        return find_layer(model, make_noise(model, wanted))
     except ValueError:
         return None
 

@@ -14,12 +14,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.choices import TORCHRAY
 from benchmarks.pointing_game import Setup, build_parser, make_setup, run_setup
 from benchmarks.torchray_agreement import judge
-from saliency.evaluation.cases import labels_of
+from saliency.evaluation.cases import Dataset, labels_of
 from saliency.evaluation.datasets.photos import PhotoSet
 from saliency.evaluation.running.rows import read_rows
 
@@ -56,11 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def take(dataset: Any, start: int, count: int) -> PhotoSet:
-    """The photos of a round."""
+def take(dataset: Dataset, start: int, count: int) -> PhotoSet:
+    """The photos of a round. ``ValueError`` for a data set of anything else."""
+    if not isinstance(dataset, PhotoSet):
+        raise ValueError(f"dataset={dataset.name!r} holds no photo files; a data set of photos is accepted.")
     part = slice(start, start + count)
-    photos: PhotoSet = replace(dataset, annotations=dataset.annotations[part], paths=dataset.paths[part])
-    return photos
+    return replace(dataset, annotations=dataset.annotations[part], paths=dataset.paths[part])
 
 
 def run_ours(setup: Setup) -> float:

@@ -39,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.method, arguments.metric = ["torchray"], ["pointing_game"]
     setup = make_setup(arguments)
-    run_setup(setup)
-    rows = {(row.image, row.target, row.method): row for row in read_rows(setup.out) if row.method in TORCHRAY}
+    played = run_setup(setup).fingerprints
+    rows = {(row.image, row.target, row.method): row for row in read_rows(setup.out) if row.fingerprint in played}
     kept = setup.out / "torchray.jsonl"
     verdicts = {verdict[:3]: verdict for verdict in read_verdicts(kept)}
     wanted = {key: row for key, row in rows.items() if row.score is not None}
@@ -54,8 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_verdicts(path: Path) -> Iterator[Verdict]:
-    """The verdicts of earlier runs."""
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+    """The verdicts of earlier runs. A last line that is cut off is taken away."""
+    if not path.is_file():
+        return
+    whole, newline, _ = path.read_text("utf-8").rpartition("\n")
+    path.write_text(whole + newline, "utf-8")
+    for line in whole.splitlines():
         yield Verdict(**json.loads(line))
 
 

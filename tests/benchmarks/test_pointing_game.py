@@ -12,6 +12,7 @@ from saliency.evaluation.datasets.scenes import SceneSet
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.networks.models import recipe
 from saliency.evaluation.running.explaining import explain_each, make_explainer
+from saliency.evaluation.running.locks import holding
 from saliency.evaluation.running.rows import read_rows
 from saliency.evaluation.running.runner import run
 from saliency.images import to_picture
@@ -105,6 +106,8 @@ WRONG = {
     "tolerance": (["--tolerance", "x"], "--tolerance"),
     "limit": (["--limit", "0"], "--limit"),
     "arch": (["--arch", "resnet5O"], "did you mean 'resnet50'?"),
+    "layer": (["--method", "grad_cam", "--layer", "blok4"], "saliency_layer='blok4' is no layer of the model"),
+    "layer of one method": (["--option", "contrastive_excitation_backprop.contrast_layer=x"], "contrast_layer='x'"),
     "network": (["--import", "nowhere:build"], "import='nowhere:build'"),
     "two networks": (["--import", "torch.nn:Identity", "--arch", "scenes"], "import='torch.nn:Identity' goes without"),
     "class map": (["--class-map", "nowhere.json"], "class_map='nowhere.json'"),
@@ -177,6 +180,20 @@ def test_classes_without_an_output_are_left_out_and_named(played, photos, tmp_pa
     assert "holds no case" in said
 
 
+def test_a_run_that_is_refused_writes_nothing_into_a_folder(played, photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, said = played(*photos, "--class-map", "map.json", "--out", "file")
+    assert code == 2
+    assert "out='file' cannot be used" in said
+    out = tmp_path / "busy"
+    out.mkdir()
+    with holding(out / "lock"):
+        code, _, said = played(*photos, "--class-map", "map.json", "--out", "busy")
+    assert code == 2
+    assert "is in use" in said
+    assert [path.name for path in out.iterdir()] == ["lock"]
+
+
 def test_a_network_of_one_s_own(played, tmp_path, monkeypatch):
     (tmp_path / "own_network.py").write_text(
         "from saliency.evaluation.networks.models import recipe\n"
@@ -187,6 +204,25 @@ def test_a_network_of_one_s_own(played, tmp_path, monkeypatch):
     own = played("--scenes", "3", "--method", "grad_cam", "--import", "own_network:build")
     assert own == played("--scenes", "3", "--method", "grad_cam", "--weights", "DEFAULT")
     assert own[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_precision(played, tmp_path, monkeypatch, dtype):
+    network = scene_network().to(dtype), recipe("scenes")
+    monkeypatch.setattr("benchmarks.pointing_game.import_network", lambda name: network)
+    metrics = [f"--metric={name}" for name in ("pointing_game", "box_iou", "insertion", "road", "sensitivity_n")]
+    methods = [f"--method={name}" for name in ("centre", "grad_cam", "gradient", "excitation_backprop")]
+    code, table, _ = played("--scenes", "3", *methods, *metrics, "--import", "own:build")
+    assert code == 0
+    assert len(table) == 20
+
+
+def test_a_network_that_scores_no_classes_is_named(played, monkeypatch):
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten(0)), recipe("scenes")
+    monkeypatch.setattr("benchmarks.pointing_game.import_network", lambda name: network)
+    code, _, said = played("--scenes", "3", "--import", "own:build")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "output=(1,) of the network" in said
 
 
 def test_names_and_their_groups():
@@ -231,7 +267,7 @@ def test_every_method_takes_the_options_that_the_benchmark_gives_it(method):
     function, options = make_methods([method], [], few, "scenes", None, torchray=False)[method]
     explainer = make_explainer(method, function, options)
     images = make_scene(0).image[None]
-    maps = explain_each(scene_network(), images, torch.tensor([[1, 4]]), {method: explainer})[method]
+    maps = explain_each(scene_network(), images, torch.tensor([[1, 4]]), {method: explainer}, {method: 0.0})[method]
     assert maps.shape[:2] == (1, 2)
 
 
@@ -239,10 +275,11 @@ def test_a_method_s_maps_do_not_hang_on_which_others_are_computed():
     methods = make_methods([name for name in choose_names(None) if name != CENTRE], [], [], "scenes", None, True)
     explainers = {name: make_explainer(name, *method) for name, method in methods.items()}
     images, targets = torch.stack([scene.image for scene in make_scenes(3)]), torch.tensor([[1, 4]] * 3)
-    together = explain_each(scene_network(), images, targets, explainers)
-    backwards = explain_each(scene_network(), images, targets, dict(reversed(explainers.items())))
+    seconds = dict.fromkeys(explainers, 0.0)
+    together = explain_each(scene_network(), images, targets, explainers, seconds)
+    backwards = explain_each(scene_network(), images, targets, dict(reversed(explainers.items())), seconds)
     for name, explainer in explainers.items():
-        alone = explain_each(scene_network(), images, targets, {name: explainer})[name]
+        alone = explain_each(scene_network(), images, targets, {name: explainer}, seconds)[name]
         assert torch.equal(together[name], alone)
         assert torch.equal(backwards[name], alone)
         apart = METHODS[name].function(scene_network(), images, targets, **explainer.options)

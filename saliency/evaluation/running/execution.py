@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saliency.evaluation.cases import Dataset, is_difficult
 from saliency.evaluation.networks.models import Recipe
-from saliency.evaluation.running.configuration import write_configuration
+from saliency.evaluation.running.configuration import write_configuration, write_file
 from saliency.evaluation.running.explaining import attempt, finish
 from saliency.evaluation.running.jobs import Job
 from saliency.evaluation.running.loading import Sample, load_batches, load_sample
@@ -57,6 +57,8 @@ def execute(run: Run, ranks: Ranks, file: IO[bytes], retry_errors: bool, problem
     if ranks.rank == 0:
         for job in run.jobs:
             write_configuration(run.out, job.fingerprint, job.configuration)
+        if problems_of_data := left_out(run.dataset, run.bench.outputs):
+            write_file(run.out / "left-out.txt", "".join(f"{line}\n" for line in problems_of_data).encode())
     ranks.add("ready", 1)
     for _ in ranks.wait("ready"):  # nobody writes before all have read
         pass
@@ -74,6 +76,12 @@ def execute(run: Run, ranks: Ranks, file: IO[bytes], retry_errors: bool, problem
         ranks.add("finished", 1)
         for _ in ranks.wait("finished") if ranks.rank == 0 else ():
             show(total - left + ranks.add("cases", 0), str(figure))
+
+
+def left_out(dataset: Dataset, outputs: Sequence[Sequence[int]]) -> list[str]:
+    """What of the data set is not played, and why: its problems, and classes that the network has no output for."""
+    classes = zip(dataset.classes, outputs, strict=True)
+    return [*dataset.problems, *(f"class {name!r} has no output" for name, own in classes if not own)]
 
 
 def _show_nothing(done: int, figure: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.layers import Layer
+from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.maps import check_map_options, finish_map
 from saliency.engine.sharing import SharedForward, shared_forward
 
@@ -59,6 +59,13 @@ def make_explainer(name: str, function: Callable[..., Any], options: Mapping[str
         if option in chosen:
             raise ValueError(f"options={option!r} of {name} is not for a benchmark to choose; others are accepted.")
     return Explainer(function, chosen, smooth, mode, shares)
+
+
+def check_layers(model: Module, explainer: Explainer) -> None:
+    """Raise ``ValueError`` for a name among the options that no layer of the network has."""
+    for option, layer in explainer.options.items():
+        if option.endswith("_layer") and isinstance(layer, str):
+            resolve_layer(model, layer, option)
 
 
 def centre(model: Module, input: Tensor, target: Tensor) -> Tensor:

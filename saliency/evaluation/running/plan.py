@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 def plan_batches(
     annotations: Sequence[Annotation],
     recipe: Recipe,
-    batch_size: int = 16,
+    batch_size: int = 8,
     limit: int | None = None,
     without: Collection[int] = (),
 ) -> list[Batch]:

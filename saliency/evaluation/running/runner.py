@@ -13,7 +13,7 @@ from saliency.evaluation.metrics.perturbed import class_softmax
 from saliency.evaluation.networks.models import Recipe
 from saliency.evaluation.running.configuration import describe_network, fingerprint_of, versions
 from saliency.evaluation.running.execution import Run, execute
-from saliency.evaluation.running.explaining import make_explainer
+from saliency.evaluation.running.explaining import check_layers, make_explainer
 from saliency.evaluation.running.folder import owning
 from saliency.evaluation.running.jobs import Methods, make_jobs
 from saliency.evaluation.running.plan import plan_batches
@@ -30,6 +30,7 @@ class Outcome(NamedTuple):
     problems: tuple[str, ...]
     interrupted: bool
     rank: int
+    fingerprints: frozenset[str]  # of the rows that the lines are of
 
     @property
     def failed(self) -> int:
@@ -53,7 +54,7 @@ def run(
     network: Mapping[str, Any] | None = None,
     outputs: Sequence[Sequence[int]] | None = None,
     limit: int | None = None,
-    batch_size: int = 16,
+    batch_size: int = 8,
     gallery: int = 24,
     retry_errors: bool = False,
 ) -> Outcome:
@@ -69,6 +70,8 @@ def run(
     """
     outputs = [(index,) for index in range(len(dataset.classes))] if outputs is None else outputs
     explainers = {name: make_explainer(name, *method) for name, method in methods.items()}
+    for explainer in explainers.values():
+        check_layers(model, explainer)
     activation = torch.sigmoid if recipe.multi_label else class_softmax
     bench = Bench(model, activation, outputs, explainers, metrics, model_device(model))
     setting = {
@@ -99,4 +102,4 @@ def carry_out(run: Run, retry_errors: bool) -> Outcome:
         except KeyboardInterrupt:
             interrupted = True
         lines = summarise(scan_rows(run.out, []), tasks, run.cases) if ranks.rank == 0 else []
-    return Outcome(lines, tuple(problems), interrupted, ranks.rank)
+    return Outcome(lines, tuple(problems), interrupted, ranks.rank, frozenset(tasks))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.state import evaluating
+from saliency.engine.state import evaluating, model_dtype
 from saliency.engine.targets import main_output
 from saliency.evaluation.metrics import METRICS, Evidence
 from saliency.evaluation.metrics.agreement import rank_correlation
@@ -80,7 +80,8 @@ def explain_samples(
     ``uses`` says how many tasks share the time that a method's maps take.
     """
     places = [(at, column) for at, own in enumerate(labels) for column in range(len(own))]
-    inputs = {at: sample.input.to(bench.device) for at, sample in enumerate(samples) if isinstance(sample, Sample)}
+    dtype = model_dtype(bench.model, torch.zeros(0))
+    inputs = {at: one.input.to(bench.device, dtype) for at, one in enumerate(samples) if isinstance(one, Sample)}
     outputs: dict[int, Tensor | str] = {at: sample for at, sample in enumerate(samples) if isinstance(sample, str)}
     if inputs:
         outputs |= isolate(partial(_choose, bench, inputs, labels), list(inputs))

@@ -13,7 +13,7 @@ from saliency.evaluation.running.scoring import Task
 class Line(NamedTuple):
     """A method and a metric: means over cases and over classes (of the difficult cases too), and what they are of.
 
-    A mean is None where there is no case. ``missing`` cases have no row yet.
+    A mean is None where there is no case. ``missing`` cases have no row yet. ``error`` is that of the first failure.
     """
 
     task: Task
@@ -23,20 +23,21 @@ class Line(NamedTuple):
     cases: int
     failures: int
     missing: int
+    error: str | None = None
 
 
 def summarise(rows: Iterable[Row], tasks: Mapping[str, Task], cases: Mapping[tuple[str, int], Case]) -> list[Line]:
     """A line for each task, known by its fingerprint, over the rows of the given cases, by image and target."""
-    latest: dict[str, dict[tuple[str, int], tuple[float | None, bool]]] = {fingerprint: {} for fingerprint in tasks}
+    latest: dict[str, dict[tuple[str, int], Row]] = {fingerprint: {} for fingerprint in tasks}
     for row in rows:
         found, case = latest.get(row.fingerprint), (row.image, row.target)
         if found is not None and case in cases and (row.score is not None or case not in found):
-            found[case] = row.score, row.difficult
+            found[case] = row
     return [_line(task, latest[fingerprint], len(cases)) for fingerprint, task in tasks.items()]
 
 
-def _line(task: Task, found: Mapping[tuple[str, int], tuple[float | None, bool]], planned: int) -> Line:
-    scores = [(label, score, difficult) for (_, label), (score, difficult) in found.items() if score is not None]
+def _line(task: Task, found: Mapping[tuple[str, int], Row], planned: int) -> Line:
+    scores = [(row.target, row.score, row.difficult) for row in found.values() if row.score is not None]
     return Line(
         task,
         _mean([score for _, score, _ in scores]),
@@ -45,6 +46,7 @@ def _line(task: Task, found: Mapping[tuple[str, int], tuple[float | None, bool]]
         len(scores),
         len(found) - len(scores),
         planned - len(found),
+        next((f"{row.image}: {row.error}" for row in found.values() if row.score is None), None),
     )
 
 

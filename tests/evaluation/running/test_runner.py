@@ -507,7 +507,8 @@ def test_means_over_cases_and_classes():
 
     rows = [*map(row, hits), row(0, "another"), row(0)._replace(image="not asked for")]
     (line,) = summary.summarise(rows, {job.fingerprint: job.task}, cases)
-    assert line == summary.Line(job.task, 0.5, (2 / 3 + 0) / 2, (1 + 0) / 2, cases=4, failures=1, missing=1)
+    counts = {"cases": 4, "failures": 1, "missing": 1, "error": "i4: ValueError: broken"}
+    assert line == summary.Line(job.task, 0.5, (2 / 3 + 0) / 2, (1 + 0) / 2, **counts)
     assert encode(rows[0]) != encode(rows[5])
 
 
