@@ -20,10 +20,10 @@ demo: $(VENV)/.installed-benchmark ## explain the embedded scenes with every met
 install: $(VENV)/.installed-plot ## install the package, editable, and its command `saliency`
 
 test: $(VENV)/.installed-test ## run the tests
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest -n auto -m "not parity"
 
 test-all: $(VENV)/.installed-test $(VENV)/.installed-parity ## run the tests, and those against other libraries
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff check .
@@ -39,8 +39,9 @@ bench: $(VENV)/.installed-benchmark ## measure speed
 
 benchmark: $(VENV)/.installed-benchmark ## score every method by every metric on the embedded scenes, and write the report
 	$(BIN)/torchrun --standalone --nproc-per-node=$(WORKERS) -m benchmarks.pointing_game --dataset scenes \
-		--method centre --method all --metric all --limit 20 --batch-size 4 --out bench_out/scenes \
-		--option rise.num_masks=100 --option extremal_perturbation.max_iter=20
+		--method centre --method all --metric all --limit 20 --batch-size 2 --out bench_out/scenes \
+		--option rise.num_masks=100 --option extremal_perturbation.max_iter=10 \
+		--metric-option cascading_randomisation.steps=3 --metric-option independent_randomisation.steps=3
 	$(BIN)/python -m benchmarks.report bench_out/scenes
 	@echo "Report: $(CURDIR)/bench_out/scenes/report.html"
 

@@ -19,7 +19,7 @@ REQUIRED = [
 PLOT = ["matplotlib>=3.8"]  # the first release that ships its types
 BENCHMARK = [*PLOT, "tqdm>=4.64", "pycocotools>=2.0.7", "defusedxml>=0.7.1"]
 PARITY = ["torchray", "captum>=0.7", "grad-cam>=1.5", "torchcam>=0.4", "zennit>=0.5", "quantus>=0.6", "scipy"]
-TEST = [*BENCHMARK, "pytest>=8", "hypothesis>=6.100", "selenium>=4.11"]
+TEST = [*BENCHMARK, "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.11"]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14"]
 
 setup(
