@@ -3,6 +3,7 @@
 A new method needs one row in ``METHOD_CASES``; the contract test then runs it on every model.
 """
 
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import relu as bound_relu
 
 import saliency
+
+
+def shown(value: Any) -> str:
+    """The value in the name of a test: the same in every process, which the address of a function is not."""
+    return "function" if isinstance(value, types.FunctionType) else str(value)
 
 
 class MethodCase(NamedTuple):

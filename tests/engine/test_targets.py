@@ -128,7 +128,7 @@ class Scores(torch.nn.Module):
         return x * 2
 
 
-@pytest.mark.parametrize(("target", "words"), BAD_TARGETS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("target", "words"), BAD_TARGETS, ids=lambda value: cases.shown(value)[:40])
 def test_unusable_targets(target, words):
     """The message begins with the user's own words, says what is wrong, and ends with what is accepted."""
     with pytest.raises(ValueError, match=r"(?s)^target=.*accepted\.$") as error:

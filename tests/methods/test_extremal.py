@@ -16,7 +16,7 @@ from saliency.methods.extremal import (
     simple_reward,
 )
 from tests import cases
-from tests.cases import MODEL_CASES
+from tests.cases import MODEL_CASES, shown
 
 FAST = {"max_iter": 4, "step": 3, "sigma": 4}
 VARIANTS = ["preserve", "delete", "dual"]
@@ -143,7 +143,7 @@ class TestTargets:
             torch.tensor([[0.0, 1, 0, 0]] * 2),
             lambda output: output[:, 1],
         ],
-        ids=repr,
+        ids=shown,
     )
     @pytest.mark.parametrize("layer", ["", "features.0"])
     def test_however_it_is_said(self, target, layer):

@@ -389,7 +389,7 @@ def test_errors_come_before_the_model_runs(model, input, function, options, word
         (torch.zeros(2, 0).long(), "asks for no map"),
         (lambda output: output, "returned a tensor of shape"),
     ],
-    ids=str,
+    ids=cases.shown,
 )
 def test_a_bad_target_is_the_driver_s_error_before_the_first_chunk_ends(model, input, target, words):
     def progress(done, total):
