@@ -130,13 +130,14 @@ def layer_gradient(
             with record(model, call, sites, context_builder, get_backward_gradient is not None) as (output, recorded):
                 tensors = [x for at_site in recorded for x in at_site]
                 watched = [x for probe in watching for x in probe.data]
+                gradients: list[Sequence[Tensor | None]]
                 if get_backward_gradient is None:
-                    rows = [[x.detach() if shared is None else own_copy(x) for x in tensors]] * len(
-                        split_targets(target)
-                    )
+                    gradients = [[None] * len(tensors)] * len(split_targets(target))
                 else:
                     scores, wanted = select_scores(output, target, len(call.inputs[0]))
-                    rows = _differentiate(scores, wanted, get_backward_gradient, tensors, watched, shared)
+                    gradients = _differentiate(scores, wanted, get_backward_gradient, tensors, watched, shared)
+                take = torch.Tensor.detach if shared is None else own_copy  # a method may overwrite what it is given
+                rows = [[_with_gradient(take(x), dx) for x, dx in zip(tensors, of, strict=True)] for of in gradients]
         columns = zip(*rows, strict=True)
         activations = [[[_to_dtype(x, dtype) for x in next(columns)] for _ in at_site] for at_site in recorded]
         missed = _cut_off(sites, activations)
@@ -161,10 +162,10 @@ def _differentiate(
     tensors: list[Tensor],
     watched: list[Tensor],
     shared: SharedForward | None,
-) -> list[list[Tensor]]:
-    """For every target, the tensors with their gradient; tensors of debug probes are given theirs in place."""
+) -> list[Sequence[Tensor | None]]:
+    """For every target, the tensors' gradients; tensors of debug probes are given theirs in place."""
     columns = split_targets(target)
-    rows = []
+    gradients = []
     for i, column in enumerate(columns):
         gradient = get_backward_gradient(scores, column)
         if not isinstance(gradient, Tensor) or gradient.shape != scores.shape:
@@ -178,11 +179,10 @@ def _differentiate(
         elif scores.requires_grad:
             retain = i + 1 < len(columns)
             found = torch.autograd.grad(scores, tensors + watched, gradient, retain_graph=retain, allow_unused=True)
-        copy = torch.Tensor.detach if shared is None else own_copy
-        rows.append([_with_gradient(copy(x), dx) for x, dx in zip(tensors, found, strict=False)])
+        gradients.append(found[: len(tensors)])
         for x, dx in zip(watched, found[len(tensors) :], strict=True):
             x.grad = dx
-    return rows
+    return gradients
 
 
 def _with_gradient(x: Tensor, gradient: Tensor | None) -> Tensor:
