@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from benchmarks.choices import TORCHRAY
 from benchmarks.pointing_game import Setup, build_parser, make_setup, run_setup
 from benchmarks.torchray_agreement import judge
+from benchmarks.torchray_loop import Networks, make_networks
 from saliency.evaluation.cases import Dataset, labels_of
 from saliency.evaluation.datasets.photos import PhotoSet
 from saliency.evaluation.running.rows import read_rows
@@ -40,16 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     arguments.method, arguments.metric, arguments.gallery = ["torchray"], ["pointing_game"], 0
     setup = make_setup(arguments)
+    networks = make_networks(setup.model)
     measured = []
     for number in range(-1, arguments.rounds):
         start = max(number, 0) * arguments.images
         with tempfile.TemporaryDirectory() as folder:
             part = setup._replace(dataset=take(setup.dataset, start, arguments.images), out=Path(folder))
             ours = run_ours(part)
-            spent = {row.method: 0.0 for row in read_rows(folder)}
+            spent: dict[str, float] = defaultdict(float)
             for row in read_rows(folder):
                 spent[row.method] += row.seconds
-            theirs = run_torchray(part)
+            theirs = run_torchray(part, networks)
         print(f"round {number}: saliency {ours:.1f} s, TorchRay {theirs:.1f} s, ratio {theirs / ours:.2f}", flush=True)
         measured.append(Round(ours, theirs, spent))
     print_table(measured[1:], arguments.images)
@@ -71,12 +74,12 @@ def run_ours(setup: Setup) -> float:
     return time.perf_counter() - begin
 
 
-def run_torchray(setup: Setup) -> float:
+def run_torchray(setup: Setup, networks: Networks) -> float:
     """The seconds of TorchRay's, image by image, as its own script does it."""
     annotations = setup.dataset.annotations
     cases = {(one.name, label, method) for one in annotations for label in labels_of(one) for method in TORCHRAY}
     begin = time.perf_counter()
-    for _ in judge(setup, {case for case in cases if setup.outputs[case[1]]}):
+    for _ in judge(setup, networks, {case for case in cases if setup.outputs[case[1]]}):
         pass
     return time.perf_counter() - begin
 

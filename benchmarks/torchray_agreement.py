@@ -8,18 +8,20 @@ the settings of its benchmark. TorchRay's verdicts are kept in the run's folder;
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from tqdm import tqdm
 
 from benchmarks import torchray_loop
 from benchmarks.choices import TORCHRAY
 from benchmarks.pointing_game import Setup, build_parser, make_setup, run_setup
-from saliency.evaluation.running.loading import Sample, load_sample
+from benchmarks.torchray_loop import Networks, make_networks
+from saliency.evaluation.running.loading import load_sample
 from saliency.evaluation.running.rows import Row, read_rows
+from saliency.evaluation.running.scoring import choose_outputs
 
 EQUAL = 0.995  # the share of cases that has to be
 Key = tuple[str, int, str]  # image, target and method
@@ -47,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = {key: row for key, row in rows.items() if row.score is not None}
     with kept.open("a", encoding="utf-8") as file:
         missing = wanted.keys() - verdicts.keys()
-        for verdict in tqdm(judge(setup, missing), total=len(missing), disable=None, unit="case"):
+        for verdict in tqdm(
+            judge(setup, make_networks(setup.model), missing), total=len(missing), disable=None, unit="case"
+        ):
             verdicts[verdict[:3]] = verdict
             file.write(json.dumps(verdict._asdict()) + "\n")
             file.flush()
@@ -64,31 +68,23 @@ def read_verdicts(path: Path) -> Iterator[Verdict]:
         yield Verdict(**json.loads(line))
 
 
-def judge(setup: Setup, missing: set[Key]) -> Iterator[Verdict]:
-    """TorchRay's verdicts on the cases that have none."""
-    networks = torchray_loop.make_networks(setup.model)
-    dataset = setup.dataset
-    for index, annotation in enumerate(dataset.annotations):
-        own = [key for key in missing if key[0] == annotation.name]
-        labels = tuple(sorted({target for _, target, _ in own}))
+def judge(setup: Setup, networks: Networks, missing: Collection[Key]) -> Iterator[Verdict]:
+    """TorchRay's verdicts on the cases that have none, image by image."""
+    wanted: dict[str, set[tuple[int, str]]] = defaultdict(set)
+    for image, target, method in missing:
+        wanted[image].add((target, method))
+    for index, annotation in enumerate(setup.dataset.annotations):
+        name, size = annotation.name, annotation.size[::-1]
+        labels = tuple(sorted({target for target, _ in wanted[name]}))
         if not labels:
             continue
-        sample = load_sample(dataset, setup.recipe, index, labels)
-        for label, mask, output in zip(labels, sample.masks, chosen(setup, sample, labels), strict=True):
-            for method in TORCHRAY:
-                if (annotation.name, label, method) in missing:
-                    size = annotation.size[::-1]
-                    map = torchray_loop.explain(method, networks, sample.input[None].clone(), output, size)
-                    point = torchray_loop.point_of(map)
-                    hit = torchray_loop.is_hit(mask, point)
-                    yield Verdict(annotation.name, label, method, hit, (point[0], point[1]))
-
-
-def chosen(setup: Setup, sample: Sample, labels: Sequence[int]) -> list[int]:
-    """The output of the network that each class means: of several, the one that scores highest."""
-    with torch.no_grad():
-        scores = setup.model(sample.input[None])[0].tolist()
-    return [max(setup.outputs[label], key=scores.__getitem__) for label in labels]
+        sample = load_sample(setup.dataset, setup.recipe, index, labels)
+        (outputs,) = choose_outputs(setup.model, setup.outputs, [sample.input], [labels])
+        for label, mask, output in zip(labels, sample.masks, outputs.tolist(), strict=True):
+            for method in (method for method in TORCHRAY if (label, method) in wanted[name]):
+                map = torchray_loop.explain(method, networks, sample.input[None].clone(), output, size)
+                x, y = torchray_loop.point_of(map)
+                yield Verdict(name, label, method, torchray_loop.is_hit(mask, [x, y]), (x, y))
 
 
 def print_table(pairs: dict[Key, tuple[Row, Verdict]]) -> int:

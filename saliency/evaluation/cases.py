@@ -87,10 +87,11 @@ def thing_mask(thing: Thing, size: tuple[int, int]) -> Tensor:
     return mask if mask.any() else boxes_to_mask(torch.cat((box[:, :2].floor(), box[:, 2:].ceil()), 1), size)
 
 
-def is_difficult(annotation: Annotation, label: int) -> bool:
+def is_difficult(annotation: Annotation, label: int, mask: Tensor | None = None) -> bool:
     """Is it a difficult case: do the objects of the class cover less than a quarter of a photo of several classes?
 
-    What counts is :func:`class_mask`: the union of the masks, or else boxes, with difficult objects and crowds.
+    What counts is :func:`class_mask`, which need not be drawn again where it is given as ``mask``: the union of the
+    masks, or else boxes, with difficult objects and crowds.
     Zhang et al., Top-down Neural Attention by Excitation Backprop, IJCV 2018.
 
     >>> things = (Thing(0, (0, 0, 4, 4)), Thing(1, (0, 0, 4, 3)))
@@ -99,7 +100,7 @@ def is_difficult(annotation: Annotation, label: int) -> bool:
     """
     if all(thing.label == label for thing in annotation.things):
         return False
-    mask = class_mask(annotation, label)
+    mask = class_mask(annotation, label) if mask is None else mask
     return 4 * int(mask.sum()) < mask.numel()
 
 

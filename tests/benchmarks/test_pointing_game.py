@@ -267,7 +267,7 @@ def test_every_method_takes_the_options_that_the_benchmark_gives_it(method):
     function, options = make_methods([method], [], few, "scenes", None, torchray=False)[method]
     explainer = make_explainer(method, function, options)
     images = make_scene(0).image[None]
-    maps = explain_each(scene_network(), images, torch.tensor([[1, 4]]), {method: explainer}, {method: 0.0})[method]
+    maps, _ = explain_each(scene_network(), images, torch.tensor([[1, 4]]), {method: explainer})[method]
     assert maps.shape[:2] == (1, 2)
 
 
@@ -275,13 +275,12 @@ def test_a_method_s_maps_do_not_hang_on_which_others_are_computed():
     methods = make_methods([name for name in choose_names(None) if name != CENTRE], [], [], "scenes", None, True)
     explainers = {name: make_explainer(name, *method) for name, method in methods.items()}
     images, targets = torch.stack([scene.image for scene in make_scenes(3)]), torch.tensor([[1, 4]] * 3)
-    seconds = dict.fromkeys(explainers, 0.0)
-    together = explain_each(scene_network(), images, targets, explainers, seconds)
-    backwards = explain_each(scene_network(), images, targets, dict(reversed(explainers.items())), seconds)
+    together = explain_each(scene_network(), images, targets, explainers)
+    backwards = explain_each(scene_network(), images, targets, dict(reversed(explainers.items())))
     for name, explainer in explainers.items():
-        alone = explain_each(scene_network(), images, targets, {name: explainer}, seconds)[name]
-        assert torch.equal(together[name], alone)
-        assert torch.equal(backwards[name], alone)
+        alone, _ = explain_each(scene_network(), images, targets, {name: explainer})[name]
+        assert torch.equal(together[name][0], alone)
+        assert torch.equal(backwards[name][0], alone)
         apart = METHODS[name].function(scene_network(), images, targets, **explainer.options)
         torch.testing.assert_close(apart, alone)
 

@@ -1,6 +1,5 @@
 """Data sets by name: annotated photos, all of whose annotations are read and checked before the first photo."""
 
-import difflib
 from pathlib import Path
 
 from saliency.evaluation.cases import Dataset
@@ -8,6 +7,7 @@ from saliency.evaluation.datasets.coco import coco_set, folder_set
 from saliency.evaluation.datasets.imagenet import imagenet_set
 from saliency.evaluation.datasets.scenes import SceneSet
 from saliency.evaluation.datasets.voc import voc_set
+from saliency.evaluation.networks.models import unknown
 
 # Each name, with its split where none is asked for.
 DATASETS: dict[str, str | None] = {
@@ -56,10 +56,7 @@ def load_dataset(
 
 def _check(name: str, root: str | Path | None, on_error: str) -> None:
     if name not in DATASETS:
-        nearest = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"dataset={name!r} is unknown; did you mean {nearest!r}? one of {', '.join(DATASETS)} is accepted."
-        )
+        raise unknown("dataset", name, list(DATASETS), f"one of {', '.join(DATASETS)} is accepted")
     if on_error not in ("skip", "refuse"):
         raise ValueError(f"on_error={on_error!r} is unknown; 'skip' or 'refuse' is accepted.")
     if name != "scenes" and (root is None or not Path(root).is_dir()):

@@ -120,13 +120,13 @@ def describe_error(error: BaseException) -> str:
 
 
 def explain_each(
-    model: Module, input: Tensor, targets: Tensor, explainers: Mapping[str, Explainer], seconds: dict[str, float]
-) -> dict[str, Any]:
-    """Maps (N, K, h, w) of every method, or the exception that it raised. Those that can share one forward pass.
+    model: Module, input: Tensor, targets: Tensor, explainers: Mapping[str, Explainer]
+) -> dict[str, tuple[Any, float]]:
+    """Maps (N, K, h, w) of every method, or the exception that it raised, and its seconds.
 
-    What each took is added to its ``seconds``, with its part of the shared pass.
+    Those that can share one forward pass, of which each has its part of the seconds.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, tuple[Any, float]] = {}
     sharing = {name: explainer.layers for name, explainer in explainers.items() if explainer.shares}
     layers = list(dict.fromkeys(layer for own in sharing.values() for layer in own))
     begin = time.perf_counter()
@@ -136,12 +136,12 @@ def explain_each(
         options = {"shared": shared} if name in sharing and isinstance(shared, SharedForward) else {}
         begin = time.perf_counter()
         try:
-            found[name] = explainer.function(model, input, targets, **explainer.options, **options)
+            maps = explainer.function(model, input, targets, **explainer.options, **options)
         except FATAL:
             raise
         except Exception as error:
-            found[name] = error.with_traceback(None)  # which holds the tensors of every frame
-        seconds[name] += since(begin, input.device) + each * (name in sharing)
+            maps = error.with_traceback(None)  # which holds the tensors of every frame
+        found[name] = maps, since(begin, input.device) + each * (name in sharing)
     return found
 
 
@@ -161,13 +161,14 @@ def explain_images(
     """
     everything = list(range(len(input)))
     seconds = dict.fromkeys(explainers, 0.0)
-    together = attempt(lambda: explain_each(model, input, targets, explainers, seconds))
+    together = attempt(lambda: explain_each(model, input, targets, explainers))
 
     def compute(name: str, images: list[int]) -> Sequence[Tensor]:
         if images == everything and isinstance(together, dict):
-            maps = together.pop(name)
+            maps, spent = together.pop(name)
         else:
-            maps = explain_each(model, input[images], targets[images], {name: explainers[name]}, seconds)[name]
+            maps, spent = explain_each(model, input[images], targets[images], {name: explainers[name]})[name]
+        seconds[name] += spent
         return checked_maps(name, maps, (len(images), targets.shape[1])).unbind()
 
     return {name: isolate(partial(compute, name), everything) for name in explainers}, seconds

@@ -37,12 +37,13 @@ def load_sample(dataset: Dataset, recipe: Recipe, image: int, labels: tuple[int,
             f"image={annotation.name!r} is {tuple(pixels.shape[1:])}, not {tuple(annotation.size)} as annotated; "
             "an image of its annotation's (height, width) is accepted."
         )
+    masks = [class_mask(annotation, label) for label in labels]
     return Sample(
         pixels,
         preprocess(pixels, recipe),
-        [class_mask(annotation, label) for label in labels],
+        masks,
         [class_boxes(annotation, label) for label in labels],
-        [is_difficult(annotation, label) for label in labels],
+        [is_difficult(annotation, label, mask) for label, mask in zip(labels, masks, strict=True)],
     )
 
 

@@ -18,7 +18,7 @@ from saliency.evaluation.running.folder import owning
 from saliency.evaluation.running.jobs import Methods, make_jobs
 from saliency.evaluation.running.plan import plan_batches
 from saliency.evaluation.running.ranks import join_ranks
-from saliency.evaluation.running.rows import scan_rows
+from saliency.evaluation.running.rows import read_rows
 from saliency.evaluation.running.scoring import Bench
 from saliency.evaluation.running.summary import Line, markdown, summarise
 
@@ -101,5 +101,5 @@ def carry_out(run: Run, retry_errors: bool) -> Outcome:
             execute(run, ranks, file, retry_errors, problems)
         except KeyboardInterrupt:
             interrupted = True
-        lines = summarise(scan_rows(run.out, []), tasks, run.cases) if ranks.rank == 0 else []
+        lines = summarise(read_rows(run.out, []), tasks, run.cases) if ranks.rank == 0 else []
     return Outcome(lines, tuple(problems), interrupted, ranks.rank, frozenset(tasks))

@@ -101,7 +101,7 @@ def explain_samples(
 def _choose(
     bench: Bench, inputs: Mapping[int, Tensor], labels: Sequence[Sequence[int]], chosen: list[int]
 ) -> Sequence[Tensor]:
-    return choose_outputs(bench, [inputs[at] for at in chosen], [labels[at] for at in chosen])
+    return choose_outputs(bench.model, bench.outputs, [inputs[at] for at in chosen], [labels[at] for at in chosen])
 
 
 def _map_of(maps: Mapping[int, Tensor | str], at: int, column: int) -> Tensor | str:
@@ -111,13 +111,15 @@ def _map_of(maps: Mapping[int, Tensor | str], at: int, column: int) -> Tensor | 
     return found[column] if found[column].isfinite().all() else "ValueError: the map holds NaN or infinity."
 
 
-def choose_outputs(bench: Bench, inputs: list[Tensor], labels: Sequence[Sequence[int]]) -> Sequence[Tensor]:
+def choose_outputs(
+    model: Module, outputs: Sequence[Sequence[int]], inputs: list[Tensor], labels: Sequence[Sequence[int]]
+) -> Sequence[Tensor]:
     """For each image the outputs (K,) that its classes mean: where several stand for one, that which scores highest."""
-    choices = [[list(bench.outputs[label]) for label in own] for own in labels]
+    choices = [[list(outputs[label]) for label in own] for own in labels]
     if all(len(choice) == 1 for own in choices for choice in own):
         return torch.tensor(choices).squeeze(2).unbind()
-    with evaluating(bench.model):
-        scores: Tensor = main_output(bench.model(torch.stack(inputs)))
+    with evaluating(model):
+        scores: Tensor = main_output(model(torch.stack(inputs)))
     scores = scores.flatten(2).mean(2).cpu() if scores.ndim > 2 else scores.cpu()
     best = [[choice[int(row[choice].argmax())] for choice in own] for row, own in zip(scores, choices, strict=True)]
     return torch.tensor(best).unbind()

@@ -27,13 +27,16 @@ class Line(NamedTuple):
 
 
 def summarise(rows: Iterable[Row], tasks: Mapping[str, Task], cases: Mapping[tuple[str, int], Case]) -> list[Line]:
-    """A line for each task, known by its fingerprint, over the rows of the given cases, by image and target."""
-    latest: dict[str, dict[tuple[str, int], Row]] = {fingerprint: {} for fingerprint in tasks}
+    """A line for each task, known by its fingerprint, over the rows of the given cases, by image and target.
+
+    There is one row for each case, as of :func:`read_rows`.
+    """
+    own: dict[str, dict[tuple[str, int], Row]] = {fingerprint: {} for fingerprint in tasks}
     for row in rows:
-        found, case = latest.get(row.fingerprint), (row.image, row.target)
-        if found is not None and case in cases and (row.score is not None or case not in found):
+        found, case = own.get(row.fingerprint), (row.image, row.target)
+        if found is not None and case in cases:
             found[case] = row
-    return [_line(task, latest[fingerprint], len(cases)) for fingerprint, task in tasks.items()]
+    return [_line(task, own[fingerprint], len(cases)) for fingerprint, task in tasks.items()]
 
 
 def _line(task: Task, found: Mapping[tuple[str, int], Row], planned: int) -> Line:
