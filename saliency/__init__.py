@@ -9,9 +9,6 @@ from saliency.engine.contexts import NullContext, Patch, ReLUContext, RuleContex
 from saliency.engine.driver import saliency
 from saliency.engine.layers import find_layer, get_module
 from saliency.engine.maps import gradient_to_saliency, imsmooth, max_channels, resize_saliency, sum_channels
-from saliency.engine.mask_search import DELETE_VARIANT, DUAL_VARIANT, PRESERVE_VARIANT
-from saliency.engine.masks import random_masks
-from saliency.engine.perturbation import BLUR_PERTURBATION, FADE_PERTURBATION, MaskGenerator, Perturbation
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.sharing import SharedForward, shared_forward
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
@@ -42,6 +39,8 @@ from saliency.methods.extremal import (
     extremal_perturbation_map,
     simple_reward,
 )
+from saliency.methods.extremal.perturbation import BLUR_PERTURBATION, FADE_PERTURBATION, MaskGenerator, Perturbation
+from saliency.methods.extremal.search import DELETE_VARIANT, DUAL_VARIANT, PRESERVE_VARIANT
 from saliency.methods.gradients import (
     activation,
     gradient,
@@ -51,6 +50,7 @@ from saliency.methods.gradients import (
     linear_approx,
 )
 from saliency.methods.masking import rise, rise_class
+from saliency.methods.masks import random_masks
 from saliency.methods.relu_backprop import (
     DeConvNetContext,
     GuidedBackpropContext,

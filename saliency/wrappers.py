@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from saliency.engine.forward import make_call
+from saliency.engine.call import make_call
 
 
 def smooth_grad(

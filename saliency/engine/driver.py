@@ -9,14 +9,18 @@ from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine import maps, targets
+from saliency.engine.call import Call, Input, make_call
+from saliency.engine.checks import describe
 from saliency.engine.contexts import NullContext
-from saliency.engine.forward import Call, ContextBuilder, Input, Site, make_call, make_site, recording
 from saliency.engine.layers import Layer, unwrap
-from saliency.engine.maps import Layout, Resize, check_map_options, finish_map, join_targets, to_channels_first
+from saliency.engine.layouts import Layout, to_channels_first
+from saliency.engine.maps import Resize, check_map_options, finish_map, join_targets
 from saliency.engine.probe import Probe, attach_debug_probes
+from saliency.engine.record import ContextBuilder, recording
 from saliency.engine.sharing import SharedForward
+from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating, model_dtype, own_copy
-from saliency.engine.targets import Target, describe, select_scores, split_targets
+from saliency.engine.targets import Target, select_scores, split_targets
 
 Maps: TypeAlias = Any  # a Tensor; a list of them for a list of layers, a tuple for a tuple of inputs; a pair with debug
 GetGradient: TypeAlias = Callable[[Any, Any], Tensor] | None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
-from saliency.engine.maps import grid_of
+from saliency.engine.layouts import grid_of
 from saliency.engine.probe import add_hook
 from saliency.engine.state import evaluating
 from saliency.engine.targets import main_output

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
+from saliency.engine.call import Call, Input, make_call
 from saliency.engine.contexts import NullContext, Rule, RuleContext, activation_rules, is_inplace
-from saliency.engine.forward import Call, ContextBuilder, Input, Site, make_call, make_site, recording
 from saliency.engine.layers import Layer, unwrap
 from saliency.engine.probe import add_hook
+from saliency.engine.record import ContextBuilder, recording
+from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating, model_device
 from saliency.engine.targets import main_output
 

@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from saliency.engine.call import Call, run_rows, take_rows
 from saliency.engine.contexts import NullContext, Rule, RuleContext
-from saliency.engine.forward import Call, Site, recording, run_rows, take_rows
-from saliency.engine.maps import Layout, to_channels_first
+from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.probe import add_hook
+from saliency.engine.record import recording
+from saliency.engine.site import Site
 from saliency.engine.targets import main_output
 
 # evaluate(tensors, images): which rows, and the model's output for them, until all rows have had their turn

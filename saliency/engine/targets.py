@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from saliency.engine.maps import is_int
+from saliency.engine.checks import describe, is_int
 
 Target: TypeAlias = int | Sequence[Any] | Tensor | Callable[[Any], Tensor] | None
 
@@ -97,11 +97,6 @@ def take_rows(target: Any, index: Tensor, samples: int) -> Any:
         return target[index.to(target.device)]
     rows = _index_per_sample(target, samples)
     return rows.expand(samples)[index.to(rows.device)]
-
-
-def describe(value: Any) -> str:
-    """What a value is, in a few words, however large it is."""
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def get_backward_gradient(pred_y: Tensor, y: Any) -> Tensor:

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from saliency import rules
+from saliency.engine.call import Input
 from saliency.engine.contexts import Rule, RuleContext
 from saliency.engine.driver import Maps, saliency
-from saliency.engine.forward import ContextBuilder, Input
 from saliency.engine.layers import Layer, resolve_layer, unwrap
 from saliency.engine.maps import gradient_of, sum_channels
 from saliency.engine.probe import Probe, add_hook
+from saliency.engine.record import ContextBuilder
 from saliency.engine.targets import Target, get_backward_gradient
 
 

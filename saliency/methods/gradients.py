@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
+from saliency.engine.call import Input
 from saliency.engine.driver import Maps, saliency
-from saliency.engine.forward import Input
 from saliency.engine.layers import Layer
 from saliency.engine.maps import Reduction, gradient_of, layer_shaped, reduce, sum_channels
 from saliency.engine.targets import Target

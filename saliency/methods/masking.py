@@ -7,19 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.forward import Call, make_call, run_rows
+from saliency.engine.call import Call, make_call, run_rows
+from saliency.engine.checks import check_count, describe
 from saliency.engine.layers import unwrap
 from saliency.engine.maps import Resize, check_map_options, finish_map
-from saliency.engine.masks import check_count, check_masks, mask_chunks
 from saliency.engine.state import evaluating, model_dtype, own_copy
-from saliency.engine.targets import (
-    Target,
-    describe,
-    get_backward_gradient,
-    main_output,
-    select_scores,
-    split_targets,
-)
+from saliency.engine.targets import Target, get_backward_gradient, main_output, select_scores, split_targets
+from saliency.methods.masks import check_masks, mask_chunks
 
 Progress: TypeAlias = Callable[[int, int], Any] | None  # is told how many masks are done, of how many
 _Select: TypeAlias = Callable[[Any, int, int], Tensor]  # output for m masked copies of image n, n, m -> scores (m, K)

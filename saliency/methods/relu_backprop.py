@@ -6,12 +6,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from saliency import rules
+from saliency.engine.call import Input
 from saliency.engine.contexts import RuleContext
 from saliency.engine.driver import Maps, saliency
-from saliency.engine.forward import ContextBuilder, Input
 from saliency.engine.layers import Layer
+from saliency.engine.layouts import Layout
 from saliency.engine.maps import (
-    Layout,
     Reduction,
     Resize,
     check_map_options,
@@ -22,6 +22,7 @@ from saliency.engine.maps import (
     max_channels,
     reduce,
 )
+from saliency.engine.record import ContextBuilder
 from saliency.engine.targets import Target
 from saliency.methods.cam import grad_cam
 

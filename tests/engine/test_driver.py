@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import saliency
+from saliency.engine.call import make_call
 from saliency.engine.driver import layer_gradient
-from saliency.engine.forward import make_call, make_site, recording
+from saliency.engine.record import recording
+from saliency.engine.site import make_site
 from saliency.engine.targets import get_backward_gradient
 from tests import cases
 

@@ -10,17 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from saliency import gradient_to_saliency, imsmooth, max_channels, resize_saliency, sum_channels
+from saliency.engine.layouts import grid_of, to_channels_first, token_grid
 from saliency.engine.maps import (
     check_map_options,
     finish_map,
     gradient_of,
-    grid_of,
     join_targets,
     layer_shaped,
     reduce,
     safe_divide,
-    to_channels_first,
-    token_grid,
 )
 
 FEW = settings(max_examples=40, deadline=None)

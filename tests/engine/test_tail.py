@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from saliency.engine.forward import make_call, make_site, take_rows
+from saliency.engine.call import make_call, take_rows
+from saliency.engine.site import make_site
 from saliency.engine.state import evaluating
 from saliency.engine.tail import Tail, grid_index, put_grid, replacing_input, replacing_layer
 from saliency.engine.targets import score_of

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from saliency.engine.maps import imsmooth
-from saliency.engine.masks import random_masks
 from saliency.methods.masking import rise, rise_class
+from saliency.methods.masks import random_masks
 from tests import cases
 
 SIZE = (11, 14)

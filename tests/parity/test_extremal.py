@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from saliency.engine.maps import imsmooth
-from saliency.engine.perturbation import POOLING_METHODS, MaskGenerator, Perturbation
 from saliency.methods import extremal
 from saliency.methods.extremal import contrastive_reward, extremal_perturbation, simple_reward
+from saliency.methods.extremal.perturbation import POOLING_METHODS, MaskGenerator, Perturbation
 from saliency.scenes import scene_network
 from tests.parity.networks import network, randomise
 

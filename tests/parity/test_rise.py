@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from saliency.engine.masks import interpolate, random_masks
 from saliency.methods.masking import rise, rise_class
+from saliency.methods.masks import interpolate, random_masks
 from saliency.scenes import make_scenes, scene_network
 from tests.parity.agreement import assert_agree
 from tests.parity.networks import CASES, images, network

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.masks import check_count
+from saliency.engine.checks import check_count, describe
 from saliency.engine.state import evaluating
-from saliency.engine.targets import describe, main_output, score_of, take_rows
+from saliency.engine.targets import main_output, score_of, take_rows
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]  # the model's output -> probabilities
 Baseline: TypeAlias = Tensor | str

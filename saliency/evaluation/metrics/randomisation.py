@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from saliency.engine.checks import check_seed, is_int
 from saliency.engine.layers import resolve_layer, unwrap
-from saliency.engine.maps import is_int
-from saliency.engine.masks import check_seed
 from saliency.engine.state import evaluating
 from saliency.engine.targets import main_output
 from saliency.evaluation.metrics.agreement import rank_correlation

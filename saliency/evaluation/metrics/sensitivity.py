@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.maps import is_int, is_number, safe_divide
-from saliency.engine.masks import check_count, check_seed
+from saliency.engine.checks import check_count, check_seed, is_int, is_number
+from saliency.engine.maps import safe_divide
 from saliency.evaluation.metrics.perturbed import Baseline, check_maps, make_baseline, score_versions
 
 

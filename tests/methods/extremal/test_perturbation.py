@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from saliency.engine import perturbation
-from saliency.engine.perturbation import MaskGenerator, Perturbation
+from saliency.methods.extremal import perturbation
+from saliency.methods.extremal.perturbation import MaskGenerator, Perturbation
 
 SHAPES = [((9, 14), 3, 4), ((8, 5), 2, 4.5), ((10, 10), 4, 6), ((6, 7), 1, 2), ((7, 9), 5, 1)]
 

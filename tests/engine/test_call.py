@@ -2,7 +2,7 @@
 
 import torch
 
-from saliency.engine.forward import make_call, take_rows
+from saliency.engine.call import make_call, take_rows
 
 
 def test_what_has_a_row_for_every_image_follows_it():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saliency.engine.maps import is_int, is_number
+from saliency.engine.checks import check_count, check_seed, is_int, is_number
 
 _AT_ONCE = 32  # masks that are interpolated together where no batch size is given
 
@@ -51,18 +51,6 @@ def check_masks(num_masks: Any, num_cells: Any, p: Any, seed: Any) -> None:
     if not is_number(p) or not 0 < p <= 1:
         raise ValueError(f"p={p!r} is no probability to keep a cell; a number in (0, 1] is accepted.")
     check_seed(seed)
-
-
-def check_seed(seed: Any) -> None:
-    """Raise ``ValueError`` for what seeds no generator."""
-    if not is_int(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!r} is no seed; an int >= 0 is accepted.")
-
-
-def check_count(argument: str, value: Any) -> None:
-    """Raise ``ValueError`` for what is no positive number of things."""
-    if not is_int(value) or value < 1:
-        raise ValueError(f"{argument}={value!r} is no positive number of things; an int >= 1 is accepted.")
 
 
 def mask_chunks(

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from saliency.engine.maps import imsmooth, is_int, is_number
-from saliency.engine.targets import describe
+from saliency.engine.checks import describe, is_int, is_number
+from saliency.engine.maps import imsmooth
 
 BLUR_PERTURBATION = "blur"
 FADE_PERTURBATION = "fade"

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from saliency.engine.mask_search import VARIANTS, Search, find_masks
-from saliency.engine.perturbation import MaskGenerator, Perturbation
+from saliency.methods.extremal.perturbation import MaskGenerator, Perturbation
+from saliency.methods.extremal.search import VARIANTS, Search, find_masks
 
 OPTIONS = {
     "perturbation": "fade",

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from saliency.engine.masks import interpolate, mask_chunks, random_masks
+from saliency.methods.masks import interpolate, mask_chunks, random_masks
 
 
 def reflect(i, n):

@@ -1,76 +1,29 @@
 """Extremal perturbations: the smooth mask of a given area that keeps, or destroys, most of a score."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
+from saliency.engine.call import Call, Input, make_call
+from saliency.engine.checks import describe, is_number
 from saliency.engine.contexts import NullContext
 from saliency.engine.driver import Maps
-from saliency.engine.forward import Call, Input, Site, make_call, make_site, recording
 from saliency.engine.layers import Layer, unwrap
-from saliency.engine.maps import Layout, Resize, check_map_options, finish_map, imsmooth, is_number
-from saliency.engine.mask_search import DUAL_VARIANT, PRESERVE_VARIANT, Reward, Search, check_variant, find_masks
-from saliency.engine.perturbation import BLUR_PERTURBATION
+from saliency.engine.layouts import Layout
+from saliency.engine.maps import Resize, check_map_options, finish_map, imsmooth
 from saliency.engine.probe import attach_debug_probes
+from saliency.engine.record import recording
+from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating, model_dtype
 from saliency.engine.tail import Evaluate, replacing_input, replacing_layer
-from saliency.engine.targets import Target, class_indices, describe, score_of, select_scores, split_targets, take_rows
-
-RewardFunction: TypeAlias = Callable[..., Tensor]  # reward_func(activation, target, variant=variant)
-
-
-def simple_reward(activation: Tensor, target: int | Tensor, variant: str) -> Tensor:
-    r"""The score of every mask: :math:`y_c` to preserve, :math:`-y_c` to delete, their sum for both at once.
-
-    ``activation`` is (B, C) or (B, C, h, w), ``target`` a channel or one for every row, a LongTensor (B,). For
-    ``'dual'``, the first half of the rows is what the masks keep, the second what they delete. Returns (B, ...), or
-    (B / 2, ...). Raises ``ValueError`` for a variant or channel that is not there.
-
-    >>> simple_reward(torch.tensor([[1.0, 2.0], [3.0, 5.0]]), 1, 'dual')
-    tensor([-3.])
-    """
-    return _play(activation.gather(1, _channel(activation, target)).squeeze(1), variant)
-
-
-def contrastive_reward(activation: Tensor, target: int | Tensor, variant: str) -> Tensor:
-    r"""How far the score is above the largest other one of the same mask: :math:`y_c - \max_{c' \neq c} y_{c'}`.
-
-    Variants, shapes and errors as for :func:`simple_reward`; an activation of a single channel is an error too.
-
-    >>> contrastive_reward(torch.tensor([[1.0, 2.0, 5.0], [3.0, 5.0, 4.0]]), 1, 'preserve')
-    tensor([-3.,  1.])
-    """
-    index = _channel(activation, target)
-    if activation.shape[1] < 2:
-        raise ValueError(
-            f"activation={tuple(activation.shape)} has no other channel to compare with; two or more are accepted."
-        )
-    others = activation.scatter(1, index, -math.inf).max(1).values
-    return _play(activation.gather(1, index).squeeze(1) - others, variant)
-
-
-def _channel(activation: Tensor, target: int | Tensor) -> Tensor:
-    """The index of the target's channel, shaped like an activation of one channel."""
-    if isinstance(target, Tensor) and target.shape == activation.shape[:1]:  # not looked into: that waits for a GPU
-        index = target.to(activation.device).view(-1, *[1] * (activation.ndim - 1))
-    else:
-        index = class_indices(activation, target)
-    return index.expand_as(activation[:, :1])
-
-
-def _play(score: Tensor, variant: str) -> Tensor:
-    check_variant(variant)
-    if variant != DUAL_VARIANT:
-        return score if variant == PRESERVE_VARIANT else -score
-    if len(score) % 2:
-        raise ValueError(f"activation={len(score)} rows have no two halves; an even number of rows is accepted.")
-    kept, deleted = score.chunk(2)
-    return kept - deleted
+from saliency.engine.targets import Target, score_of, select_scores, split_targets, take_rows
+from saliency.methods.extremal.perturbation import BLUR_PERTURBATION
+from saliency.methods.extremal.rewards import RewardFunction, simple_reward
+from saliency.methods.extremal.search import PRESERVE_VARIANT, Reward, Search, find_masks
 
 
 def extremal_perturbation(

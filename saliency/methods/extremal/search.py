@@ -7,9 +7,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from saliency.engine.maps import is_number
-from saliency.engine.masks import check_count, check_seed
-from saliency.engine.perturbation import MaskGenerator, Perturbation, check_grid, check_perturbation
+from saliency.engine.checks import check_count, check_seed, is_number
+from saliency.methods.extremal.perturbation import MaskGenerator, Perturbation, check_grid, check_perturbation
 
 PRESERVE_VARIANT = "preserve"
 DELETE_VARIANT = "delete"

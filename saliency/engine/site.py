@@ -1,0 +1,30 @@
+"""Sites: where tensors of a forward pass are recorded."""
+
+from typing import NamedTuple
+
+from torch.nn import Module
+
+from saliency.engine.call import Call
+from saliency.engine.layers import Layer, find_layer, resolve_layer
+
+
+class Site(NamedTuple):
+    """Where a probe sits: one side of a module, and how many of the tensors there are explained."""
+
+    name: str
+    module: Module
+    side: str
+    tensors: int
+
+
+def make_site(model: Module, layer: Layer, call: Call, attribute_to_layer_input: bool = False) -> Site:
+    """Find a layer: ``''`` is the model's input, ``None`` the last layer with spatial output."""
+    if isinstance(layer, str) and not layer:
+        floats = sum(tensor.is_floating_point() for tensor in call.inputs)
+        if not floats:
+            raise ValueError(f"input={call.inputs[0].dtype} has no gradient; a floating-point tensor is accepted.")
+        return Site("", model, "input", floats)
+    if layer is None:
+        layer = find_layer(model, *call.inputs, *call.args, **call.kwargs)
+    name = layer if isinstance(layer, str) else type(layer).__name__
+    return Site(name, resolve_layer(model, layer), "input" if attribute_to_layer_input else "output", 1)
