@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from saliency.engine.call import make_call
+from saliency.engine.call import check_inputs
 
 
 def smooth_grad(
@@ -36,7 +36,7 @@ def smooth_grad(
     def smoothed(model: Any, input: Any, *args: Any, **options: Any) -> Any:
         if options.get("debug"):
             raise ValueError("debug=True has no mean over noisy inputs; it is accepted by the method itself.")
-        inputs = make_call(input).inputs
+        inputs = check_inputs(input)
         generator = torch.Generator(inputs[0].device).manual_seed(seed)
         total: Any = None
         for _ in range(n_samples):

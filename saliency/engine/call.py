@@ -1,58 +1,111 @@
-"""Calls: how the model is called, and with which rows of its batch."""
+"""Calls: a model with what it is called with, and the rows of its batch."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torch.utils._pytree import tree_map_only
 
-from saliency.engine.state import own_copy
+from saliency.engine.layers import unwrap
+from saliency.engine.state import model_dtype, own_copy
 
 Input: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
-class Call(NamedTuple):
-    """How the model is called: the explained inputs first, then what else reaches its ``forward``."""
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A model and what it is called with: the explained inputs first, then what else reaches its ``forward``."""
 
+    model: Module
     inputs: tuple[Tensor, ...]
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    kwargs: Mapping[str, Any]
+
+    @cached_property
+    def modules(self) -> tuple[Module, ...]:
+        """Every module of the model: the tree is walked once a call."""
+        return tuple(self.model.modules())
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Every parameter of the model; one that is shared may be there twice."""
+        return tuple(p for module in self.modules for p in module._parameters.values() if p is not None)
+
+    @property
+    def samples(self) -> int:
+        """The number of samples in the batch."""
+        return len(self.inputs[0])
+
+    @property
+    def image_at(self) -> int:
+        """Which of the inputs is the image: the first with positions, else the first."""
+        return next((at for at, tensor in enumerate(self.inputs) if tensor.ndim > 2), 0)
+
+    @property
+    def image(self) -> Tensor:
+        """The image."""
+        return self.inputs[self.image_at]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's dtype: that of its first floating-point parameter, or else of the first input."""
+        return model_dtype(self.model, self.inputs[0])
+
+    def run(self) -> Any:
+        """The model's output."""
+        return self.model(*self.inputs, *self.args, **self.kwargs)
+
+    def own(self) -> "Call":
+        """The call with copies of its tensors, which the model may overwrite."""
+        inputs, args, kwargs = tree_map_only(Tensor, own_copy, (self.inputs, self.args, dict(self.kwargs)))
+        return replace(self, inputs=inputs, args=args, kwargs=kwargs)
+
+    def rows(self, index: Tensor) -> "Call":
+        """The call with the rows of its batch in the order of ``index``; nothing of it is shared with the caller.
+
+        Tensors of as many rows as the input has go along, all others stay as they are; so does a vector of one float.
+        """
+        samples = self.inputs[0].shape[:1]
+
+        def take(tensor: Tensor) -> Tensor:
+            single = tensor.shape == (1,) and tensor.is_floating_point()  # a factor, not one image's label
+            along = tensor.shape[:1] == samples and not single
+            return tensor.detach()[index.to(tensor.device)] if along else own_copy(tensor)
+
+        inputs, args, kwargs = tree_map_only(Tensor, take, (self.inputs, self.args, dict(self.kwargs)))
+        return replace(self, inputs=inputs, args=args, kwargs=kwargs)
+
+    def replacing(self, tensors: Mapping[int, Tensor], index: Tensor) -> "Call":
+        """As :meth:`rows`, with other ``tensors`` in place of the inputs at their positions.
+
+        >>> call = make_call(torch.nn.Identity(), torch.zeros(2, 1))
+        >>> call.replacing({0: torch.ones(3, 1)}, torch.tensor([0, 0, 1])).run().flatten()
+        tensor([1., 1., 1.])
+        """
+        others = tuple(x.new_empty(len(x), 0) if at in tensors else x for at, x in enumerate(self.inputs))
+        call = replace(self, inputs=others).rows(index)  # what is replaced need not be copied
+        return replace(call, inputs=tuple(tensors.get(at, x) for at, x in enumerate(call.inputs)))
 
 
-def make_call(input: Any, additional_forward_args: Any = None, forward_kwargs: Any = None) -> Call:
-    """Check what reaches the model. Raises ``ValueError`` for an input that is no batch of tensors."""
+def check_inputs(input: Any) -> tuple[Tensor, ...]:
+    """The tensors of an input. Raises ``ValueError`` for an input that is no batch of tensors."""
     inputs = tuple(input) if isinstance(input, (tuple, list)) else (input,)
     if not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
         raise ValueError(f"input={type(input).__name__} is no tensor; a tensor (N, C, H, W) or a tuple is accepted.")
     if any(tensor.ndim < 2 or not len(tensor) for tensor in inputs):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
         raise ValueError(f"input={shapes} is no batch of samples; a tensor (N, C, H, W) with N > 0 is accepted.")
-    extra = additional_forward_args
+    return inputs
+
+
+def make_call(model: Module, input: Any, additional_forward_args: Any = None, forward_kwargs: Any = None) -> Call:
+    """Check what reaches the model. Raises ``ValueError`` for what is no model, or no batch of tensors."""
+    model, inputs, extra = unwrap(model), check_inputs(input), additional_forward_args
     args = () if extra is None else tuple(extra) if isinstance(extra, (tuple, list)) else (extra,)
     if not isinstance(forward_kwargs, (Mapping, type(None))):
         raise ValueError(f"forward_kwargs={forward_kwargs!r} is no mapping; a dict of keyword arguments is accepted.")
-    return Call(inputs, args, dict(forward_kwargs or {}))
-
-
-def take_rows(call: Call, index: Tensor) -> Call:
-    """The call with the rows of its batch in the order of ``index``; nothing of it is shared with the caller.
-
-    Tensors of as many rows as the input has go along, all others stay as they are; so does a vector of one float.
-    """
-    samples = call.inputs[0].shape[:1]
-
-    def take(tensor: Tensor) -> Tensor:
-        single = tensor.shape == (1,) and tensor.is_floating_point()  # a factor, not one image's label
-        along = tensor.shape[:1] == samples and not single
-        return tensor.detach()[index.to(tensor.device)] if along else own_copy(tensor)
-
-    return Call(*tree_map_only(Tensor, take, tuple(call)))
-
-
-def run_rows(model: Module, call: Call, tensors: Tensor, index: Tensor, at: int = 0) -> Any:
-    """The model's output for ``tensors`` in place of one of the inputs; all else follows the rows of ``index``."""
-    others = list(call.inputs)
-    others[at] = tensors.new_empty(len(others[at]), 0)  # need not be copied
-    inputs, args, kwargs = take_rows(call._replace(inputs=tuple(others)), index)
-    return model(*inputs[:at], tensors, *inputs[at + 1 :], *args, **kwargs)
+    return Call(model, inputs, args, dict(forward_kwargs or {}))

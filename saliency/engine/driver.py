@@ -12,14 +12,14 @@ from saliency.engine import maps, targets
 from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import describe
 from saliency.engine.contexts import NullContext
-from saliency.engine.layers import Layer, unwrap
+from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.maps import Resize, check_map_options, finish_map, join_targets
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import ContextBuilder, recording
 from saliency.engine.sharing import SharedForward
 from saliency.engine.site import Site, make_site
-from saliency.engine.state import evaluating, model_dtype, own_copy
+from saliency.engine.state import evaluating, own_copy
 from saliency.engine.targets import Target, select_scores, split_targets
 
 Maps: TypeAlias = Any  # a Tensor; a list of them for a list of layers, a tuple for a tuple of inputs; a pair with debug
@@ -81,14 +81,13 @@ def saliency(
         ValueError: for an argument that cannot be used, a layer that is not reached, a gradient that is not.
     """
     check_map_options(resize, resize_mode, smooth, layout)
-    model = unwrap(model)
-    call = make_call(input, additional_forward_args, forward_kwargs)
+    call = make_call(model, input, additional_forward_args, forward_kwargs)
     several = isinstance(saliency_layer, (list, tuple))
     layers: Any = saliency_layer if several else [saliency_layer]
     if not layers:
         raise ValueError(f"saliency_layer={saliency_layer!r} names no layer; a layer or a list of layers is accepted.")
-    sites = [make_site(model, layer, call, attribute_to_layer_input) for layer in layers]
-    image = next((tensor for tensor in call.inputs if tensor.ndim > 2), call.inputs[0])
+    sites = [make_site(call, layer, attribute_to_layer_input) for layer in layers]
+    image = call.image
 
     def to_map(x: Tensor, site: Site) -> Tensor:
         # The input is (N, C, H, W), whatever the layout of the layers.
@@ -99,7 +98,7 @@ def saliency(
         return finish_map(saliency, reference, resize, resize_mode, smooth)
 
     pieces = (context_builder, get_backward_gradient, debug, shared)
-    activations, probes = layer_gradient(model, call, target, sites, *pieces)
+    activations, probes = layer_gradient(call, target, sites, *pieces)
     results: list[Any] = []
     for site, tensors in zip(sites, activations, strict=True):
         joined = tuple(join_targets([to_map(x, site) for x in per_target], layout == "layer") for per_target in tensors)
@@ -109,7 +108,6 @@ def saliency(
 
 
 def layer_gradient(
-    model: Module,
     call: Call,
     target: Target,
     sites: Sequence[Site],
@@ -123,22 +121,22 @@ def layer_gradient(
     One forward pass serves all sites and targets. Without ``get_backward_gradient`` there is no backward pass, and
     the activations have no gradient. Raises ``ValueError`` where no gradient reaches a site.
     """
-    dtype = model_dtype(model, call.inputs[0])
+    dtype = call.dtype
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on.
     for record_all in [True] if debug else [False, True]:
-        with evaluating(model), ExitStack() as stack:
+        with evaluating(call.model, call.modules), ExitStack() as stack:
             torch.set_grad_enabled(record_all)
-            probes = attach_debug_probes(model, debug)
+            probes = attach_debug_probes(call.model, debug)
             watching = [stack.enter_context(probe) for probe in (probes or {}).values()]
             record = recording if shared is None or record_all else shared.recording
-            with record(model, call, sites, context_builder, get_backward_gradient is not None) as (output, recorded):
+            with record(call, sites, context_builder, get_backward_gradient is not None) as (output, recorded):
                 tensors = [x for at_site in recorded for x in at_site]
                 watched = [x for probe in watching for x in probe.data]
                 gradients: list[Sequence[Tensor | None]]
                 if get_backward_gradient is None:
                     gradients = [[None] * len(tensors)] * len(split_targets(target))
                 else:
-                    scores, wanted = select_scores(output, target, len(call.inputs[0]))
+                    scores, wanted = select_scores(output, target, call.samples)
                     gradients = _differentiate(scores, wanted, get_backward_gradient, tensors, watched, shared)
                 take = torch.Tensor.detach if shared is None else own_copy  # a method may overwrite what it is given
                 rows = [[_with_gradient(take(x), dx) for x, dx in zip(tensors, of, strict=True)] for of in gradients]

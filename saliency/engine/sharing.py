@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from saliency.engine.call import Call, Input, make_call
 from saliency.engine.contexts import NullContext, Rule, RuleContext, activation_rules, is_inplace
-from saliency.engine.layers import Layer, unwrap
+from saliency.engine.layers import Layer
 from saliency.engine.probe import add_hook
 from saliency.engine.record import ContextBuilder, recording
 from saliency.engine.site import Site, make_site
@@ -32,7 +32,11 @@ def _place(site: Site) -> Place:
 
 
 def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version  # what is made in inference mode counts no versions
+    return 0 if tensor.is_inference() else tensor._version  # inference mode counts none
+
+
+def _unchanged(versions: Versions) -> bool:
+    return all(_version(x) == version for x, version in versions)
 
 
 def _versions(values: Any) -> Versions:
@@ -40,8 +44,8 @@ def _versions(values: Any) -> Versions:
         return [(x, _version(x)) for x in tree_leaves(values) if isinstance(x, Tensor)]
 
 
-def _unchanged(versions: Versions) -> bool:
-    return all(_version(x) == version for x, version in versions)
+def _given(call: Call) -> tuple[Any, ...]:
+    return call.inputs, call.args, call.kwargs
 
 
 class _SwitchedReLU(torch.autograd.Function):
@@ -181,22 +185,24 @@ class _Recorder(RuleContext):
 class SharedForward:
     """One recorded forward pass; :func:`shared_forward` says what it is for."""
 
-    def __init__(self, model: Module, call: Call, saliency_layers: Sequence[Layer]) -> None:
-        self._model, self._call = model, call
-        sites = [make_site(self._model, layer, self._call) for layer in saliency_layers]
+    def __init__(self, call: Call, saliency_layers: Sequence[Layer]) -> None:
+        self._model, self._call = call.model, call
+        sites = [make_site(call, layer) for layer in saliency_layers]
         self._rules: dict[Any, Rule] = {}  # of the backward pass that runs now
-        self._given = _versions((tuple(call), [*model.parameters(), *model.buffers()]))
+        self._given = _versions(
+            (call.inputs, call.args, call.kwargs, [*call.model.parameters(), *call.model.buffers()])
+        )
         self._precision = self._autocast()
         self._saved: Versions = []
-        self._plain = True  # nothing but the input of an activation function depends on the layers
+        self._plain = True  # only the input of an activation depends on the layers
         self._found: list[tuple[dict[Any, Rule], Tensor, Known]] = []
         self._recorder = _Recorder(self._model, sites, RuleContext(activation_rules(self._switch)))
         with (
-            evaluating(self._model),
-            recording(self._model, self._call, sites, lambda: self._recorder) as (output, recorded),
+            evaluating(self._model, call.modules),
+            recording(call, sites, lambda: self._recorder) as (output, recorded),
         ):
             self._output = output
-            self._tensors = {_place(site): tensors for site, tensors in zip(sites, recorded, strict=True)}
+            self._tensors = dict(zip(map(_place, sites), recorded, strict=True))
         self._saved += _versions(output)
 
     def _switch(self, function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -214,12 +220,12 @@ class SharedForward:
 
     @contextmanager
     def recording(
-        self, model: Module, call: Call, sites: Sequence[Site], context_builder: ContextBuilder, grad: bool = True
+        self, call: Call, sites: Sequence[Site], context_builder: ContextBuilder, grad: bool = True
     ) -> Iterator[Recorded]:
-        """As :func:`saliency.engine.forward.recording`, but for the part of the forward pass that is known."""
+        """As the function, but for the part of the forward pass that is known."""
         context: Any = context_builder() if callable(context_builder) else None
-        places = [_place(site) for site in sites]
-        known = model is self._model and self._is_own(call) and all(place in self._tensors for place in places)
+        places = list(map(_place, sites))
+        known = self._is_own(call) and all(place in self._tensors for place in places)
         rules = isinstance(context, RuleContext)
         switchable = type(context) is NullContext or (rules and context.switchable)
         if known and switchable and self._plain and _unchanged(self._saved):
@@ -235,7 +241,7 @@ class SharedForward:
         with ExitStack() as stack:
             for build in builders:
                 with suppress(_DivergedError):
-                    recorded = stack.enter_context(recording(model, call, sites, build, grad))
+                    recorded = stack.enter_context(recording(call, sites, build, grad))
                     break
             yield recorded
 
@@ -258,8 +264,12 @@ class SharedForward:
 
     def _is_own(self, call: Call) -> bool:
         """Is it the call of the shared pass, and nothing that goes into it changed since then?"""
-        (tensors, tree), (own_tensors, own_tree) = tree_flatten(tuple(call)), tree_flatten(tuple(self._call))
-        same = tree == own_tree and all(x is y for x, y in zip(tensors, own_tensors, strict=True))
+        (tensors, tree), (own_tensors, own_tree) = map(tree_flatten, (_given(call), _given(self._call)))
+        same = (
+            call.model is self._model
+            and tree == own_tree
+            and all(x is y for x, y in zip(tensors, own_tensors, strict=True))
+        )
         return same and _unchanged(self._given) and self._precision == self._autocast()
 
     def _autocast(self) -> torch.dtype | None:
@@ -281,12 +291,9 @@ def shared_forward(
     backpropagation, DeConvNet) need no forward pass any more; those with other rules (excitation backprop) run what
     lies behind their layer. A call with another model, input or layer, or with ``debug``, runs on its own. The graph,
     and what every operation returned, stay in memory as long as the result does; one thread may use it at a time.
-    Raises ``ValueError`` as :func:`saliency` does.
+    Errors: see :func:`saliency`.
 
-    >>> from saliency import grad_cam, gradient
     >>> from saliency.scenes import make_scene, scene_network
-    >>> model, image = scene_network(), make_scene(0).image[None]
-    >>> shared = shared_forward(model, image, ["", "layer4"])
-    >>> cam, fine = grad_cam(model, image, 0, "layer4", shared=shared), gradient(model, image, 0, shared=shared)
+    >>> shared = shared_forward(scene_network(), make_scene(0).image[None], ["layer4"])
     """
-    return SharedForward(unwrap(model), make_call(input, additional_forward_args, forward_kwargs), saliency_layers)
+    return SharedForward(make_call(model, input, additional_forward_args, forward_kwargs), saliency_layers)

@@ -17,14 +17,14 @@ class Site(NamedTuple):
     tensors: int
 
 
-def make_site(model: Module, layer: Layer, call: Call, attribute_to_layer_input: bool = False) -> Site:
+def make_site(call: Call, layer: Layer, attribute_to_layer_input: bool = False) -> Site:
     """Find a layer: ``''`` is the model's input, ``None`` the last layer with spatial output."""
     if isinstance(layer, str) and not layer:
         floats = sum(tensor.is_floating_point() for tensor in call.inputs)
         if not floats:
             raise ValueError(f"input={call.inputs[0].dtype} has no gradient; a floating-point tensor is accepted.")
-        return Site("", model, "input", floats)
+        return Site("", call.model, "input", floats)
     if layer is None:
-        layer = find_layer(model, *call.inputs, *call.args, **call.kwargs)
+        layer = find_layer(call.model, *call.inputs, *call.args, **call.kwargs)
     name = layer if isinstance(layer, str) else type(layer).__name__
-    return Site(name, resolve_layer(model, layer), "input" if attribute_to_layer_input else "output", 1)
+    return Site(name, resolve_layer(call.model, layer), "input" if attribute_to_layer_input else "output", 1)

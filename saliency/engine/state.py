@@ -4,7 +4,7 @@ import operator
 import random
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -107,11 +107,12 @@ def _random_state(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: Module) -> Iterator[None]:
+def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterator[None]:
     """Run ``model`` for a saliency call: in evaluation mode, eagerly, without gradients unless a probe asks.
 
     Put back afterwards, whatever happens inside: every module's ``training`` flag and buffers, the random states,
     the gradient, inference and autocast modes, the compiler's stance. Calls may overlap in time and across threads.
+    ``modules`` are those of the model, where they are known.
 
     >>> model = torch.nn.Dropout()
     >>> with evaluating(model):
@@ -121,7 +122,7 @@ def evaluating(model: Module) -> Iterator[None]:
     True
     """
     changes: dict[Hashable, Callable[[], Callable[[], Any]]] = {
-        module: partial(_hold, module) for module in model.modules()
+        module: partial(_hold, module) for module in (model.modules() if modules is None else modules)
     }
     if "torch._dynamo" in sys.modules:  # something may be compiled, and hooks do not fire in compiled code
         changes["eager"] = _to_eager

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from saliency.engine.call import Call, run_rows, take_rows
+from saliency.engine.call import Call
 from saliency.engine.contexts import NullContext, Rule, RuleContext
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.probe import add_hook
@@ -31,8 +31,7 @@ class Tail:
     inside ``evaluating(model)``. ``record_all`` is for models that set the gradient mode themselves.
     """
 
-    def __init__(self, model: Module, site: Site, call: Call, record_all: bool = False) -> None:
-        self.model = model
+    def __init__(self, site: Site, call: Call, record_all: bool = False) -> None:
         self.site = site
         self.call = call
         self.record_all = record_all
@@ -40,7 +39,7 @@ class Tail:
         with ExitStack() as stack:
             stack.callback(self._hook(self._count).remove)
             stack.enter_context(torch.no_grad())
-            recorded = stack.enter_context(recording(model, call, [site], NullContext, grad=False))[1]
+            recorded = stack.enter_context(recording(call, [site], NullContext, grad=False))[1]
             self.activation = recorded[0][0].detach()
         if len(self.activation) != 1:
             raise ValueError(
@@ -56,7 +55,7 @@ class Tail:
 
     def _expanded(self, activations: Tensor) -> Any:
         index = torch.zeros(len(activations), dtype=torch.long, device="cpu")
-        return self._run(activations, take_rows(self.call, index), {})
+        return self._run(activations, self.call.rows(index), {})
 
     @torch.enable_grad()  # as in a search: in place, there is less that may be done
     def _broadcasts(self) -> bool:
@@ -84,8 +83,7 @@ class Tail:
             stack.callback(self._hook(replace).remove)
             stack.enter_context(torch.set_grad_enabled(grad and self.record_all))
             stack.enter_context(RuleContext(rules))
-            inputs, args, kwargs = take_rows(call, torch.arange(len(call.inputs[0])))
-            return self.model(*inputs, *args, **kwargs)
+            return call.rows(torch.arange(call.samples)).run()
 
     def _count(self, values: Any) -> None:
         self._calls += 1
@@ -180,27 +178,27 @@ def put_grid(x: Tensor, index: Tensor, grids: Tensor) -> Tensor:
     return flat.scatter(1, rows, grids.flatten(1)).view(-1, *x.shape[1:])
 
 
-def replacing_input(model: Module, call: Call, at: int) -> tuple[Tensor, Evaluate]:
+def replacing_input(call: Call, at: int) -> tuple[Tensor, Evaluate]:
     """One of the inputs, and how to evaluate the model on B others (B, ...) in its place.
 
     ``images`` is the row of ``call``, a LongTensor (B,), that each of them belongs to.
     """
 
     def evaluate(tensors: Tensor, images: Tensor) -> Iterator[tuple[Tensor, Any]]:
-        yield torch.arange(len(images), device="cpu"), run_rows(model, call, tensors, images, at)
+        yield torch.arange(len(images), device="cpu"), call.replacing({at: tensors}, images).run()
 
     return call.inputs[at].detach(), evaluate
 
 
 def replacing_layer(
-    model: Module, call: Call, site: Site, size: Sequence[int], layout: Layout, record_all: bool = False
+    call: Call, site: Site, size: Sequence[int], layout: Layout, record_all: bool = False
 ) -> tuple[Tensor, Evaluate]:
     """A layer's activations as grids (N, C, h, w), and how to evaluate the model on B others in their place.
 
     As :func:`replacing_input`; images of ``size`` go one after the other, each with its :class:`Tail`.
     """
-    rows = torch.arange(len(call.inputs[0]), device="cpu").split(1)
-    tails = [Tail(model, site, take_rows(call, row), record_all) for row in rows]
+    rows = torch.arange(call.samples, device="cpu").split(1)
+    tails = [Tail(site, call.rows(row), record_all) for row in rows]
     index = grid_index(tails[0].activation, size, layout, site.module)
     same = index.shape == tails[0].activation.shape[1:] and bool((index.flatten().diff() == 1).all())
     x = torch.cat([tail.activation.flatten()[index][None] for tail in tails])

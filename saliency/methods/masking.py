@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.call import Call, make_call, run_rows
+from saliency.engine.call import Call, make_call
 from saliency.engine.checks import check_count, describe
-from saliency.engine.layers import unwrap
 from saliency.engine.maps import Resize, check_map_options, finish_map
-from saliency.engine.state import evaluating, model_dtype, own_copy
+from saliency.engine.state import evaluating, own_copy
 from saliency.engine.targets import Target, get_backward_gradient, main_output, select_scores, split_targets
 from saliency.methods.masks import check_masks, mask_chunks
 
@@ -73,13 +72,13 @@ def rise(
     options = _Options(
         *(seed, num_masks, num_cells, filter_masks, batch_size, p), *(resize, resize_mode, smooth, scores, progress)
     )
-    call = _check(input, options, additional_forward_args, forward_kwargs)
+    call = _check(model, input, options, additional_forward_args, forward_kwargs)
 
     def every_class(output: Any, image: int, samples: int) -> Tensor:
         score = _score_tensor(output, samples, options.scores)
         return score.reshape(samples, 1 if score.ndim == 1 else score.shape[1], -1).sum(2)
 
-    return _explain(model, call, lambda model: every_class, options)
+    return _explain(call, lambda: every_class, options)
 
 
 def rise_class(
@@ -117,15 +116,15 @@ def rise_class(
     options = _Options(
         *(seed, num_masks, num_cells, filter_masks, batch_size, p), *(resize, resize_mode, smooth, scores, progress)
     )
-    call = _check(input, options, additional_forward_args, forward_kwargs)
-    return _explain(model, call, lambda model: _selected(model, call, target, options.scores), options)
+    call = _check(model, input, options, additional_forward_args, forward_kwargs)
+    return _explain(call, lambda: _selected(call, target, options.scores), options)
 
 
-def _check(input: Any, options: _Options, additional_forward_args: Any, forward_kwargs: Any) -> Call:
+def _check(model: Module, input: Any, options: _Options, additional_forward_args: Any, forward_kwargs: Any) -> Call:
     """The call of the model with the whole batch. Raises ``ValueError`` for what cannot be used."""
     if not isinstance(input, Tensor):
         raise ValueError(f"input={type(input).__name__} is no single tensor; one of shape (N, C, H, W) is accepted.")
-    call = make_call(input, additional_forward_args, forward_kwargs)
+    call = make_call(model, input, additional_forward_args, forward_kwargs)
     if not input.is_floating_point():
         raise ValueError(f"input={input.dtype} cannot be masked; a floating-point tensor is accepted.")
     if input.ndim < 3 or not input.numel():
@@ -175,13 +174,13 @@ def _score_tensor(output: Any, samples: int, scores: str) -> Tensor:
     return _apply(scores, output)
 
 
-def _selected(model: Module, call: Call, target: Any, scores: str) -> _Select:
+def _selected(call: Call, target: Any, scores: str) -> _Select:
     """Which scores of an output are those of the target; checked on one forward pass of the images as they are."""
     if callable(target) and not isinstance(target, Tensor):
         return lambda output, image, samples: _apply(scores, select_scores(output, target, samples)[0])[:, None]
     images = own_copy(call.inputs[0])
     index = torch.arange(len(images), device=images.device)
-    output, _ = select_scores(run_rows(model, call, images, index), target, len(images))
+    output, _ = select_scores(call.replacing({0: images}, index).run(), target, len(images))
     score = _score_tensor(output, len(images), scores)
     # One column per target; of the flat output only the entries count that any target of the image asks for.
     gradients = [get_backward_gradient(score, column) for column in split_targets(target)]
@@ -197,17 +196,16 @@ def _selected(model: Module, call: Call, target: Any, scores: str) -> _Select:
     return select
 
 
-def _explain(model: Module, call: Call, make_select: Callable[[Module], _Select], options: _Options) -> Tensor:
+def _explain(call: Call, make_select: Callable[[], _Select], options: _Options) -> Tensor:
     """The finished maps, in the model's dtype."""
-    model, input = unwrap(model), call.inputs[0]
-    dtype = model_dtype(model, input)
-    with evaluating(model):
-        select = make_select(model)
-        maps = _accumulate(model, call, select, options, torch.promote_types(dtype, torch.float32))
+    input, dtype = call.inputs[0], call.dtype
+    with evaluating(call.model, call.modules):
+        select = make_select()
+        maps = _accumulate(call, select, options, torch.promote_types(dtype, torch.float32))
         return finish_map(maps, input, options.resize, options.resize_mode, options.smooth).to(dtype)
 
 
-def _accumulate(model: Module, call: Call, select: _Select, options: _Options, precision: torch.dtype) -> Tensor:
+def _accumulate(call: Call, select: _Select, options: _Options, precision: torch.dtype) -> Tensor:
     """The mean over the masks of score times mask, (N, K, ...)."""
     input = call.inputs[0].detach()
     images, total = len(input), options.num_masks if options.filter_masks is None else len(options.filter_masks)
@@ -216,7 +214,7 @@ def _accumulate(model: Module, call: Call, select: _Select, options: _Options, p
         pixels = masks.flatten(1).to(precision)
         for image in range(images):
             index = torch.full((len(masks),), image, device=input.device)
-            output = run_rows(model, call, input[image] * masks, index)
+            output = call.replacing({0: input[image] * masks}, index).run()
             with torch.autocast(input.device.type, enabled=False):
                 score = select(output, image, len(masks)).to(precision)
                 if not len(sums):

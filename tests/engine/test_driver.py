@@ -286,9 +286,9 @@ def test_volumes_and_sequences():
 def test_layer_gradient():
     """Activations with gradients: per site, per tensor, per target."""
     model, input = network(), image()
-    call = make_call(input)
-    sites = [make_site(model, "3", call), make_site(model, "", call)]
-    activations, probes = layer_gradient(model, call, [[0, 1], [0, 1]], sites)
+    call = make_call(model, input)
+    sites = [make_site(call, "3"), make_site(call, "")]
+    activations, probes = layer_gradient(call, [[0, 1], [0, 1]], sites)
     assert probes is None
     for at_site, layer in zip(activations, (3, -1), strict=True):
         (per_target,) = at_site
@@ -297,16 +297,16 @@ def test_layer_gradient():
             torch.testing.assert_close(x, expected.detach(), rtol=1e-12, atol=1e-15)
             torch.testing.assert_close(x.grad, expected.grad, rtol=1e-12, atol=1e-15)
             assert not x.requires_grad
-    activations, _ = layer_gradient(model, call, 1, sites, get_backward_gradient=None)
+    activations, _ = layer_gradient(call, 1, sites, get_backward_gradient=None)
     assert all(x.grad is None for at_site in activations for column in at_site for x in column)
 
 
 def test_recording_gives_the_output_inside_the_context():
     model, input = network().eval(), image()
-    call = make_call(input)
+    call = make_call(model, input)
     with (
         torch.no_grad(),
-        recording(model, call, [make_site(model, "3", call)], saliency.NullContext) as (output, found),
+        recording(call, [make_site(call, "3")], saliency.NullContext) as (output, found),
     ):
         assert torch.equal(output, model(input)) or output.shape == (2, 3)
         assert output.requires_grad
@@ -319,12 +319,12 @@ def test_recording_gives_the_output_inside_the_context():
 )
 def test_make_call(extra, expected):
     x = torch.ones(1, 2)
-    call = make_call(x, extra, {"key": 4})
+    call = make_call(nn.Identity(), x, extra, {"key": 4})
     assert call.inputs == (x,)
     assert call.args == expected
     assert call.kwargs == {"key": 4}
-    assert make_call([x, x]).inputs == (x, x)
-    assert make_call(x).kwargs == {}
+    assert make_call(nn.Identity(), [x, x]).inputs == (x, x)
+    assert make_call(nn.Identity(), x).kwargs == {}
 
 
 def test_a_rule_sees_the_functional_calls_of_the_model_but_not_of_the_reduction():

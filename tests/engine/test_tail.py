@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from saliency.engine.call import make_call, take_rows
+from saliency.engine.call import make_call
 from saliency.engine.site import make_site
 from saliency.engine.state import evaluating
 from saliency.engine.tail import Tail, grid_index, put_grid, replacing_input, replacing_layer
@@ -35,21 +35,21 @@ def activations_near(x: Tensor) -> Tensor:
     return (x + 0.3 * noise).requires_grad_()
 
 
-def copies(model, site, call, activations):
+def copies(site, call, activations):
     """The plain evaluation: the network on as many copies of the input, its layer replaced."""
-    tail = Tail(model, site, call)
+    tail = Tail(site, call)
     tail.expands = True
     return tail(activations)
 
 
 def compare(model, layer, call, target):
     """Is the tail the plain evaluation? And did it need copies?"""
-    site = make_site(model, layer, call)
+    site = make_site(call, layer)
     with evaluating(model), torch.enable_grad():
-        tail = Tail(model, site, call)
+        tail = Tail(site, call)
         activations = activations_near(tail.activation)
         results = []
-        for evaluate in (tail, lambda x: copies(model, site, call, x)):
+        for evaluate in (tail, lambda x: copies(site, call, x)):
             scores = score_of(evaluate(activations), target, 3)
             (gradient,) = torch.autograd.grad(scores.square().sum(), activations)
             results.append((scores.detach(), gradient))
@@ -66,7 +66,7 @@ def test_networks(name):
         model = torchvision.models.get_model(name, weights=None, num_classes=4, **OPTIONS.get(name, {})).eval()
         if name == "vit_b_16":
             model.heads.head.weight.data.normal_()
-    call = make_call(torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double())
+    call = make_call(model, torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)).double())
     layers, expanded = NETS[name]
     assert sum(compare(model.double(), layer, call, 1) for layer in layers) == expanded
 
@@ -76,8 +76,8 @@ def test_models_of_the_table(case):
     if not case.batched:
         pytest.skip("draws random numbers")
     model, input = case.model(), case.input()
-    call = make_call(input, **case.options(torch.float64))
-    call = take_rows(call, torch.tensor([0]))
+    call = make_call(model, input, **case.options(torch.float64))
+    call = call.rows(torch.tensor([0]))
     for layer in case.layers:
         target = case.target if not isinstance(case.target, list) else case.target[0]
         compare(model, layer, call, target)
@@ -172,7 +172,7 @@ JOINS = {
 def test_the_front_broadcasts_or_is_copied(name):
     join, expands = JOINS[name]
     model = Join(join).double()
-    call = make_call(torch.randn(1, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    call = make_call(model, torch.randn(1, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
     assert compare(model, "layer", call, lambda output: output.square().sum(1)) == expands
 
 
@@ -180,9 +180,9 @@ def test_the_front_runs_on_one_image_and_records_nothing():
     model = Join(JOINS["+= and *="][0])
     seen = []
     model.front.register_forward_hook(lambda module, args, output: seen.append((len(output), output.requires_grad)))
-    call = make_call(torch.randn(1, 2, 3, 4))
+    call = make_call(model, torch.randn(1, 2, 3, 4))
     with evaluating(model), torch.enable_grad():
-        tail = Tail(model, make_site(model, "layer", call), call)
+        tail = Tail(make_site(call, "layer"), call)
         for _ in range(3):
             assert len(tail(tail.activation.expand(4, -1, -1, -1).clone().requires_grad_())) == 4
         assert torch.is_grad_enabled()
@@ -198,9 +198,9 @@ def test_the_way_that_fails_is_tried_once():
         return _size_of_the_front(a, b)
 
     model = Join(join)
-    call = make_call(torch.randn(1, 2, 3, 4))
+    call = make_call(model, torch.randn(1, 2, 3, 4))
     with evaluating(model):
-        tail = Tail(model, make_site(model, "layer", call), call)
+        tail = Tail(make_site(call, "layer"), call)
         tail(torch.randn(5, 3, 3, 4))
         tail(torch.randn(5, 3, 3, 4))
     assert calls == [1, 2, 2, 5, 5]
@@ -213,9 +213,9 @@ def test_an_output_of_the_front_alone_repeats():
             return {"out": self.layer(x).flatten(1), "aux": self.front(x).flatten(1)}
 
     model = Auxiliary(None)
-    call = make_call(torch.randn(1, 2, 3, 4))
+    call = make_call(model, torch.randn(1, 2, 3, 4))
     with evaluating(model):
-        tail = Tail(model, make_site(model, "layer", call), call)
+        tail = Tail(make_site(call, "layer"), call)
         output = tail(torch.randn(5, 3, 3, 4))
     assert not tail.expands
     assert output["aux"].shape == output["out"].shape == (5, 36)
@@ -223,10 +223,10 @@ def test_an_output_of_the_front_alone_repeats():
 
 def test_the_callers_activations_and_input_stay():
     model = cases.RESIDUAL.model()
-    call = take_rows(make_call(cases.RESIDUAL.input()), torch.tensor([0]))
+    call = make_call(model, cases.RESIDUAL.input()).rows(torch.tensor([0]))
     kept = [tensor.clone() for tensor in call.inputs]
     with evaluating(model), torch.enable_grad():
-        tail = Tail(model, make_site(model, "norm", call), call)
+        tail = Tail(make_site(call, "norm"), call)
         activations = activations_near(tail.activation)
         before = activations.detach().clone()
         tail(activations)
@@ -237,26 +237,26 @@ def test_the_callers_activations_and_input_stay():
 
 def test_a_real_error_is_raised():
     model = Join(lambda a, b: a @ torch.zeros(1, 1))
-    call = make_call(torch.randn(1, 2, 3, 4))
+    call = make_call(model, torch.randn(1, 2, 3, 4))
     with evaluating(model), pytest.raises(RuntimeError):
-        Tail(model, make_site(model, "layer", call), call)
+        Tail(make_site(call, "layer"), call)
 
 
 def test_a_layer_without_rows_of_images():
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(0), nn.Unflatten(0, (1, -1)))
-    call = make_call(torch.randn(1, 2, 3, 4))
+    call = make_call(model, torch.randn(1, 2, 3, 4))
     with (
         evaluating(model),
         pytest.raises(ValueError, match=r"saliency_layer='1' makes \(36,\), no batch of 1 image; .*"),
     ):
-        Tail(model, make_site(model, "1", call), call)
+        Tail(make_site(call, "1"), call)
 
 
 def test_of_a_layer_used_twice_the_last_call_counts():
     model = cases.TWICE.model()
-    call = take_rows(make_call(cases.TWICE.input()), torch.tensor([0]))
+    call = make_call(model, cases.TWICE.input()).rows(torch.tensor([0]))
     with evaluating(model):
-        tail = Tail(model, make_site(model, "conv", call), call)
+        tail = Tail(make_site(call, "conv"), call)
         activations = torch.cat([tail.activation, tail.activation + 1])
         torch.testing.assert_close(tail(activations), model.classifier(activations.tanh().mean((2, 3))))
         torch.testing.assert_close(tail(activations)[:1], model(*call.inputs))
@@ -264,10 +264,10 @@ def test_of_a_layer_used_twice_the_last_call_counts():
 
 def test_the_input_side_of_a_layer():
     model = cases.FUNCTIONAL.model()
-    call = take_rows(make_call(cases.FUNCTIONAL.input()), torch.tensor([0]))
-    site = make_site(model, "conv2", call, attribute_to_layer_input=True)
+    call = make_call(model, cases.FUNCTIONAL.input()).rows(torch.tensor([0]))
+    site = make_site(call, "conv2", attribute_to_layer_input=True)
     with evaluating(model):
-        tail = Tail(model, site, call)
+        tail = Tail(site, call)
         output = tail(torch.cat([tail.activation, tail.activation * 2]))
         expected = model.classifier(torch.relu(model.conv2(tail.activation * 2)).mean((2, 3)))
         torch.testing.assert_close(output[:1], model(*call.inputs))
@@ -323,7 +323,7 @@ def test_replacing_the_input_takes_the_other_arguments_along():
     images = torch.tensor([1, 0, 1])
     perturbed = torch.randn(3, *x.shape[1:], dtype=x.dtype)
     with evaluating(model):
-        found, evaluate = replacing_input(model, make_call((x, y)), 0)
+        found, evaluate = replacing_input(make_call(model, (x, y)), 0)
         ((where, output),) = evaluate(perturbed, images)
         assert torch.equal(found, x)
         assert where.tolist() == [0, 1, 2]
@@ -334,9 +334,9 @@ def test_replacing_a_layer_of_several_images():
     case = cases.TRANSFORMER
     model, x = case.model(), case.input()
     images = torch.tensor([1, 0, 1])
-    call = make_call(x)
+    call = make_call(model, x)
     with evaluating(model):
-        grids, evaluate = replacing_layer(model, call, make_site(model, "blocks.0", call), (12, 15), None)
+        grids, evaluate = replacing_layer(call, make_site(call, "blocks.0"), (12, 15), None)
         assert grids.shape == (2, 6, 4, 5)
         for where, output in evaluate(grids[images], images):
             torch.testing.assert_close(output, model(x[images[where]]))

@@ -12,13 +12,13 @@ from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import describe, is_number
 from saliency.engine.contexts import NullContext
 from saliency.engine.driver import Maps
-from saliency.engine.layers import Layer, unwrap
+from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize, check_map_options, finish_map, imsmooth
 from saliency.engine.probe import attach_debug_probes
 from saliency.engine.record import recording
 from saliency.engine.site import Site, make_site
-from saliency.engine.state import evaluating, model_dtype
+from saliency.engine.state import evaluating
 from saliency.engine.tail import Evaluate, replacing_input, replacing_layer
 from saliency.engine.targets import Target, score_of, select_scores, split_targets, take_rows
 from saliency.methods.extremal.perturbation import BLUR_PERTURBATION
@@ -67,14 +67,13 @@ def extremal_perturbation(
     search = Search(perturbation, max_iter, num_levels, step, sigma, jitter, variant, seed, tolerance)
     shares = _check(search, areas, reward_func, print_iter, saliency_layer)
     check_map_options(resize, resize_mode, smooth, layout)
-    model = unwrap(model)
-    call = make_call(input, additional_forward_args, forward_kwargs)
-    image = call.inputs[_image_at(call)]
-    with evaluating(model), ExitStack() as stack:
-        x, evaluate = _perturbed(model, call, make_site(model, saliency_layer, call), target, layout, sigma)
+    call = make_call(model, input, additional_forward_args, forward_kwargs)
+    image = call.image
+    with evaluating(call.model, call.modules), ExitStack() as stack:
+        x, evaluate = _perturbed(call, make_site(call, saliency_layer), target, layout, sigma)
         reward = _reward(evaluate, target, len(x), len(shares), reward_func, variant)
         copies = len(split_targets(target)) * len(shares)
-        probes = attach_debug_probes(model, debug)
+        probes = attach_debug_probes(call.model, debug)
         watching = [stack.enter_context(probe) for probe in (probes or {}).values()]
         masks, energies = find_masks(
             x,
@@ -85,7 +84,7 @@ def extremal_perturbation(
             print_iter,
             lambda: [tensor for probe in watching for tensor in probe.data],
         )
-    masks = finish_map(masks.to(model_dtype(model, image)), image, resize, resize_mode, 0)
+    masks = finish_map(masks.to(call.dtype), image, resize, resize_mode, 0)
     masks = imsmooth(masks, smooth * min(masks.shape[2:])) if smooth > 0 else masks
     return (masks, energies, probes) if debug else (masks, energies)
 
@@ -114,30 +113,23 @@ def _shares(areas: Any) -> list[float]:
     return [float(share) for share in shares]
 
 
-def _image_at(call: Call) -> int:
-    """Which of the inputs is the image."""
-    return next((at for at, tensor in enumerate(call.inputs) if tensor.ndim > 2), 0)
-
-
-def _perturbed(
-    model: Module, call: Call, site: Site, target: Target, layout: Layout, sigma: float
-) -> tuple[Tensor, Evaluate]:
+def _perturbed(call: Call, site: Site, target: Target, layout: Layout, sigma: float) -> tuple[Tensor, Evaluate]:
     """What is perturbed, (N, C, h, w), and how to evaluate the model in its place; the target is checked with it."""
-    at = _image_at(call)
+    at = call.image_at
     image = call.inputs[at]
     if not site.name and (image.ndim != 4 or not image.is_floating_point()):
         raise ValueError(f"input={tuple(image.shape)} has no grid; a floating-point (N, C, H, W) is accepted.")
     place = 0 if site.name else sum(tensor.is_floating_point() for tensor in call.inputs[:at])
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on.
     for record_all in (False, True):
-        run = recording(model, call, [site], NullContext)
+        run = recording(call, [site], NullContext)
         with torch.set_grad_enabled(record_all), run as (output, recorded):
             scores = [score_of(output, column, len(image)).sum() for column in split_targets(target)]
             reached = _depends(torch.stack(scores).sum(), recorded[0][place])
         if reached and not site.name:
-            return replacing_input(model, call, at)
+            return replacing_input(call, at)
         if reached:
-            x, evaluate = replacing_layer(model, call, site, image.shape[2:], layout, record_all)
+            x, evaluate = replacing_layer(call, site, image.shape[2:], layout, record_all)
             _check_width(sigma, x)
             return x, evaluate
     raise ValueError(
@@ -226,7 +218,7 @@ def extremal_perturbation_map(
         options["print_iter"] = lambda iteration, energies: progress(iteration + 1, max_iter)
     options |= {"max_iter": max_iter, "saliency_layer": saliency_layer, "debug": debug}
     masks, _, *probes = extremal_perturbation(model, input, target, areas, **options)
-    call = make_call(input)
-    saliency = masks.unflatten(0, (len(call.inputs[0]), -1, len(_shares(areas)))).sum(2).squeeze(2)
-    saliency = finish_map(saliency, call.inputs[_image_at(call)], resize, resize_mode, smooth)
+    call = make_call(model, input)
+    saliency = masks.unflatten(0, (call.samples, -1, len(_shares(areas)))).sum(2).squeeze(2)
+    saliency = finish_map(saliency, call.image, resize, resize_mode, smooth)
     return (saliency, *probes) if debug else saliency
