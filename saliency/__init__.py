@@ -10,7 +10,7 @@ from saliency.engine.driver import saliency
 from saliency.engine.layers import find_layer, get_module
 from saliency.engine.maps import gradient_to_saliency, imsmooth, max_channels, resize_saliency, sum_channels
 from saliency.engine.probe import Probe, attach_debug_probes
-from saliency.engine.sharing import SharedForward, shared_forward
+from saliency.engine.record import SharedForward
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
 from saliency.methods import METHODS, Method
 from saliency.methods.cam import (
@@ -58,6 +58,7 @@ from saliency.methods.relu_backprop import (
     guided_backprop,
     guided_grad_cam,
 )
+from saliency.rules import shared_forward
 from saliency.wrappers import smooth_grad
 
 __version__ = "0.1.0"

@@ -19,7 +19,7 @@ BELOW = {
     "saliency.scenes": ("saliency.engine",),
     "saliency.images": (),
     "saliency.plot": ("saliency.images",),
-    "saliency.evaluation": ("saliency.engine", "saliency.images", "saliency.scenes"),
+    "saliency.evaluation": ("saliency.engine", "saliency.rules", "saliency.images", "saliency.scenes"),
     "saliency": ("saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers"),
     "saliency.catalogue": ("saliency.engine", "saliency.evaluation", "saliency.methods"),
     "saliency.cli": ("",),

@@ -1,27 +1,30 @@
 """Contexts: how the backward pass runs. A rule replaces one operation while its context is open."""
 
 import importlib
-import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
-Rule = Callable[..., Any]  # rule(function, *args, **kwargs) -> what function(*args, **kwargs) returns
-Rules = Mapping[Callable[..., Any], Rule]
-
-# Activations that are no ReLU but are used as one: a rule acts on their own derivative.
-ACTIVATIONS = (
-    *(F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_),
-    *(F.prelu, torch.prelu, Tensor.prelu),
-    *(F.elu, F.elu_, F.celu, torch.celu, torch.celu_, F.selu, torch.selu, torch.selu_),
-    *(F.gelu, F.silu, F.hardswish, F.mish),
+from saliency.engine.graph import Force, differentiate, is_recorded, keep_operation, send_through
+from saliency.engine.operations import (
+    Function,
+    Instead,
+    Operation,
+    Pre,
+    Row,
+    Table,
+    Through,
+    as_table,
+    is_inplace,
+    memory_of,
+    relu_rules,
 )
 
 _state = threading.local()  # is this thread inside a rule? Then contexts further out leave the operation alone.
@@ -74,42 +77,118 @@ def _import(path: str) -> Any:
         return getattr(_import(parent), name, None) if parent else None
 
 
-class RuleContext(TorchFunctionMode):
-    """Replace operations by rules: ``rules`` maps a torch function to ``rule(function, *args, **kwargs)``.
+class Noted(NamedTuple):
+    """An operation of the graph, and where in it the operation begins and ends."""
 
-    The context sees modules, functional calls and tensor methods alike, in an unmodified model; it is local to the
-    thread. Of several open contexts that know an operation, the innermost one rules. What activation checkpointing
-    computes again during the backward pass is outside the context: switch checkpointing off. For
-    :func:`saliency.shared_forward` a class of contexts is ``exact`` if its rules give what the operations give, and
-    change only what is sent back; and ``switchable`` if, besides, they replace activation functions alone, and need of
-    the input of a ReLU no more than its positive part: then they may be chosen when the gradient comes back.
+    op: Operation
+    input: GradientEdge
+    output: GradientEdge
+
+
+class RuleContext(TorchFunctionMode):
+    """Replace what operations send back, or the operations: ``rules`` maps a torch function to a row.
+
+    A row is ``Pre(f)``: f(gradient) is sent through the operation's derivative; ``Through(f)``: f(gradient) comes back
+    as it is; ``Rule(f)``: f(op, gradient) comes back, op an :class:`Operation`; ``Instead(f)``, or a bare f:
+    f(function, *args, **kwargs) runs in place of the operation. The context sees modules, functional calls and tensor
+    methods alike, in an unmodified model; it is local to the thread. Of several open contexts that know an operation,
+    the innermost one rules. What activation checkpointing computes again during the backward pass is outside the
+    context: switch checkpointing off.
 
     >>> with RuleContext({torch.relu: lambda function, x: function(x) + 1}):
     ...     torch.relu(torch.tensor([-1.0, 2.0]))
     tensor([1., 3.])
     """
 
-    exact = switchable = False
+    carries: ClassVar[str] = "gradient"  # or "relevance": what travels down is no derivative
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Table) -> None:
         super().__init__()
-        self.rules = rules
+        self.rules: Mapping[Function, Row] = as_table(rules)
+        self.force = Force(self.rules)
+        self.last: dict[Function, Noted | None] | None = None
+        self._keeping: dict[int, list[Operation]] = {}  # by the memory of their arguments
+
+    @property
+    def is_table(self) -> bool:
+        """Is it rules for the backward pass alone, which can be chosen when the gradient comes back?"""
+        own = type(self).__torch_function__ is not RuleContext.__torch_function__
+        return not own and not any(isinstance(row, Instead) for row in self.rules.values())
+
+    def send_back(
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
+    ) -> list[Tensor | None]:
+        """The gradients at the tensors of ``scores`` whose own gradient is given, under the rules in force."""
+        return differentiate([(scores, gradient)], tensors, retain)
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        rule = self.rules.get(func)
-        if rule is None or getattr(_state, "in_rule", False):
-            return func(*args, **kwargs) if kwargs else func(*args)
+        kwargs = kwargs or {}
+        if self._keeping and is_inplace(func, *args, **kwargs):
+            self._keep_copies(kwargs.get("out", args[0] if args else kwargs.get("input")))
+        row = self.rules.get(func)
+        if (
+            row is None
+            or getattr(_state, "in_rule", False)
+            or not (row.applies is None or row.applies(*args, **kwargs))
+        ):
+            return func(*args, **kwargs)
         _state.in_rule = True
         try:
-            return rule(func, *args, **(kwargs or {}))
+            return self._execute(row, func, args, kwargs)
         finally:
             _state.in_rule = False
+
+    def _execute(self, row: Row, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if isinstance(row, Instead):
+            return row.function(function, *args, **kwargs)
+        if not args and "input" in kwargs:
+            args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
+        if not is_recorded((*args, *kwargs.values())):
+            self._note(function, None)
+            return function(*args, **kwargs)
+        if isinstance(args[0], Tensor) and args[0]._is_view() and is_inplace(function, *args, **kwargs):
+            # Autograd would rewrite the history of the viewed tensor, past the rule.
+            return args[0].copy_(self._execute(row, function, (args[0].clone(), *args[1:]), kwargs))
+        return self.run_recorded(row, function, args, kwargs)
+
+    def run_recorded(self, row: Row, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation that a gradient comes back to; the row is that of the table, which does not change."""
+        if isinstance(row, Pre):
+            output: Tensor = function(*args, **kwargs)
+            output.register_hook(row.function)
+            return output
+        if isinstance(row, Through) and not is_recorded((*args[1:], *kwargs.values())):
+            return send_through(function, row, args, kwargs)
+        return self.keep(Operation(function, args, kwargs), graph=False)
+
+    def keep(self, op: Operation, graph: bool) -> Tensor:
+        """Run an operation and keep its arguments: as they are now, also if the model overwrites them later."""
+        input = op.tensors[0]
+        output = keep_operation(self.force, op, graph)
+        if self.last is not None:
+            edges = (get_gradient_edge(x) for x in (input, output)) if input.requires_grad else ()
+            self._note(op.function, Noted(op, *edges) if input.requires_grad else None)
+        for tensor, own in zip(op.tensors, op.parameters, strict=True):
+            if not own:
+                self._keeping.setdefault(memory_of(tensor), []).append(op)
+        return output
+
+    def _note(self, function: Function, noted: "Noted | None") -> None:
+        if self.last is not None:
+            self.last.pop(function, None)  # the latest stands at the end
+            self.last[function] = noted
+
+    def _keep_copies(self, overwritten: Any) -> None:
+        if isinstance(overwritten, Tensor):
+            for op in self._keeping.pop(memory_of(overwritten), ()):
+                op.keep_copies(overwritten)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._keeping = {}
         # Contexts may overlap without being nested (generators do that): take out this one, not the topmost.
         inner = []
         while (mode := _pop_mode()) is not self:
@@ -118,50 +197,10 @@ class RuleContext(TorchFunctionMode):
             _push_mode(mode)
 
 
-def _is_relu(bounds: Mapping[str, Any]) -> bool:
-    """Is this clamp, or this threshold, the function max(0, x)?"""
-    if "threshold" in bounds:
-        return _is_number(bounds["threshold"], 0) and _is_number(bounds.get("value"), 0)
-    open_end = bounds.get("max") is None or _is_number(bounds["max"], math.inf)
-    return _is_number(bounds.get("min"), 0) and open_end
-
-
-def _is_number(value: Any, number: float) -> bool:
-    return isinstance(value, (int, float)) and value == number
-
-
-def _if_relu(rule: Rule, names: tuple[str, ...]) -> Rule:
-    def conditional(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        bounds = dict(zip(names, args, strict=False)) | kwargs
-        return rule(function, *args, **kwargs) if _is_relu(bounds) else function(*args, **kwargs)
-
-    return conditional
-
-
-def relu_rules(rule: Rule) -> dict[Callable[..., Any], Rule]:
-    """The table that applies one rule to ReLU in all its spellings, in place or not."""
-    clamp, threshold = _if_relu(rule, ("input", "min", "max")), _if_relu(rule, ("input", "threshold", "value"))
-    rules: dict[Callable[..., Any], Rule] = {F.relu: rule, F.threshold: threshold}
-    for name in ("relu", "relu_", "clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_min_"):
-        named = rule if name.startswith("relu") else clamp
-        rules |= {getattr(torch, name): named, getattr(Tensor, name): named}
-    return rules | {torch.threshold: threshold, torch.threshold_: threshold}
-
-
-def activation_rules(rule: Rule) -> dict[Callable[..., Any], Rule]:
-    """The table that applies one rule to every activation function that gates its input."""
-    return relu_rules(rule) | dict.fromkeys(ACTIVATIONS, rule)
-
-
-def is_inplace(function: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
-    """Does this call overwrite its first argument?"""
-    return function.__name__.endswith("_") or bool(kwargs.get("inplace")) or any(arg is True for arg in args)
-
-
 def _replace_relu(
-    relu_func: type[torch.autograd.Function], function: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any
+    relu_func: type[torch.autograd.Function], function: Function, input: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
-    if is_inplace(function, *args, **kwargs):
+    if is_inplace(function, input, *args, **kwargs):
         return input.copy_(relu_func.apply(input.clone()))
     output: Tensor = relu_func.apply(input)
     return output

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,20 +11,21 @@ from torch.nn import Module
 
 from saliency.engine import maps, targets
 from saliency.engine.call import Call, Input, make_call
-from saliency.engine.checks import describe
+from saliency.engine.checks import check_count
 from saliency.engine.contexts import NullContext
+from saliency.engine.gradients import CutOffError, GetGradient, How
 from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout, to_channels_first
-from saliency.engine.maps import Resize, check_map_options, finish_map, join_targets
+from saliency.engine.maps import Attribution, Resize, check_map_options, finish_map, join_targets
+from saliency.engine.paths import Path
 from saliency.engine.probe import Probe, attach_debug_probes
-from saliency.engine.record import ContextBuilder, recording
-from saliency.engine.sharing import SharedForward
+from saliency.engine.record import ContextBuilder, SharedForward
 from saliency.engine.site import Site, make_site
-from saliency.engine.state import evaluating, own_copy
-from saliency.engine.targets import Target, select_scores, split_targets
+from saliency.engine.state import evaluating
+from saliency.engine.targets import Target, Targets
+from saliency.engine.walking import Walking, along
 
 Maps: TypeAlias = Any  # a Tensor; a list of them for a list of layers, a tuple for a tuple of inputs; a pair with debug
-GetGradient: TypeAlias = Callable[[Any, Any], Tensor] | None
 
 
 def saliency(
@@ -44,6 +46,12 @@ def saliency(
     attribute_to_layer_input: bool = False,
     layout: Layout = None,
     shared: SharedForward | None = None,
+    path: Path | None = None,
+    internal_batch_size: int | None = None,
+    call: int | str = -1,
+    return_convergence_delta: bool = False,
+    multiply_by_inputs: bool = True,
+    materialize_grads: bool = False,
 ) -> Maps:
     """Explain the score of ``target`` at a layer: the engine of every gradient method.
 
@@ -67,133 +75,145 @@ def saliency(
         debug: also return a dict of probes, one per module, with data and gradients (of the last of K targets).
         additional_forward_args, forward_kwargs: reach the model's ``forward`` after the input.
         attribute_to_layer_input: probe what goes into the layer, not what comes out of it.
-        layout: how the layer's activation holds its grid, where that cannot be told from its shape:
-            ``'channels_first'``, ``'channels_last'``, tokens' (h, w), a function of the activation that returns
-            (N, C, h, w), or ``'layer'`` to hand it on as it is.
+        layout: how the activation holds its grid, where its shape does not tell: ``'channels_first'``,
+            ``'channels_last'``, tokens' (h, w), a function that returns (N, C, h, w); ``'layer'`` hands it on as it is.
         shared: a :func:`shared_forward` of the same model and input, which need not run again.
+        path: take gradients on a path, as ``line()``, ``internal_batch_size`` points at a time.
+        call: of a layer that runs several times: which call is explained, or ``'all'`` for the sum over them.
+        return_convergence_delta: also return what the attribution on a path misses of the score's change.
+        multiply_by_inputs: whether an attribution is the gradient times the input, or the gradient itself.
+        materialize_grads: zeros at a layer that the score does not depend on, in place of an error.
 
     Returns:
         (N, 1, h, w) at the layer's resolution or at ``resize``, raw scale, detached, in the model's dtype; (N, K, h, w)
-        for K targets; a list for a list of layers; at the input, a tuple for the floating-point ones of a tuple;
-        with ``debug`` (that, probes).
+        for K targets; a list for a list of layers; for a tuple of inputs, a tuple of maps of the floating-point ones;
+        with ``debug`` (that, probes); with ``return_convergence_delta`` (that, (N,) or (N, K)).
 
-    Raises:
-        ValueError: for an argument that cannot be used, a layer that is not reached, a gradient that is not.
+    Raises ``ValueError`` for an argument that cannot be used, a layer that is not reached, a gradient that is not.
     """
     check_map_options(resize, resize_mode, smooth, layout)
-    call = make_call(model, input, additional_forward_args, forward_kwargs)
+    asked = make_call(model, input, additional_forward_args, forward_kwargs)
+    layers = _as_list(saliency_layer)
+    whole = isinstance(gradient_to_saliency, Attribution) and gradient_to_saliency.reduction is None
+    sites = [make_site(asked, layer, attribute_to_layer_input, call, whole) for layer in layers]
+    how = How(context_builder, get_backward_gradient, materialize_grads, shared)
+    walking = Walking(path, internal_batch_size, return_convergence_delta)
+    _check_combination(walking, how, gradient_to_saliency, debug)
+    reduction = gradient_to_saliency
+    if not multiply_by_inputs and path is not None:
+        walking = walking._replace(path=path.unscaled())
+    elif not multiply_by_inputs and isinstance(reduction, Attribution):
+        reduction = reduction.unscaled()
+    finish = _Finish(asked.image, "layer" if whole else layout, reduction, resize, resize_mode, smooth, asked.dtype)
+    found, deltas, probes = _explain(asked, Targets(target, asked.samples), sites, how, walking, finish, debug)
+    results = []
+    for site, of_targets in zip(sites, zip(*found, strict=True), strict=True):
+        joined = tuple(join_targets(list(per), finish.layout == "layer") for per in zip(*of_targets, strict=True))
+        as_tuple = isinstance(input, (tuple, list)) if not site.name else whole and len(joined) > 1
+        results.append(joined if as_tuple else joined[0])
     several = isinstance(saliency_layer, (list, tuple))
-    layers: Any = saliency_layer if several else [saliency_layer]
-    if not layers:
-        raise ValueError(f"saliency_layer={saliency_layer!r} names no layer; a layer or a list of layers is accepted.")
-    sites = [make_site(call, layer, attribute_to_layer_input) for layer in layers]
-    image = call.image
-
-    def to_map(x: Tensor, site: Site) -> Tensor:
-        # The input is (N, C, H, W), whatever the layout of the layers.
-        reference, as_is = (image, layout) if site.name else (x, "layer" if x.ndim > 2 else layout)
-        saliency = gradient_to_saliency(_to_grid(x, reference, as_is, site))
-        if not isinstance(saliency, Tensor):
-            raise ValueError(f"gradient_to_saliency={gradient_to_saliency!r} returned no tensor; a map is accepted.")
-        return finish_map(saliency, reference, resize, resize_mode, smooth)
-
-    pieces = (context_builder, get_backward_gradient, debug, shared)
-    activations, probes = layer_gradient(call, target, sites, *pieces)
-    results: list[Any] = []
-    for site, tensors in zip(sites, activations, strict=True):
-        joined = tuple(join_targets([to_map(x, site) for x in per_target], layout == "layer") for per_target in tensors)
-        results.append(joined if not site.name and isinstance(input, (tuple, list)) else joined[0])
     result = results if several else results[0]
+    if return_convergence_delta:
+        return result, deltas if several else deltas[0]
     return (result, probes) if debug else result
 
 
-def layer_gradient(
-    call: Call,
-    target: Target,
-    sites: Sequence[Site],
-    context_builder: ContextBuilder = NullContext,
-    get_backward_gradient: GetGradient = targets.get_backward_gradient,
-    debug: bool = False,
-    shared: SharedForward | None = None,
-) -> tuple[list[list[list[Tensor]]], Mapping[str, Probe] | None]:
-    """Activations with their ``.grad``, in the model's dtype: per site, per tensor there, per target; and the probes.
+def _as_list(layers: Layer | Sequence[Layer]) -> list[Layer]:
+    listed: list[Layer] = [*layers] if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
+    if not listed:
+        raise ValueError(f"saliency_layer={layers!r} names no layer; a layer or a list of layers is accepted.")
+    return listed
 
-    One forward pass serves all sites and targets. Without ``get_backward_gradient`` there is no backward pass, and
-    the activations have no gradient. Raises ``ValueError`` where no gradient reaches a site.
-    """
-    dtype = call.dtype
+
+class _Finish(NamedTuple):
+    """How the tensors of a site, each with its gradient, become finished maps."""
+
+    image: Tensor
+    layout: Layout
+    gradient_to_saliency: Callable[[Tensor], Tensor]
+    resize: Resize
+    resize_mode: str
+    smooth: float
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def maps(self, site: Site, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """One map a tensor; of all calls of a layer, their sum."""
+        found = [self._map(site, _to_dtype(x, self.dtype)) for x in tensors]
+        if site.call != "all":
+            return found
+        if len({x.shape for x in found}) > 1:
+            shapes = ", ".join(str(tuple(x.shape)) for x in found)
+            raise ValueError(f"call='all' is not possible for maps of shapes {shapes}; expected a call's index.")
+        return [torch.stack(found).sum(0)]
+
+    def _map(self, site: Site, x: Tensor) -> Tensor:
+        # The input is (N, C, H, W), whatever the layout of the layers.
+        reference, layout = (self.image, self.layout) if site.name else (x, "layer" if x.ndim > 2 else self.layout)
+        saliency = self.gradient_to_saliency(_to_grid(x, reference, layout, site))
+        if not isinstance(saliency, Tensor):
+            raise ValueError(
+                f"gradient_to_saliency={self.gradient_to_saliency!r} returned no tensor; a map is accepted."
+            )
+        return finish_map(saliency, reference, self.resize, self.resize_mode, self.smooth)
+
+
+def _explain(
+    call: Call, targets: Targets, sites: Sequence[Site], how: How, walking: Walking, finish: _Finish, debug: bool
+) -> tuple[list[list[list[Tensor]]], Sequence[Tensor], Mapping[str, Probe] | None]:
+    """Maps by target, site and tensor, of each target before the gradients of the next; deltas by site; the probes."""
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on.
     for record_all in [True] if debug else [False, True]:
-        with evaluating(call.model, call.modules), ExitStack() as stack:
-            torch.set_grad_enabled(record_all)
-            probes = attach_debug_probes(call.model, debug)
-            watching = [stack.enter_context(probe) for probe in (probes or {}).values()]
-            record = recording if shared is None or record_all else shared.recording
-            with record(call, sites, context_builder, get_backward_gradient is not None) as (output, recorded):
-                tensors = [x for at_site in recorded for x in at_site]
-                watched = [x for probe in watching for x in probe.data]
-                gradients: list[Sequence[Tensor | None]]
-                if get_backward_gradient is None:
-                    gradients = [[None] * len(tensors)] * len(split_targets(target))
-                else:
-                    scores, wanted = select_scores(output, target, call.samples)
-                    gradients = _differentiate(scores, wanted, get_backward_gradient, tensors, watched, shared)
-                take = torch.Tensor.detach if shared is None else own_copy  # a method may overwrite what it is given
-                rows = [[_with_gradient(take(x), dx) for x, dx in zip(tensors, of, strict=True)] for of in gradients]
-        columns = zip(*rows, strict=True)
-        activations = [[[_to_dtype(x, dtype) for x in next(columns)] for _ in at_site] for at_site in recorded]
-        missed = _cut_off(sites, activations)
-        if get_backward_gradient is None or not missed:
-            return activations, probes
-    raise ValueError(
-        f"saliency_layer={missed[0]!r} is reached by no gradient: the score does not depend on it, or is computed "
-        "without gradients (quantised, reentrant checkpointing); a layer on the way to the score is accepted."
-    )
+        try:
+            with evaluating(call.model, call.modules), ExitStack() as stack:
+                torch.set_grad_enabled(record_all)
+                probes = attach_debug_probes(call.model, debug)
+                watching = replace(how, probes=[stack.enter_context(probe) for probe in (probes or {}).values()])
+                walked = along(call, targets, sites, walking, watching)
+                every = walked.activations
+                found = [[finish.maps(*of) for of in zip(sites, each, strict=True)] for each in every]
+                return found, walked.deltas, probes
+        except CutOffError as error:  # noqa: PERF203 - twice at most
+            cut = error
+    raise ValueError(str(cut))
 
 
-def _cut_off(sites: Sequence[Site], activations: list[list[list[Tensor]]]) -> list[str]:
-    """The names of the sites that no gradient reached."""
-    pairs = zip(sites, activations, strict=True)
-    return [site.name for site, at_site in pairs if any(x.grad is None for per_target in at_site for x in per_target)]
-
-
-def _differentiate(
-    scores: Tensor,
-    target: Any,
-    get_backward_gradient: Callable[[Any, Any], Tensor],
-    tensors: list[Tensor],
-    watched: list[Tensor],
-    shared: SharedForward | None,
-) -> list[Sequence[Tensor | None]]:
-    """For every target, the tensors' gradients; tensors of debug probes are given theirs in place."""
-    columns = split_targets(target)
-    gradients = []
-    for i, column in enumerate(columns):
-        gradient = get_backward_gradient(scores, column)
-        if not isinstance(gradient, Tensor) or gradient.shape != scores.shape:
-            raise ValueError(
-                f"get_backward_gradient={get_backward_gradient!r} returned {describe(gradient)}; "
-                f"a tensor of the output's shape {tuple(scores.shape)} is accepted."
-            )
-        found: Sequence[Tensor | None] = [None] * len(tensors + watched)
-        if scores.requires_grad and shared is not None:
-            found = shared.gradients(scores, tensors + watched, gradient)
-        elif scores.requires_grad:
-            retain = i + 1 < len(columns)
-            found = torch.autograd.grad(scores, tensors + watched, gradient, retain_graph=retain, allow_unused=True)
-        gradients.append(found[: len(tensors)])
-        for x, dx in zip(watched, found[len(tensors) :], strict=True):
-            x.grad = dx
-    return gradients
-
-
-def _with_gradient(x: Tensor, gradient: Tensor | None) -> Tensor:
-    x.grad = gradient
-    return x
+def _check_combination(
+    walking: Walking, how: How, gradient_to_saliency: Callable[[Tensor], Tensor], debug: bool
+) -> None:
+    """Raise ``ValueError`` for options that mean nothing together."""
+    path, attribution = walking.path, isinstance(gradient_to_saliency, Attribution)
+    if path is None:
+        for argument, value in (
+            ("internal_batch_size", walking.size),
+            ("return_convergence_delta", walking.delta or None),
+        ):
+            if value is not None:
+                raise ValueError(f"{argument}={value!r} is not possible without a path; expected path=line(...).")
+        return
+    if not isinstance(path, Path):
+        raise ValueError(f"path={path!r} is not a path; expected line(...), noise(...), between(...) or None.")
+    if walking.size is not None:
+        check_count("internal_batch_size", walking.size)
+    refused = {"debug=True": debug, "get_backward_gradient=None": how.get_backward_gradient is None}
+    refused["shared"] = how.shared is not None and not path.at_layer
+    refused["return_convergence_delta=True"] = walking.delta and not (attribution and path.spans)
+    for argument, is_asked in refused.items():
+        if is_asked:
+            raise ValueError(f"{argument} is not possible on this path; expected a method without a path.")
+    if path.fold.attribution and not attribution:
+        raise ValueError(
+            f"gradient_to_saliency={gradient_to_saliency!r} is not possible on a path whose fold is an attribution; "
+            "expected Attribution(sum_channels), Attribution(max_channels) or Attribution(None)."
+        )
 
 
 def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x if x.dtype == dtype else _with_gradient(x.to(dtype), None if x.grad is None else x.grad.to(dtype))
+    if x.dtype == dtype:
+        return x
+    converted = x.to(dtype)
+    converted.grad = None if x.grad is None else x.grad.to(dtype)
+    return converted
 
 
 def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
@@ -205,4 +225,5 @@ def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
     grid = to_channels_first(x, image.shape[2:], layout, site.module)
     if grid is x or x.grad is None:
         return grid
-    return _with_gradient(grid, to_channels_first(x.grad, image.shape[2:], layout, site.module))
+    grid.grad = to_channels_first(x.grad, image.shape[2:], layout, site.module)
+    return grid

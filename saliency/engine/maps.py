@@ -53,14 +53,31 @@ def max_channels(attribution: Tensor) -> Tensor:
     return attribution.abs().amax(1, keepdim=True)
 
 
-def reduce(reduction: Reduction, attribution: Tensor) -> Tensor:
-    """The map of an attribution; the attribution itself where there is no reduction."""
-    return attribution if reduction is None else reduction(attribution)
+class Attribution:
+    r"""The attribution :math:`a_{ncu} = x_{ncu} \, dx_{ncu}`, reduced to a map; as it is where there is no reduction.
 
+    It may be one ``of`` the ``'gradient'`` or the ``'activation'`` alone.
 
-def layer_shaped(reduction: Reduction, options: dict[str, Any]) -> dict[str, Any]:
-    """Options that keep the layer's own shape where there is no reduction."""
-    return {**options, "layout": "layer"} if reduction is None else options
+    >>> x = torch.tensor([[2.0, 3.0]])
+    >>> x.grad = torch.tensor([[1.0, -1.0]])
+    >>> Attribution(sum_channels)(x), Attribution(None)(x)
+    (tensor([[-1.]]), tensor([[ 2., -3.]]))
+    """
+
+    def __init__(self, reduction: Reduction = sum_channels, of: str = "gradient_x_activation") -> None:
+        if not (reduction is None or callable(reduction)):
+            raise ValueError(f"reduction={reduction!r} is not a reduction; expected a function or None.")
+        self.reduction, self.of = reduction, of
+
+    def __call__(self, x: Tensor) -> Tensor:
+        attribution = x if self.of == "activation" else gradient_of(x)
+        if self.of == "gradient_x_activation":
+            attribution = x * attribution
+        return attribution if self.reduction is None else self.reduction(attribution)
+
+    def unscaled(self) -> "Attribution":
+        """The reduction of a method that does not multiply by inputs."""
+        return Attribution(self.reduction, "gradient")
 
 
 def check_mode(argument: str, mode: Any) -> None:

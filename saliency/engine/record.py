@@ -1,52 +1,225 @@
-"""One forward pass with probes."""
+"""One forward pass with probes on its sites: run for one method, or recorded and kept for many."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from saliency.engine.call import Call
-from saliency.engine.contexts import RuleContext
+from saliency.engine.contexts import NullContext, RuleContext
+from saliency.engine.graph import differentiate, keep_relu
+from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, version_of
 from saliency.engine.probe import Probe
 from saliency.engine.site import Site
+from saliency.engine.state import evaluating, model_device
 
+# What was asked of a kept pass (rules, kind of context, target), with the gradients by the tensor they belong to.
+Found: TypeAlias = list[tuple[list[Any], dict[Tensor, Tensor | None]]]
 ContextBuilder: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
+class Pass:
+    """One forward pass: its output, the tensors at each of its sites, and gradients of scores at tensors of it."""
+
+    def __init__(self, output: Any, tensors: list[list[Tensor]], context: AbstractContextManager[Any]) -> None:
+        self.output, self.tensors, self.context = output, tensors, context
+
+    def gradients(
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool, key: Hashable = None
+    ) -> list[Tensor | None]:
+        """The gradients at the tensors, of ``scores`` whose own is given; equal keys say that it is equal."""
+        if isinstance(self.context, RuleContext):
+            return self.context.send_back(scores, gradient, tensors, retain)
+        return differentiate([(scores, gradient)], tensors, retain)
+
+
+class _SiteProbe(Probe):
+    """A probe that keeps what every call of the module gave."""
+
+    def _record(self, values: Any) -> Any:
+        values = super()._record(values)
+        self.calls.append(self.data)
+        return values
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        # What else reaches the model is a constant: no gradient is asked of it.
+        return tensor if len(self.data) == self.site.tensors else super()._keep(tensor)
+
+    def __init__(self, site: Site, grad: bool) -> None:
+        self.calls: list[list[Tensor]] = []
+        self.site = site
+        super().__init__(site.module, site.side, enable_grad=grad)
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors of the site; ``ValueError`` where there are none."""
+        site, count = self.site, len(self.calls)
+        if isinstance(site.call, int) and count and not -count <= site.call < count:
+            raise ValueError(f"call={site.call!r} is not a call of {site.name!r}, which runs {count} times.")
+        calls = [self.calls[site.call]] if isinstance(site.call, int) and count else self.calls
+        found = [x for tensors in calls for x in tensors[: site.tensors]]
+        if not found:
+            raise ValueError(
+                f"saliency_layer={site.name!r} gave no tensor in the forward pass; a layer in use is accepted."
+            )
+        return found
+
+
 @contextmanager
-def recording(
-    call: Call, sites: Sequence[Site], context_builder: ContextBuilder, grad: bool = True
-) -> Iterator[tuple[Any, list[list[Tensor]]]]:
-    """Run the model with probes on the sites; give, inside the context, its output and each site's tensors.
+def recording(call: Call, sites: Sequence[Site], context_builder: ContextBuilder, grad: bool = True) -> Iterator[Pass]:
+    """Run the model with probes on the sites; give the pass, inside the context.
 
     With ``grad`` a graph is recorded from the first site on; the network in front of it leaves none.
     Raises ``ValueError`` for a site that the forward pass does not reach, and for TorchScript under a rule context.
     """
+    context = _check(call, context_builder, grad)
+    with ExitStack() as stack:
+        probes = [_SiteProbe(site, grad) for site in sites]
+        for probe in probes:
+            stack.callback(probe.remove)
+        own = call.own()
+        with context:
+            output = own.run()
+            yield Pass(output, [probe.tensors() for probe in probes], context)
+
+
+def _check(call: Call, context_builder: Any, grad: bool) -> AbstractContextManager[Any]:
+    """The context, if the model can run in it."""
+    name = type(call.model).__name__
     if any(is_lazy(parameter) for parameter in call.parameters):
-        raise ValueError(f"model={type(call.model).__name__} has lazy parameters; a model that ran once is accepted.")
+        raise ValueError(f"model={name} has lazy parameters; a model that ran once is accepted.")
     if grad and any(parameter.is_inference() for parameter in call.parameters):
         raise ValueError(
-            f"model={type(call.model).__name__} was built inside inference_mode, which rules out gradients; "
+            f"model={name} was built inside inference_mode, which rules out gradients; "
             "a model built outside is accepted, and may be explained inside."
         )
     if not callable(context_builder):
         raise ValueError(f"context_builder={context_builder!r} is not callable; a context class is accepted.")
-    context = context_builder()
+    context: AbstractContextManager[Any] = context_builder()
     if isinstance(context, RuleContext) and any(isinstance(part, ScriptModule) for part in call.modules):
-        raise ValueError(
-            f"model={type(call.model).__name__} holds TorchScript, which no rule reaches; an nn.Module does not."
+        raise ValueError(f"model={name} holds TorchScript, which no rule reaches; an nn.Module does not.")
+    return context
+
+
+class _Recorder(RuleContext):
+    """Record every watched operation, whatever the rule that its gradient will come back by."""
+
+    def __init__(self, functions: Collection[Function]) -> None:
+        super().__init__(dict.fromkeys(functions, Rule(Operation.derivative)))
+        self.force.table = {}
+        self.last = {}
+
+    def run_recorded(self, row: Row, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if function in RELUS:
+            return keep_relu(self.force, function, args, kwargs)
+        return self.keep(Operation(function, args, kwargs), graph=True)
+
+    def suits(self, context: AbstractContextManager[Any]) -> bool:
+        """Can a backward pass run under the rules of this context?"""
+        if not isinstance(context, RuleContext):
+            return type(context) is NullContext
+        fits = context.rules.keys() <= self.rules.keys()
+        return fits and context.is_table and not any(isinstance(context.rules.get(relu), Rule) for relu in RELUS)
+
+
+class SharedForward:
+    """One forward pass that is recorded and kept: every backward pass through it runs under its own rules.
+
+    The operations of the graph that are among ``functions`` look up their rule when the gradient comes back.
+    """
+
+    def __init__(self, call: Call, sites: Sequence[Site], functions: Collection[Function]) -> None:
+        self._call, self._places = call, [_place(site) for site in sites]
+        self._recorder = _Recorder(functions)
+        self._given = _versions((_given(call), call.parameters, list(call.model.buffers())))
+        self._precision = _autocast(call)
+        with evaluating(call.model, call.modules), recording(call, sites, lambda: self._recorder) as recorded:
+            self._pass = recorded
+        self._output = _versions(recorded.output)
+        self._found: Found = []
+
+    @contextmanager
+    def recording(
+        self, call: Call, sites: Sequence[Site], context_builder: ContextBuilder, grad: bool = True
+    ) -> Iterator[Pass]:
+        """As :func:`recording`; another call, or a context that is not a table of rules, gets a pass of its own."""
+        context = _check(call, context_builder, grad)
+        places = [_place(site) for site in sites]
+        if not (
+            self._is_own(call) and all(place in self._places for place in places) and self._recorder.suits(context)
+        ):
+            with recording(call, sites, lambda: context, grad) as own:
+                yield own
+            return
+        if isinstance(context, RuleContext) and context.last is not None:
+            context.last = dict(self._recorder.last or {})
+        self._recorder.force.table = getattr(context, "rules", {})
+        torch.set_grad_enabled(grad)  # as a probe does: the target may be a function of the output
+        with context:  # which has rules for that function, too
+            tensors = [self._pass.tensors[self._places.index(place)] for place in places]
+            yield _KeptPass(self._pass.output, tensors, context, self._found)
+
+    def _is_own(self, call: Call) -> bool:
+        """Is it the call of this pass, and nothing that goes into it or came out of it changed since then?"""
+        (tensors, tree), (own_tensors, own_tree) = map(tree_flatten, (_given(call), _given(self._call)))
+        same = tree == own_tree and all(x is y for x, y in zip(tensors, own_tensors, strict=True))
+        return (
+            (call.model is self._call.model and same)
+            and all(map(_is, call.parameters, self._call.parameters))
+            and all(version_of(x) == version for x, version in (*self._given, *self._output))
+            and self._precision == _autocast(call)
         )
-    with ExitStack() as stack:
-        probes = [stack.enter_context(Probe(site.module, site.side, enable_grad=grad)) for site in sites]
-        own = call.own()
-        with context:
-            output = own.run()
-            for site, probe in zip(sites, probes, strict=True):
-                if not probe.data:
-                    raise ValueError(
-                        f"saliency_layer={site.name!r} gave no tensor in the forward pass; a layer in use is accepted."
-                    )
-            yield output, [probe.data[: site.tensors] for site, probe in zip(sites, probes, strict=True)]
+
+
+class _KeptPass(Pass):
+    """What an earlier method has asked of a kept pass is not computed again."""
+
+    def __init__(self, output: Any, tensors: list[list[Tensor]], context: Any, found: Found) -> None:
+        super().__init__(output, tensors, context)
+        self._found = found
+
+    def gradients(
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool, key: Hashable = None
+    ) -> list[Tensor | None]:
+        known = self._known(key)
+        missing = [x for x in tensors if x not in known]
+        if missing:
+            known |= zip(missing, super().gradients(scores, gradient, missing, True), strict=True)
+        return [None if (dx := known[x]) is None else dx.clone() for x in tensors]
+
+    def _known(self, key: Hashable) -> dict[Tensor, Tensor | None]:
+        """The gradients that were found under the same rules, for the same target."""
+        asked = [getattr(self.context, "rules", None), type(self.context), key]
+        for (rules, *rest), known in self._found if key is not None else ():
+            if rules is asked[0] and rest == asked[1:]:
+                return known
+        found: dict[Tensor, Tensor | None] = {}
+        if key is not None:
+            self._found.append((asked, found))
+        return found
+
+
+def _is(a: object, b: object) -> bool:
+    return a is b
+
+
+def _place(site: Site) -> tuple[Any, ...]:
+    return site.module, site.side, site.call, site.tensors
+
+
+def _given(call: Call) -> tuple[Any, ...]:
+    return call.inputs, call.args, dict(call.kwargs)
+
+
+def _versions(values: Any) -> list[tuple[Tensor, int]]:
+    with torch._C.DisableTorchFunction():
+        return [(x, version_of(x)) for x in tree_leaves(values) if isinstance(x, Tensor)]
+
+
+def _autocast(call: Call) -> torch.dtype | None:
+    kind = model_device(call.model).type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

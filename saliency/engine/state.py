@@ -142,3 +142,8 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
 def own_copy(tensor: Tensor) -> Tensor:
     """A copy that the model may overwrite: detached, and usable by autograd even if made in inference mode."""
     return tensor.detach().clone()
+
+
+def make_generator(device: torch.device, seed: int) -> torch.Generator | None:
+    """A random generator of one's own; none on the meta device, where nothing is drawn."""
+    return None if device.type == "meta" else torch.Generator(device).manual_seed(seed)

@@ -10,7 +10,7 @@ from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from saliency.engine.call import Call
-from saliency.engine.contexts import NullContext, Rule, RuleContext
+from saliency.engine.contexts import NullContext, RuleContext
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.probe import add_hook
 from saliency.engine.record import recording
@@ -31,7 +31,7 @@ class Tail:
     inside ``evaluating(model)``. ``record_all`` is for models that set the gradient mode themselves.
     """
 
-    def __init__(self, site: Site, call: Call, record_all: bool = False) -> None:
+    def __init__(self, site: Site, call: Call, record_all: bool = False, context_builder: Any = NullContext) -> None:
         self.site = site
         self.call = call
         self.record_all = record_all
@@ -39,7 +39,7 @@ class Tail:
         with ExitStack() as stack:
             stack.callback(self._hook(self._count).remove)
             stack.enter_context(torch.no_grad())
-            recorded = stack.enter_context(recording(call, [site], NullContext, grad=False))[1]
+            recorded = stack.enter_context(recording(call, [site], NullContext, grad=False)).tensors
             self.activation = recorded[0][0].detach()
         if len(self.activation) != 1:
             raise ValueError(
@@ -68,7 +68,7 @@ class Tail:
             return False
         return all(map(_close, found, expected))
 
-    def _run(self, activations: Tensor, call: Call, rules: dict[Callable[..., Any], Rule]) -> Any:
+    def _run(self, activations: Tensor, call: Call, rules: dict[Callable[..., Any], Any]) -> Any:
         grad, left = torch.is_grad_enabled(), self._calls
 
         def replace(values: Any) -> Any:
@@ -148,7 +148,7 @@ def _in_place(function: Callable[..., Any], x: Tensor, other: Any, **kwargs: Any
     return function(x, other, **kwargs)
 
 
-BROADCASTING: dict[Callable[..., Any], Rule] = {
+BROADCASTING: dict[Callable[..., Any], Any] = {
     **dict.fromkeys([torch.cat, torch.concat, torch.concatenate, torch.stack], _join),
     **dict.fromkeys([Tensor.add_, Tensor.__iadd__, Tensor.mul_, Tensor.__imul__], _in_place),
 }

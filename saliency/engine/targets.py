@@ -187,3 +187,38 @@ def _entries(output: Tensor, target: Any) -> tuple[Any, ...]:
         if any(not 0 <= i < size for i, size in zip(row, output.shape[1:], strict=True)):
             raise target_error(target, f"is out of range for an output of shape {tuple(output.shape)}")
     return (torch.arange(samples), *torch.tensor(rows, dtype=torch.long).reshape(samples, output.ndim - 1).unbind(1))
+
+
+class Targets:
+    """A target, parsed once (to be replaced)."""
+
+    def __init__(self, target: Any, samples: int) -> None:
+        self.columns, self.samples = split_targets(target), samples
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], ...] | None:
+        """Equal for equal index targets on the CPU."""
+        index = [c for c in self.columns if isinstance(c, Tensor) and not c.is_floating_point() and not c.is_cuda]
+        if len(index) == len(self.columns):
+            return tuple(tuple(c.reshape(-1).tolist()) for c in index)
+        one = self.columns[0]
+        if isinstance(one, int):
+            return ((one,) * self.samples,)
+        return (tuple(one),) if isinstance(one, list) and all(isinstance(i, int) for i in one) else None
+
+    def rows(self, index: Tensor) -> "Targets":
+        """The target of a batch of such rows."""
+        new = Targets(None, len(index))
+        new.columns = [take_rows(column, index, self.samples) for column in self.columns]
+        return new
+
+    def select(self, output: Any) -> list[tuple[Tensor, Any]]:
+        """The pairs for get_backward_gradient."""
+        scores, rest = select_scores(output, self.columns[0], self.samples)
+        if len(self.columns) == 1:
+            return [(scores, rest)]
+        return [(scores, column) for column in self.columns]
+
+    def scores(self, output: Any) -> Tensor:
+        """(B, K)."""
+        return torch.stack([score_of(output, column, self.samples) for column in self.columns], 1)

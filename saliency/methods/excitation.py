@@ -1,33 +1,40 @@
 """Excitation backprop: the probability that a neuron wins, sent from the class down to the image."""
 
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import Module
 
-from saliency import rules
 from saliency.engine.call import Input
-from saliency.engine.contexts import Rule, RuleContext
+from saliency.engine.contexts import Noted, RuleContext
 from saliency.engine.driver import Maps, saliency
-from saliency.engine.layers import Layer, resolve_layer, unwrap
+from saliency.engine.graph import differentiate
+from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.maps import gradient_of, sum_channels
 from saliency.engine.probe import Probe, add_hook
 from saliency.engine.record import ContextBuilder
-from saliency.engine.targets import Target, get_backward_gradient
+from saliency.engine.targets import Target
+from saliency.rules.excitation import EXCITATION, WEIGHTED, excite, positive_part
 
 
 class ExcitationBackpropContext(RuleContext):
     """Send back winning probabilities in place of gradients."""
 
-    exact = True
+    carries = "relevance"
 
     def __init__(self) -> None:
-        super().__init__(rules.excitation_rules(rules.PositivePart()))
+        super().__init__(EXCITATION)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        positive_part.release()
 
 
 def gradient_to_excitation_backprop_saliency(x: Tensor) -> Tensor:
@@ -75,39 +82,38 @@ class _BehindContrastError(Exception):
     """The saliency layer does not lie in front of the place where the contrast is taken."""
 
 
-class ContrastiveExcitationBackpropContext(RuleContext):
+class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
     """Excitation backprop that subtracts, at one layer, what the opposite of the classifier sends there.
 
     The classifier is the last operation with weights that ``classifier_layer``, or the model, has run; the contrast
     is taken at the output of ``contrast_layer``, or at the classifier's input.
     """
 
-    exact = True
-
     def __init__(self, contrast_layer: Module | None = None, classifier_layer: Module | None = None) -> None:
-        table = rules.excitation_rules(self._excitatory)
-        super().__init__(table | {function: partial(self._note, table[function]) for function in rules.WEIGHTED})
+        super().__init__()
         self.contrast_layer = contrast_layer
         self.classifier_layer = classifier_layer
-        self._forget()
-
-    def _forget(self) -> None:
-        self._hooks: list[Any] = []
+        self.last = {}
+        self._hooks = ExitStack()
         self._probe: Probe | None = None
-        self._last: tuple[Tensor, Tensor] | None = None  # input and weight of the last operation that has weights
-        self._classifier: tuple[Tensor, Tensor] | None = None
-        self._site: Tensor | None = None  # where the contrast is subtracted
-        self._contrast: Tensor | None = None
-        self._opposed = False
-        self._positive = rules.PositivePart()
+        self._classifier: Noted | None = None
+        self._site: GradientEdge | None = None
+        self._opposite: Tensor | None = None
+
+    @property
+    def is_table(self) -> bool:
+        """Without layers of its own; those are watched in a forward pass of this context alone."""
+        return super().is_table and self.contrast_layer is None and self.classifier_layer is None
 
     def __enter__(self) -> "ContrastiveExcitationBackpropContext":
         if self.contrast_layer is not None:
-            self._probe = Probe(self.contrast_layer, "output")
-            self._hooks.append(self._probe)
+            self._probe = self._hooks.enter_context(Probe(self.contrast_layer, "output"))
         if self.classifier_layer is not None:
-            self._hooks.append(add_hook(self.classifier_layer.register_forward_pre_hook, self._expect_classifier))
-            self._hooks.append(add_hook(self.classifier_layer.register_forward_hook, self._note_classifier))
+            for register, hook in (
+                (self.classifier_layer.register_forward_pre_hook, self._expect_classifier),
+                (self.classifier_layer.register_forward_hook, self._note_classifier),
+            ):
+                self._hooks.callback(add_hook(register, hook).remove)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -115,38 +121,62 @@ class ContrastiveExcitationBackpropContext(RuleContext):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        for hook in self._hooks:
-            hook.remove()
-        self._forget()  # the graph holds the hooks, which hold this context, which holds tensors of the graph
+        self._hooks.close()
+        self.last, self._probe, self._classifier, self._site, self._opposite = {}, None, None, None, None
 
     def _expect_classifier(self, module: Module, args: Any) -> None:
-        self._last = None
+        self.last = {}
 
     def _note_classifier(self, module: Module, args: Any, output: Any) -> None:
-        self._classifier = self._last
+        self._classifier = self._latest()
 
-    def _note(
-        self, rule: Rule, function: Callable[..., Any], input: Tensor, weight: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        # Tensors of this operation's own, if others read the same input or have the same weight.
-        input, weight = input.view_as(input), weight.view_as(weight)
-        self._last = (input, weight)
-        return rule(function, input, weight, *args, **kwargs)
-
-    def _excitatory(self, weight: Tensor) -> Tensor:
-        opposed = self._opposed and self._classifier is not None and weight is self._classifier[1]
-        return self._positive(-weight if opposed else weight)
+    def _latest(self) -> Noted | None:
+        """The operation with weights that ran last; raises where that lies in front of all probes."""
+        function = next((function for function in reversed(self.last or {}) if function in WEIGHTED), None)
+        if function is None:
+            return None
+        if (self.last or {})[function] is None:
+            raise _BehindContrastError
+        return (self.last or {})[function]
 
     def oppose(self, scores: Tensor, gradient: Tensor) -> None:
-        """Find what the opposite of the classifier sends to the contrast layer; the next pass subtracts it there."""
-        if self._site is None:
-            self._site = self._find_site()
-            self._hooks.append(self._site.register_hook(self._subtract))
-        self._contrast, self._opposed = None, True
-        found = torch.autograd.grad(scores, self._site, gradient, retain_graph=True, allow_unused=True)
-        self._contrast, self._opposed = found[0], False
-        if self._contrast is None:
+        """Find what the opposite of the classifier sends to the contrast layer; from now on it is subtracted there."""
+        self._opposite = None
+        classifier = self._classifier if self.classifier_layer is not None else self._latest()
+        if classifier is None:
+            name = None if self.classifier_layer is None else type(self.classifier_layer).__name__
+            raise ValueError(
+                f"classifier_layer={name} has run no operation with weights; one that runs a linear or convolutional "
+                "operation is accepted."
+            )
+        site = self._find_site(classifier)
+        (opposite,) = differentiate([(scores, gradient)], [classifier.output], retain=True)
+        if opposite is not None:
+            with torch._C.DisableTorchFunction():  # as in a backward pass: a rule is no operation of the model
+                opposite = excite(classifier.op, opposite, lambda weight: positive_part(-weight))
+        if opposite is not None and self._probe is not None:
+            (opposite,) = differentiate([(classifier.input, opposite)], self._probe.data[:1], retain=True)
+        if opposite is None:
             raise ValueError(f"{self._named()} is reached by no gradient; a layer on the way to the score is accepted.")
+        if self._site is None:
+            self._hooks.callback(site.node.register_prehook(self._subtract).remove)
+        self._site, self._opposite = site, opposite
+
+    def _subtract(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...] | None:
+        if self._site is None or self._opposite is None:
+            return None
+        at = self._site.output_nr
+        return tuple(g if g is None or i != at else g - self._opposite for i, g in enumerate(gradients))
+
+    def _find_site(self, classifier: Noted) -> GradientEdge:
+        """Where the contrast is taken."""
+        if self._probe is None:
+            return classifier.input
+        if not self._probe.data:
+            raise ValueError(f"{self._named()} gave no tensor in the forward pass; a layer in use is accepted.")
+        if self._probe.data[0].is_leaf:  # nothing was recorded in front of it
+            raise _BehindContrastError
+        return get_gradient_edge(self._probe.data[0])
 
     def _named(self) -> str:
         """The argument that says where the contrast is taken, and its value."""
@@ -154,24 +184,23 @@ class ContrastiveExcitationBackpropContext(RuleContext):
             return f"contrast_layer={type(self.contrast_layer).__name__}"
         return f"classifier_layer={'None' if self.classifier_layer is None else type(self.classifier_layer).__name__}"
 
-    def _subtract(self, probability: Tensor) -> Tensor:
-        return probability if self._contrast is None else probability - self._contrast
 
-    def _find_site(self) -> Tensor:
-        if self.classifier_layer is None:
-            self._classifier = self._last
-        if self._classifier is None:
-            name = None if self.classifier_layer is None else type(self.classifier_layer).__name__
-            raise ValueError(
-                f"classifier_layer={name} has run no operation with weights; one that runs a linear or convolutional "
-                "operation is accepted."
-            )
-        sites = self._classifier[:1] if self._probe is None else self._probe.data
-        if not sites:
-            raise ValueError(f"{self._named()} gave no tensor in the forward pass; a layer in use is accepted.")
-        if sites[0].is_leaf:  # nothing was recorded in front of it
+class _OpposingContext(ContrastiveExcitationBackpropContext):
+    """The context of the method: every gradient is one with its contrast, three backward passes through one forward."""
+
+    def send_back(
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
+    ) -> list[Tensor | None]:
+        """Winning probabilities less those under the opposite weights of the classifier."""
+        self.oppose(scores, gradient)
+        if self._site is not None and any(_sequence(x.grad_fn) > _sequence(self._site.node) for x in tensors[:1]):
             raise _BehindContrastError
-        return sites[0]
+        return super().send_back(scores, gradient, tensors, retain)
+
+
+def _sequence(node: Any) -> int:
+    """When a node of the graph was made; leaves were there before."""
+    return -1 if node is None or node.name().endswith("AccumulateGrad") else int(node._sequence_nr())
 
 
 def gradient_to_contrastive_excitation_backprop_saliency(x: Tensor) -> Tensor:
@@ -186,7 +215,6 @@ def contrastive_excitation_backprop(
     saliency_layer: Layer = None,
     contrast_layer: Layer = None,
     classifier_layer: Layer = None,
-    get_backward_gradient: Callable[[Any, Any], Tensor] = get_backward_gradient,
     debug: bool = False,
     **options: Any,
 ) -> Maps:
@@ -202,24 +230,18 @@ def contrastive_excitation_backprop(
     Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
     """
     if isinstance(saliency_layer, (list, tuple)) and saliency_layer and not debug:
-        layers = (contrast_layer, classifier_layer, get_backward_gradient)
+        layers = (contrast_layer, classifier_layer)
         return [
             contrastive_excitation_backprop(model, input, target, one, *layers, **options) for one in saliency_layer
         ]
-    _check_pieces(get_backward_gradient, options)
-    model = unwrap(model)
+    if "context_builder" in options:
+        raise ValueError(
+            f"context_builder={options['context_builder']!r} has no contrast; for excitation_backprop it is accepted."
+        )
     contrast = None if contrast_layer is None else resolve_layer(model, contrast_layer, "contrast_layer")
     classifier = None if classifier_layer is None else resolve_layer(model, classifier_layer, "classifier_layer")
-    context = ContrastiveExcitationBackpropContext(contrast, classifier)
-
-    def oppose(scores: Tensor, target: Any) -> Tensor:
-        gradient = get_backward_gradient(scores, target)
-        if scores.requires_grad and isinstance(gradient, Tensor) and gradient.shape == scores.shape:
-            context.oppose(scores, gradient)
-        return gradient  # anything else is the driver's to refuse
-
     options.setdefault("gradient_to_saliency", gradient_to_contrastive_excitation_backprop_saliency)
-    options |= {"context_builder": lambda: context, "get_backward_gradient": oppose}
+    options["context_builder"] = lambda: _OpposingContext(contrast, classifier)
     for layer in (None, "") if saliency_layer is None else (saliency_layer,):
         with suppress(_BehindContrastError):
             result = saliency(model, input, target, layer, **options)
@@ -230,12 +252,3 @@ def contrastive_excitation_backprop(
         f"saliency_layer={shown[0]!r} does not lie in front of contrast_layer={shown[1]!r} and the classifier; a layer "
         "that does is accepted."
     )
-
-
-def _check_pieces(get_backward_gradient: Any, options: dict[str, Any]) -> None:
-    if not callable(get_backward_gradient):
-        raise ValueError(f"get_backward_gradient={get_backward_gradient!r} is not callable; a function is accepted.")
-    if "context_builder" in options:
-        raise ValueError(
-            f"context_builder={options['context_builder']!r} has no contrast; for excitation_backprop it is accepted."
-        )

@@ -8,7 +8,7 @@ from torch.nn import Module
 from saliency.engine.call import Input
 from saliency.engine.driver import Maps, saliency
 from saliency.engine.layers import Layer
-from saliency.engine.maps import Reduction, gradient_of, layer_shaped, reduce, sum_channels
+from saliency.engine.maps import Attribution, Reduction, gradient_of, sum_channels
 from saliency.engine.targets import Target
 
 
@@ -51,14 +51,7 @@ def gradient_x_activation(
     >>> gradient_x_activation(torch.nn.Flatten(), torch.tensor([[3.0, 4.0]]), 1, reduction=None)
     tensor([[0., 4.]])
     """
-    return saliency(
-        model,
-        input,
-        target,
-        saliency_layer,
-        gradient_to_saliency=lambda x: reduce(reduction, gradient_to_gradient_x_activation(x)),
-        **layer_shaped(reduction, options),
-    )
+    return saliency(model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), **options)
 
 
 def gradient_to_linear_approx_saliency(x: Tensor) -> Tensor:
@@ -102,7 +95,7 @@ def activation(
         input,
         target,
         saliency_layer,
-        gradient_to_saliency=lambda x: reduce(reduction, x),
+        gradient_to_saliency=Attribution(reduction, of="activation"),
         get_backward_gradient=None,
-        **layer_shaped(reduction, options),
+        **options,
     )

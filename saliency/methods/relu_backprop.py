@@ -20,7 +20,6 @@ from saliency.engine.maps import (
     gradient_of,
     join_targets,
     max_channels,
-    reduce,
 )
 from saliency.engine.record import ContextBuilder
 from saliency.engine.targets import Target
@@ -30,16 +29,12 @@ from saliency.methods.cam import grad_cam
 class GuidedBackpropContext(RuleContext):
     """Send back through every activation only the positive part of the gradient."""
 
-    exact = switchable = True
-
     def __init__(self) -> None:
         super().__init__(rules.GUIDED)
 
 
 class DeConvNetContext(RuleContext):
     """Send back through every activation the positive part of the gradient, whatever its input was."""
-
-    exact = switchable = True
 
     def __init__(self) -> None:
         super().__init__(rules.DECONVNET)
@@ -119,7 +114,7 @@ def guided_grad_cam(
     def combine(cam: Tensor) -> Tensor:
         # Every map weighs the gradient of its own target.
         weighed = cam[:, :, None] * guided.view(*cam.shape[:2], *input.shape[1:])
-        maps = [reduce(reduction, product) for product in weighed.unbind(1)]
+        maps = [product if reduction is None else reduction(product) for product in weighed.unbind(1)]
         finished = [finish_map(saliency, input, resize, resize_mode, smooth) for saliency in maps]
         return join_targets(finished, layer_shaped=reduction is None)
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 import saliency
 from saliency.engine.call import make_call
-from saliency.engine.driver import layer_gradient
+from saliency.engine.gradients import How, at_once
 from saliency.engine.record import recording
 from saliency.engine.site import make_site
-from saliency.engine.targets import get_backward_gradient
+from saliency.engine.state import evaluating
+from saliency.engine.targets import Targets, get_backward_gradient
 from tests import cases
 
 
@@ -283,22 +284,21 @@ def test_volumes_and_sequences():
         assert saliency.grad_cam(model, x, 1, "0").shape == (2, 1, *(side - 2 for side in shape[2:]))
 
 
-def test_layer_gradient():
-    """Activations with gradients: per site, per tensor, per target."""
+def test_gradients_at_once():
+    """Activations with gradients: per target, per site, per tensor."""
     model, input = network(), image()
     call = make_call(model, input)
     sites = [make_site(call, "3"), make_site(call, "")]
-    activations, probes = layer_gradient(call, [[0, 1], [0, 1]], sites)
-    assert probes is None
-    for at_site, layer in zip(activations, (3, -1), strict=True):
-        (per_target,) = at_site
-        for x, target in zip(per_target, (0, 1), strict=True):
+    with evaluating(model):
+        found = list(at_once(call, Targets([[0, 1], [0, 1]], 2), sites, How()))
+        bare = list(at_once(call, Targets(1, 2), sites, How(get_backward_gradient=None)))
+    for target, of_target in enumerate(found):
+        for (x,), layer in zip(of_target, (3, -1), strict=True):
             expected = cut(network(), layer, input, target)
             torch.testing.assert_close(x, expected.detach(), rtol=1e-12, atol=1e-15)
             torch.testing.assert_close(x.grad, expected.grad, rtol=1e-12, atol=1e-15)
             assert not x.requires_grad
-    activations, _ = layer_gradient(call, 1, sites, get_backward_gradient=None)
-    assert all(x.grad is None for at_site in activations for column in at_site for x in column)
+    assert all(x.grad is None for of_target in bare for at_site in of_target for x in at_site)
 
 
 def test_recording_gives_the_output_inside_the_context():
@@ -306,11 +306,12 @@ def test_recording_gives_the_output_inside_the_context():
     call = make_call(model, input)
     with (
         torch.no_grad(),
-        recording(call, [make_site(call, "3")], saliency.NullContext) as (output, found),
+        recording(call, [make_site(call, "3")], saliency.NullContext) as found,
     ):
+        output = found.output
         assert torch.equal(output, model(input)) or output.shape == (2, 3)
         assert output.requires_grad
-        assert found[0][0].shape == (2, 4, 4, 5)
+        assert found.tensors[0][0].shape == (2, 4, 4, 5)
     assert not any(module._forward_hooks for module in model.modules())
 
 

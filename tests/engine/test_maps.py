@@ -12,12 +12,11 @@ from torch import nn
 from saliency import gradient_to_saliency, imsmooth, max_channels, resize_saliency, sum_channels
 from saliency.engine.layouts import grid_of, to_channels_first, token_grid
 from saliency.engine.maps import (
+    Attribution,
     check_map_options,
     finish_map,
     gradient_of,
     join_targets,
-    layer_shaped,
-    reduce,
     safe_divide,
 )
 
@@ -59,8 +58,8 @@ def test_reductions(n, c, h):
                 assert max_channels(x)[i, 0, u, v].item() == max(map(abs, values))
                 assert sum_channels(x)[i, 0, u, v].item() == pytest.approx(math.fsum(values))
     assert gradient_to_saliency(x).shape == max_channels(x).shape == sum_channels(x).shape == (n, 1, h, 2)
-    assert reduce(None, x) is x
-    assert torch.equal(reduce(sum_channels, x), sum_channels(x))
+    assert Attribution(None, "activation")(x) is x
+    assert torch.equal(Attribution(sum_channels, "activation")(x), sum_channels(x))
     assert gradient_of(x) is x.grad
 
 
@@ -261,11 +260,6 @@ def test_join_targets():
     attributions = [torch.full((2, 5, 3, 4), float(k)) for k in range(3)]
     assert join_targets(attributions).shape == (2, 3, 5, 3, 4)
     assert join_targets(attributions)[1, :, 4, 2, 3].tolist() == [0, 1, 2]
-
-
-def test_layer_shaped():
-    assert layer_shaped(None, {"smooth": 0}) == {"smooth": 0, "layout": "layer"}
-    assert layer_shaped(sum_channels, {"smooth": 0}) == {"smooth": 0}
 
 
 @pytest.mark.parametrize("resize", [True, False, (3, 4), [3, 4], torch.Size([3, 4])])

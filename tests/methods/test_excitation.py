@@ -21,6 +21,7 @@ from saliency import (
     excitation_backprop,
     get_backward_gradient,
 )
+from saliency.rules.excitation import positive_part
 from tests.parity.networks import randomise
 
 RAW = {"gradient_to_saliency": lambda x: x.grad, "layout": "layer"}
@@ -857,5 +858,5 @@ def test_no_weight_stays_behind_in_a_contrastive_context():
     with context:
         score = F.linear(F.linear(x, torch.rand(4, 3)).relu(), torch.rand(2, 4))
         context.oppose(score, torch.tensor([[1.0, 0.0]]))
-        assert context._positive._memory
-    assert not context._positive._memory
+        assert positive_part._memory
+    assert not positive_part._memory

@@ -12,7 +12,8 @@ from torch.nn import Module
 
 from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.maps import check_map_options, finish_map
-from saliency.engine.sharing import SharedForward, shared_forward
+from saliency.engine.record import SharedForward
+from saliency.rules import shared_forward
 
 Result = TypeVar("Result")
 

@@ -123,9 +123,9 @@ def _perturbed(call: Call, site: Site, target: Target, layout: Layout, sigma: fl
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on.
     for record_all in (False, True):
         run = recording(call, [site], NullContext)
-        with torch.set_grad_enabled(record_all), run as (output, recorded):
-            scores = [score_of(output, column, len(image)).sum() for column in split_targets(target)]
-            reached = _depends(torch.stack(scores).sum(), recorded[0][place])
+        with torch.set_grad_enabled(record_all), run as recorded:
+            scores = [score_of(recorded.output, column, len(image)).sum() for column in split_targets(target)]
+            reached = _depends(torch.stack(scores).sum(), recorded.tensors[0][place])
         if reached and not site.name:
             return replacing_input(call, at)
         if reached:

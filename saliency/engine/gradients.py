@@ -1,0 +1,115 @@
+"""Gradients at sites: of one forward pass, or of all steps of a path."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from saliency.engine.call import Call
+from saliency.engine.checks import describe
+from saliency.engine.contexts import NullContext, RuleContext
+from saliency.engine.probe import Probe
+from saliency.engine.record import ContextBuilder, Pass, SharedForward, recording
+from saliency.engine.site import Site
+from saliency.engine.state import own_copy
+from saliency.engine.targets import Targets, get_backward_gradient
+
+GetGradient: TypeAlias = Callable[[Tensor, Any], Tensor] | None
+Activations: TypeAlias = list[list[Tensor]]  # per site, per tensor there: an activation with its .grad
+
+
+class CutOffError(Exception):
+    """No gradient reaches a site."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(
+            f"saliency_layer={site.name!r} is reached by no gradient: the score does not depend on it, or is computed "
+            "without gradients (quantised, reentrant checkpointing); a layer on the way to the score is accepted."
+        )
+
+
+@dataclass(frozen=True)
+class How:
+    """How gradients are taken: in which context, of what, and what becomes of one that is ``None``."""
+
+    context_builder: ContextBuilder = NullContext
+    get_backward_gradient: GetGradient = get_backward_gradient
+    materialize_grads: bool = False
+    shared: SharedForward | None = None
+    probes: Sequence[Probe] = ()
+
+
+def send_gradients(
+    recorded: Pass, targets: Targets, tensors: Sequence[Tensor], watched: Sequence[Tensor], how: How
+) -> Iterator[list[Tensor | None]]:
+    """For every target the gradients at the tensors; those that are ``watched`` are given theirs in place."""
+    get = how.get_backward_gradient
+    if get is None:
+        for _ in targets.columns:
+            yield [None] * len(tensors)
+        return
+    columns = targets.select(recorded.output)
+    for k, (scores, wanted) in enumerate(columns):
+        gradient = get(scores, wanted)
+        if not isinstance(gradient, Tensor) or gradient.shape != scores.shape:
+            raise ValueError(
+                f"get_backward_gradient={get!r} returned {describe(gradient)}; "
+                f"a tensor of the output's shape {tuple(scores.shape)} is accepted."
+            )
+        found: list[Tensor | None] = [None] * (len(tensors) + len(watched))
+        if scores.requires_grad:
+            key = None if targets.key is None else (get, targets.key[k])
+            found = recorded.gradients(scores, gradient, [*tensors, *watched], k + 1 < len(columns), key)
+        for x, dx in zip(watched, found[len(tensors) :], strict=True):
+            x.grad = dx
+        yield found[: len(tensors)]
+
+
+def at_once(call: Call, targets: Targets, sites: Sequence[Site], how: How) -> Iterator[Activations]:
+    """For every target the activations of one forward pass, with their gradients; each is found when it is asked for.
+
+    Without ``get_backward_gradient`` there is no backward pass, and the activations have no gradient.
+    """
+    kept = None if torch.is_grad_enabled() else how.shared
+    record = recording if kept is None else kept.recording
+    with record(call, sites, how.context_builder, how.get_backward_gradient is not None) as recorded:
+        tensors = [x for at_site in recorded.tensors for x in at_site]
+        watched = [x for probe in how.probes for x in probe.data]
+        every = (
+            # Copies: what is made of them may overwrite them, and others are given the same.
+            by_site(sites, recorded.tensors, map(own_copy, tensors), gradients, how)
+            for gradients in send_gradients(recorded, targets, tensors, watched, how)
+        )
+        if isinstance(recorded.context, NullContext) or (
+            isinstance(recorded.context, RuleContext) and recorded.context.is_table
+        ):
+            yield from every
+            return
+        collected = list(every)  # what is made of them is no part of the model: it is made outside of the context
+    yield from collected
+
+
+def by_site(
+    sites: Sequence[Site],
+    structure: Sequence[Sequence[Tensor]],
+    tensors: Iterable[Tensor],
+    gradients: Iterable[Tensor | None],
+    how: How,
+) -> Activations:
+    """The tensors of every site, each with its gradient."""
+    pairs = zip(tensors, gradients, strict=True)
+    return [
+        [_with_gradient(*next(pairs), site, how) for _ in at_site]
+        for site, at_site in zip(sites, structure, strict=True)
+    ]
+
+
+def _with_gradient(x: Tensor, gradient: Tensor | None, site: Site, how: How) -> Tensor:
+    if gradient is None and how.materialize_grads:
+        gradient = torch.zeros_like(x)
+    if gradient is None and how.get_backward_gradient is not None:
+        raise CutOffError(site)
+    x.grad = gradient
+    return x

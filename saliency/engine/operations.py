@@ -1,0 +1,211 @@
+"""Operations: what is known of one that was run, and the rows of a table that say how its gradient comes back."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+
+Function: TypeAlias = Callable[..., Any]  # a torch function, as a TorchFunctionMode sees it
+Gradients: TypeAlias = Tensor | Sequence[Tensor | None] | None
+
+# Activations that are no ReLU but are used as one: a rule acts on their own derivative.
+ACTIVATIONS = (
+    *(F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_),
+    *(F.prelu, torch.prelu, Tensor.prelu),
+    *(F.elu, F.elu_, F.celu, torch.celu, torch.celu_, F.selu, torch.selu, torch.selu_),
+    *(F.gelu, F.silu, F.hardswish, F.mish),
+)
+RELUS = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+_CLAMPS = (
+    *(torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_, torch.clip, torch.clip_),
+    *(Tensor.clamp, Tensor.clamp_, Tensor.clamp_min, Tensor.clamp_min_, Tensor.clip, Tensor.clip_),
+)
+_THRESHOLDS = (F.threshold, torch.threshold, torch.threshold_)
+_TAKE_INPLACE = frozenset((*RELUS, *_THRESHOLDS, *ACTIVATIONS))  # where True as an argument may mean "in place"
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What a table does with an operation; ``applies`` says to which of its calls, by their arguments."""
+
+    function: Function
+    applies: Callable[..., bool] | None = None
+
+
+class Instead(Row):
+    """``function(operation, *args, **kwargs)`` runs in place of the operation, in the forward pass."""
+
+
+class Pre(Row):
+    """``function(gradient)`` is what is sent through the operation's own derivative."""
+
+
+class Through(Row):
+    """``function(gradient)`` is what comes back, whatever the operation does."""
+
+
+class Rule(Row):
+    """``function(op, gradient)`` is what comes back: the gradient of the first tensor among the arguments of the
+    :class:`Operation`, or a sequence with one for each; ``None`` is the operation's own derivative."""
+
+
+Table: TypeAlias = Mapping[Function, Row | Function]
+
+
+def as_row(rule: "Row | Function") -> Row:
+    """A bare callable is read as :class:`Instead`."""
+    return rule if isinstance(rule, Row) else Instead(rule)
+
+
+def as_table(rules: Table) -> Mapping[Function, Row]:
+    """The same table where all of its entries are rows."""
+    rows = {function: rule for function, rule in rules.items() if isinstance(rule, Row)}
+    same = cast("Mapping[Function, Row]", rules)
+    return same if len(rows) == len(rules) else {function: as_row(rule) for function, rule in rules.items()}
+
+
+def is_inplace(function: Function, *args: Any, **kwargs: Any) -> bool:
+    """Does this call overwrite its first argument?
+
+    >>> is_inplace(torch.relu_), is_inplace(F.relu, torch.ones(1), True), is_inplace(F.max_pool2d, torch.ones(1), 2)
+    (True, True, False)
+    """
+    name = function.__name__
+    if name.endswith("__"):
+        return (name.startswith("__i") and name not in ("__index__", "__invert__", "__int__")) or name == "__setitem__"
+    named = name.endswith("_") or bool(kwargs.get("inplace")) or "out" in kwargs
+    return named or (function in _TAKE_INPLACE and any(argument is True for argument in args))
+
+
+def _is_number(value: Any, number: float) -> bool:
+    return isinstance(value, (int, float)) and value == number
+
+
+def _clamps_at_0(input: Any, min: Any = None, max: Any = None, **kwargs: Any) -> bool:  # noqa: A002 - torch's names
+    return _is_number(min, 0) and (max is None or _is_number(max, math.inf))
+
+
+def _has_threshold_0(input: Any, threshold: Any, value: Any, *args: Any, **kwargs: Any) -> bool:
+    return _is_number(threshold, 0) and _is_number(value, 0)
+
+
+def relu_rules(rule: Row | Function) -> dict[Function, Row]:
+    """The table that applies one rule to ReLU in all its spellings, in place or not."""
+    row = as_row(rule)
+    kind = type(row)
+    return {
+        **dict.fromkeys(RELUS, row),
+        **dict.fromkeys(_CLAMPS, kind(row.function, _clamps_at_0)),
+        **dict.fromkeys(_THRESHOLDS, kind(row.function, _has_threshold_0)),
+    }
+
+
+def activation_rules(rule: Row | Function) -> dict[Function, Row]:
+    """The table that applies one rule to every activation function that gates its input."""
+    return relu_rules(rule) | dict.fromkeys(ACTIVATIONS, as_row(rule))
+
+
+class Operation:
+    """One operation that was run, with its arguments as they were: what a :class:`Rule` is given.
+
+    ``tensors`` are those among the arguments, in their order and detached; ``recorded`` says which of them a gradient
+    comes back to, ``parameters`` which are parameters or views of one. Nothing here refers to the graph that the
+    operation is part of.
+
+    >>> op = Operation(torch.add, (torch.ones(1), torch.tensor([3.0])), {"alpha": 2})
+    >>> op.run(torch.zeros(1), torch.ones(1)), op.argument(2, "alpha")
+    (tensor([2.]), 2)
+    """
+
+    __slots__ = ("_graph", "_versions", "args", "function", "inplace", "kwargs", "parameters", "places", "recorded")
+
+    def __init__(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self.function, self.args, self.kwargs = function, list(args), dict(kwargs)
+        places: list[int | str] = [at for at, value in enumerate(args) if isinstance(value, Tensor)]
+        self.places = places + [name for name, value in kwargs.items() if isinstance(value, Tensor)]
+        self.inplace = is_inplace(function, *args, **kwargs)
+        self.parameters = [isinstance(x, Parameter) or isinstance(x._base, Parameter) for x in self.tensors]
+        self.recorded = [x.requires_grad and not own for x, own in zip(self.tensors, self.parameters, strict=True)]
+        self._graph: tuple[Tensor, list[Tensor]] | None = None
+        self._versions: list[int] = []
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments."""
+        return [self.args[place] if isinstance(place, int) else self.kwargs[place] for place in self.places]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument, given by position or by name."""
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
+    def run(self, *tensors: Tensor) -> Any:
+        """What the operation makes of other tensors, which it does not overwrite."""
+        first, *others = tensors
+        return self._call([first.clone() if self.inplace else first, *others])
+
+    def _call(self, tensors: Sequence[Tensor]) -> Any:
+        args, kwargs = list(self.args), dict(self.kwargs)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            if isinstance(place, int):
+                args[place] = tensor
+            else:
+                kwargs[place] = tensor
+        return self.function(*args, **kwargs)
+
+    def derivative(self, gradient: Tensor) -> list[Tensor | None]:
+        """The gradients that the operation itself sends back, one for each tensor among its arguments."""
+        output, leaves = self._graph or self._make_graph()
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        found = iter(torch.autograd.grad(output, wanted, gradient, retain_graph=True, allow_unused=True))
+        return [next(found) if leaf.requires_grad else None for leaf in leaves]
+
+    def _make_graph(self) -> tuple[Tensor, list[Tensor]]:
+        with torch.enable_grad():
+            pairs = zip(self.tensors, self.recorded, strict=True)
+            leaves = [tensor.detach().requires_grad_(recorded) for tensor, recorded in pairs]
+            return self.run(*leaves), leaves
+
+    def execute(self, tensors: Sequence[Tensor], graph: bool) -> Tensor:
+        """Run the operation on its tensors, which are kept, detached; with ``graph``, so is the graph of it alone."""
+        if graph and not self.inplace:
+            self._replace([tensor.detach() for tensor in tensors])
+            self._graph = self._make_graph()
+            return self._graph[0].detach()
+        first, *others = tensors
+        self._replace([first.clone() if self.inplace else first.detach(), *(other.detach() for other in others)])
+        output: Tensor = self._call(tensors)
+        return output
+
+    def keep_copies(self, overwritten: Tensor) -> None:
+        """Copy what is kept of a tensor's memory, before it is overwritten."""
+        memory = memory_of(overwritten)
+        self._graph = None
+        self._replace([tensor.clone() if memory_of(tensor) == memory else tensor for tensor in self.tensors])
+
+    def _replace(self, tensors: Sequence[Tensor]) -> None:
+        for place, tensor in zip(self.places, tensors, strict=True):
+            if isinstance(place, int):
+                self.args[place] = tensor
+            else:
+                self.kwargs[place] = tensor
+        self._versions = [version_of(tensor) for tensor in tensors]
+
+    def check_unchanged(self) -> None:
+        """Raise ``RuntimeError`` where an argument was overwritten since, out of sight of the context."""
+        if self._versions != [version_of(tensor) for tensor in self.tensors]:
+            raise RuntimeError(f"an argument of {self.function.__name__} was overwritten after the forward pass.")
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was overwritten; what is made in inference mode counts no versions."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def memory_of(tensor: Tensor) -> int:
+    """A number that tensors share whose memory is the same."""
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,278 @@
+"""Paths: where gradients are taken, and how those of one path become one tensor."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from saliency.engine.checks import check_count, check_seed, describe, is_number
+from saliency.engine.state import make_generator
+
+Baselines: TypeAlias = "float | Tensor | Sequence[float | Tensor] | None"
+
+METHODS = ("gausslegendre", "riemann_left", "riemann_middle", "riemann_right", "riemann_trapezoid")
+
+
+class Steps(NamedTuple):
+    """Steps of one sample's path: activations and gradients (T, ...), and weights (T, 1, ...).
+
+    ``moved`` (T, ...) is the activation where the path of a step ends, less that where it begins, if a fold needs it.
+    """
+
+    x: Tensor
+    gradient: Tensor
+    weight: Tensor
+    moved: Tensor | None
+
+    def joined(self, others: "Steps") -> "Steps":
+        """These steps and the others behind them."""
+        moved = None if self.moved is None or others.moved is None else torch.cat([self.moved, others.moved])
+        x, gradient, weight = (torch.cat(pair) for pair in zip(self[:3], others[:3], strict=True))
+        return Steps(x, gradient, weight, moved)
+
+    def last(self, count: int) -> "Steps | None":
+        """Copies of the last of these steps."""
+        if not count:
+            return None
+        x, gradient, weight = (tensor[-count:].clone() for tensor in self[:3])
+        return Steps(x, gradient, weight, None if self.moved is None else self.moved[-count:].clone())
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How the steps of one path become one tensor.
+
+    ``overlap``: 0, a sum over steps, added up chunk by chunk; 1, each step needs its successor; None, all at once.
+    What comes out is an ``attribution``, or else a gradient, which takes the place of ``x.grad``.
+    """
+
+    combine: Callable[[Steps], Tensor]
+    overlap: int | None = 0
+    attribution: bool = False
+    moves: bool = False
+
+
+MEAN = Fold(lambda steps: (steps.weight * steps.gradient).sum(0))
+SQUARED = Fold(lambda steps: (steps.weight * steps.gradient.square()).sum(0), attribution=True)
+VARIANCE = Fold(lambda steps: steps.gradient.var(0, correction=0), overlap=None, attribution=True)
+# The gradient at the beginning of a step, times what the activation moves in it.
+CONDUCTANCE = Fold(lambda steps: (steps.gradient[:-1] * steps.x.diff(dim=0)).sum(0), overlap=1, attribution=True)
+SHAP = Fold(
+    lambda steps: (steps.weight * steps.gradient * (1 if steps.moved is None else steps.moved)).sum(0),
+    attribution=True,
+    moves=True,
+)
+
+
+class Rows(NamedTuple):
+    """Points of paths, and where the path of each begins and ends: one tensor (B, ...) for each that moves."""
+
+    points: list[Tensor]
+    starts: list[Tensor]
+    ends: list[Tensor]
+
+
+# rows(samples, steps) -> the points of these steps of these samples, both LongTensors (B,); called in order
+Walk: TypeAlias = Callable[[Tensor, Tensor], Rows]
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where gradients are taken: T steps with their ``weights``, and the ``fold`` of them.
+
+    ``begin(ends, starts)`` makes the walk to tensors (N, ...), from where a path with ``baselines`` starts.
+    ``at_layer``: the path is one of the layer's activation, not of the input. ``times``: gradients are multiplied with
+    the ``'activation'``, its ``'displacement'`` from the start, or ``'nothing'``. Each of ``spans`` steps begins and
+    ends at places of its own; with 1 all do so at the same, with ``None`` at none.
+    """
+
+    begin: Callable[[Sequence[Tensor], Sequence[Tensor] | None], Walk]
+    weights: Tensor
+    fold: Fold = MEAN
+    at_layer: bool = False
+    times: str = "activation"
+    baselines: Baselines = 0.0
+    spans: int | None = None
+
+    def unscaled(self) -> "Path":
+        """The path of a method that does not multiply by inputs."""
+        return replace(self, times="nothing", fold=replace(self.fold, moves=False))
+
+
+def quadrature(n_steps: int, method: str) -> tuple[Tensor, Tensor]:
+    r"""Positions in [0, 1] and weights of sum 1, in float64 on the CPU: :math:`\int_0^1 f \approx \sum_t w_t f(a_t)`.
+
+    Gauss-Legendre positions are the eigenvalues of the Jacobi matrix of the Legendre polynomials (Golub and Welsch).
+
+    >>> quadrature(3, "riemann_trapezoid")[1].tolist()
+    [0.25, 0.5, 0.25]
+    """
+    check_count("n_steps", n_steps)
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not a quadrature; expected one of {', '.join(METHODS)}.")
+    with torch.device("cpu"):
+        at = torch.arange(n_steps, dtype=torch.float64)
+        if method == "gausslegendre":
+            k = at[1:]
+            off = torch.diag(k / (4 * k**2 - 1).sqrt(), 1)
+            nodes, vectors = torch.linalg.eigh(off + off.T)
+            return (nodes + 1) / 2, vectors[0].square()
+        if method == "riemann_trapezoid":
+            if n_steps < 2:
+                raise ValueError(f"n_steps={n_steps!r} is not enough for riemann_trapezoid; expected an int >= 2.")
+            ends = (at == 0) | (at == n_steps - 1)
+            return at / (n_steps - 1), torch.where(ends, 0.5, 1.0).double() / (n_steps - 1)
+        shift = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}[method]
+        return (at + shift) / n_steps, torch.full_like(at, 1 / n_steps)
+
+
+def starts_of(baselines: Baselines, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The baselines of a path, shaped like its inputs: a number or a tensor of batch 1 or N for all, or one for each.
+
+    >>> [start.tolist() for start in starts_of((0.5, None), [torch.ones(1, 2), torch.ones(1, 1)])]
+    [[[0.5, 0.5]], [[0.0]]]
+    """
+    each = list(baselines) if isinstance(baselines, (tuple, list)) else [baselines] * len(inputs)
+    if len(each) != len(inputs):
+        raise ValueError(f"baselines={len(each)} tensors do not fit; expected one for each of {len(inputs)} inputs.")
+    found = []
+    for baseline, x in zip(each, inputs, strict=True):
+        fits = isinstance(baseline, Tensor) and baseline.shape[1:] == x.shape[1:] and len(baseline) in (1, len(x))
+        if not (baseline is None or is_number(baseline) or fits):
+            shown = describe(baseline) if isinstance(baseline, Tensor) else repr(baseline)
+            raise ValueError(
+                f"baselines={shown} is not a baseline of an input of shape {tuple(x.shape)}; expected a number, or a "
+                "tensor of its shape with a batch of 1 or of the input's."
+            )
+        value = torch.as_tensor(0 if baseline is None else baseline)
+        found.append(value.detach().to(x.device, x.dtype).expand_as(x))
+    return found
+
+
+def _column(values: Tensor, x: Tensor) -> Tensor:
+    return values.to(x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+def line(
+    baselines: Baselines = None,
+    n_steps: int = 50,
+    method: str = "gausslegendre",
+    *,
+    fold: Fold = MEAN,
+    at_layer: bool = False,
+    times: str = "activation",
+) -> Path:
+    r"""The straight line from the baselines to the input: :math:`x' + \alpha_t (x - x')`.
+
+    ``method`` is the quadrature, :data:`METHODS`. Raises ``ValueError`` for one that is unknown, or ``n_steps`` < 1.
+    """
+    alphas, weights = quadrature(n_steps, method)
+
+    def begin(ends: Sequence[Tensor], starts: Sequence[Tensor] | None) -> Walk:
+        first = starts_of(baselines, ends) if starts is None else starts
+
+        def walk(samples: Tensor, steps: Tensor) -> Rows:
+            a, b = ([x[samples.to(x.device)] for x in tensors] for tensors in (first, ends))
+            points = [x + _column(alphas[steps], x) * (y - x) for x, y in zip(a, b, strict=True)]
+            return Rows(points, a, b)
+
+        return walk
+
+    return Path(begin, weights, fold, at_layer, times, baselines, spans=1)
+
+
+def noise(
+    n_samples: int = 25,
+    stdevs: float | Sequence[float] = 0.15,
+    seed: int = 0,
+    *,
+    fold: Fold = MEAN,
+    times: str = "activation",
+) -> Path:
+    r"""Gaussian noise around the input: :math:`x + \epsilon_t`, with standard deviations in the input's own units.
+
+    The noise has a generator of its own; that of a sample and step does not depend on chunks.
+    """
+    check_count("n_samples", n_samples)
+    check_seed(seed)
+    deviations = _deviations(stdevs)
+
+    def begin(ends: Sequence[Tensor], starts: Sequence[Tensor] | None) -> Walk:
+        add = _adding_noise(ends, deviations, seed)
+
+        def walk(samples: Tensor, steps: Tensor) -> Rows:
+            points = add([x[samples.to(x.device)] for x in ends])
+            return Rows(points, [], [])
+
+        return walk
+
+    return Path(begin, torch.full((n_samples,), 1 / n_samples, dtype=torch.float64, device="cpu"), fold, times=times)
+
+
+def between(
+    baselines: Sequence[Tensor],
+    n_samples: int = 5,
+    stdevs: float | Sequence[float] = 0.0,
+    seed: int = 0,
+    *,
+    fold: Fold = SHAP,
+) -> Path:
+    r"""Random points between baselines and noisy inputs: :math:`\alpha_t (x + \epsilon_t) + (1 - \alpha_t) x'_t`.
+
+    ``baselines`` holds a distribution (M, ...) for each input, of which each step draws one; :math:`\alpha` is uniform.
+    """
+    check_count("n_samples", n_samples)
+    check_seed(seed)
+    deviations = _deviations(stdevs)
+
+    def begin(ends: Sequence[Tensor], starts: Sequence[Tensor] | None) -> Walk:
+        add = _adding_noise(ends, deviations, seed)
+        generator = torch.Generator().manual_seed(seed)
+        total = len(ends[0]) * n_samples
+        alphas = torch.rand(total, generator=generator, dtype=torch.float64, device="cpu")
+        chosen = [torch.randint(len(b), (total,), generator=generator, device="cpu") for b in baselines]
+
+        def walk(samples: Tensor, steps: Tensor) -> Rows:
+            flat = samples * n_samples + steps
+            a = [b.detach().to(x)[at[flat].to(x.device)] for b, at, x in zip(baselines, chosen, ends, strict=True)]
+            b = add([x[samples.to(x.device)] for x in ends])
+            points = [x + _column(alphas[flat], x) * (y - x) for x, y in zip(a, b, strict=True)]
+            return Rows(points, a, b)
+
+        return walk
+
+    weights = torch.full((n_samples,), 1 / n_samples, dtype=torch.float64, device="cpu")
+    return Path(begin, weights, fold, spans=n_samples)
+
+
+def _deviations(stdevs: float | Sequence[float]) -> list[float] | float:
+    values: list[Any] = [*stdevs] if isinstance(stdevs, (tuple, list)) else [stdevs]
+    if not values or not all(is_number(value) and float(value) >= 0 for value in values):
+        raise ValueError(
+            f"stdevs={stdevs!r} is not a standard deviation; expected a number >= 0, or one for each input."
+        )
+    found = [float(value) for value in values]
+    return found if isinstance(stdevs, (tuple, list)) else found[0]
+
+
+def _adding_noise(
+    inputs: Sequence[Tensor], deviations: list[float] | float, seed: int
+) -> Callable[[list[Tensor]], list[Tensor]]:
+    """A function that adds noise to rows of the inputs: drawn row by row, so that chunks do not change it."""
+    each = deviations if isinstance(deviations, list) else [deviations] * len(inputs)
+    if len(each) != len(inputs):
+        raise ValueError(f"stdevs={deviations!r} does not fit; expected one for each of {len(inputs)} inputs.")
+    generators = [make_generator(x.device, seed + 1 + i) for i, x in enumerate(inputs)]
+
+    def add(rows: list[Tensor]) -> list[Tensor]:
+        noisy = []
+        for x, deviation, generator in zip(rows, each, generators, strict=True):
+            drawn = [
+                torch.randn(x.shape[1:], generator=generator, dtype=x.dtype, device=x.device) for _ in range(len(x))
+            ]
+            noisy.append(x + deviation * torch.stack(drawn) if deviation else x)
+        return noisy
+
+    return add

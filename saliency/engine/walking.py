@@ -1,0 +1,234 @@
+"""Walking: gradients at all steps of a path, folded into one tensor for each sample, site and target."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saliency.engine.call import Call
+from saliency.engine.contexts import NullContext
+from saliency.engine.gradients import Activations, How, at_once, by_site, send_gradients
+from saliency.engine.maps import gradient_of
+from saliency.engine.paths import Path, Steps, Walk, starts_of
+from saliency.engine.record import Pass, recording
+from saliency.engine.site import Site
+from saliency.engine.tail import Tail
+from saliency.engine.targets import Targets
+
+
+class Folding:
+    """Fold the steps of every sample's path as they come, in their order; what a fold does not need is let go.
+
+    There is one for each tensor and target. A sum needs no more room for many steps than for one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._weights, self._fold = path.weights, path.fold
+        self._done: list[Tensor] = []  # the samples whose path is folded
+        self._sum: Tensor | None = None
+        self._needed: Steps | None = None  # the steps of the present sample that are still needed
+
+    def add(self, first: int, steps: Steps) -> None:
+        """Take consecutive steps of a sample, of which the first is step ``first``; their weights are known here."""
+        last = first + len(steps.x) == len(self._weights)
+        weight = self._weights[first : first + len(steps.x)].to(steps.x.device, steps.x.dtype)
+        steps = steps._replace(weight=weight.view(-1, *[1] * (steps.x.ndim - 1)))
+        steps = steps if self._needed is None else self._needed.joined(steps)
+        if self._fold.overlap is not None or last:
+            folded = self._fold.combine(steps)
+            self._sum = folded if self._sum is None else self._sum + folded
+        self._needed = steps if self._fold.overlap is None else steps.last(self._fold.overlap)
+        if last and self._sum is not None:
+            self._done.append(self._sum)
+            self._sum = self._needed = None
+
+    def result(self) -> Tensor:
+        """The folded paths of all samples, (N, ...)."""
+        return torch.stack(self._done)
+
+
+class Walking(NamedTuple):
+    """How a path is walked: ``size`` points at a time; with ``delta``, the convergence delta is computed too."""
+
+    path: Path | None
+    size: int | None
+    delta: bool
+
+
+class Walked(NamedTuple):
+    """What a path gives: by target the activations, with what is folded in place of their gradients; deltas by site."""
+
+    activations: Iterable[Activations]
+    deltas: list[Tensor]
+
+
+def along(call: Call, targets: Targets, sites: Sequence[Site], walking: Walking, how: How) -> Walked:
+    """Activations and gradients at the sites: at once, or on a path of the input, or on one of each layer's own."""
+    path = walking.path
+    if path is None:
+        return Walked(at_once(call, targets, sites, how), [])
+    if not path.at_layer or not any(site.name for site in sites):
+        return _along_inputs(call, targets, sites, path, walking, how)
+    each = [
+        _along_layer(call, targets, site, path, walking, how)
+        if site.name
+        else _along_inputs(call, targets, [site], path, walking, how)
+        for site in sites
+    ]
+    of_targets = zip(*(walked.activations for walked in each), strict=True)
+    joined = [[at_site for (at_site,) in of_sites] for of_sites in of_targets]
+    return Walked(joined, [delta for walked in each for delta in walked.deltas])
+
+
+class _Part(NamedTuple):
+    """Consecutive steps of one sample: where they are in a chunk, and the number of the first."""
+
+    rows: slice
+    first: int
+
+
+def _chunks(samples: int, steps: int, size: int | None) -> Iterator[tuple[Tensor, Tensor, list[_Part]]]:
+    """Samples and steps (B,) of each chunk, all steps of a sample before those of the next; and the chunk's parts.
+
+    >>> [(step.tolist(), parts) for _, step, parts in _chunks(2, 2, 3)][0]
+    ([0, 1, 0], [_Part(rows=slice(0, 2, None), first=0), _Part(rows=slice(2, 3, None), first=0)])
+    """
+    total = samples * steps
+    size = size or total
+    for start in range(0, total, size):
+        end = min(start + size, total)
+        flat = torch.arange(start, end, device="cpu")
+        parts = []
+        for n in range(start // steps, (end - 1) // steps + 1):
+            begin = max(n * steps, start)
+            parts.append(_Part(slice(begin - start, min((n + 1) * steps, end) - start), begin - n * steps))
+        yield flat // steps, flat % steps, parts
+
+
+def _along_inputs(
+    call: Call, targets: Targets, sites: Sequence[Site], path: Path, walking: Walking, how: How
+) -> Walked:
+    """Gradients at all sites on one path of the inputs that are no integers."""
+    starts = _starts(call, path)
+    moving = [at for at, x in enumerate(call.inputs) if x.is_floating_point()]
+    folds: list[list[Folding]] = []
+    structure: list[list[Tensor]] = []
+    walk = _begin(call, path, starts, moving)
+    for samples, steps, parts in _chunks(call.samples, len(path.weights), walking.size):
+        points, *ends = (
+            call.replacing(dict(zip(moving, tensors, strict=True)), samples)
+            for tensors in walk(samples, steps)[: 3 if path.fold.moves else 1]
+        )
+        moved = _differences(ends[1], ends[0], sites, how) if ends else None
+        with recording(points, sites, how.context_builder) as recorded:
+            structure = recorded.tensors
+            tensors = [x for at_site in structure for x in at_site]
+            for k, gradients in enumerate(send_gradients(recorded, targets.rows(samples), tensors, [], how)):
+                if k == len(folds):
+                    folds.append([Folding(path) for _ in tensors])
+                activations = by_site(sites, structure, [x.detach() for x in tensors], gradients, how)
+                _fold(folds[k], parts, [x for at_site in activations for x in at_site], moved)
+    found = [[fold.result() for fold in each] for each in folds]
+    scale = _scale(call, starts, sites, path, found[0], how)
+    change = _change(call, targets, path, starts, walking.size) if walking.delta else None
+    return _walked([by_site(sites, structure, [x.clone() for x in scale], each, how) for each in found], change)
+
+
+def _fold(folds: list[Folding], parts: list[_Part], activations: list[Tensor], moved: list[Tensor] | None) -> None:
+    for i, (fold, x) in enumerate(zip(folds, activations, strict=True)):
+        for rows, first in parts:
+            way = None if moved is None else moved[i][rows]
+            fold.add(first, Steps(x[rows], gradient_of(x)[rows], x.new_empty(0), way))
+
+
+def _starts(call: Call, path: Path) -> Call | None:
+    """The call at the baselines, where the path begins at them."""
+    if path.spans != 1:
+        return None
+    starts = starts_of(path.baselines, call.inputs)
+    return call.replacing(dict(enumerate(starts)), torch.arange(call.samples, device="cpu"))
+
+
+def _begin(call: Call, path: Path, starts: Call | None, moving: list[int]) -> Walk:
+    return path.begin(
+        [call.inputs[at].detach() for at in moving],
+        None if starts is None else [starts.inputs[at] for at in moving],
+    )
+
+
+def _activations(call: Call, sites: Sequence[Site], how: How) -> list[Tensor]:
+    """The tensors at the sites; those at the input are there already."""
+    if not any(site.name for site in sites):
+        return [x.detach() for _ in sites for x in call.inputs if x.is_floating_point()]
+    with recording(call, sites, how.context_builder, grad=False) as recorded:
+        return [x.detach() for at_site in recorded.tensors for x in at_site]
+
+
+def _differences(call: Call, other: Call, sites: Sequence[Site], how: How) -> list[Tensor]:
+    pairs = zip(_activations(call, sites, how), _activations(other, sites, how), strict=True)
+    return [x - y for x, y in pairs]
+
+
+def _scale(
+    call: Call, starts: Call | None, sites: Sequence[Site], path: Path, folded: list[Tensor], how: How
+) -> list[Tensor]:
+    """What gradients are multiplied with."""
+    if path.fold.attribution or path.times == "nothing":
+        return [torch.ones_like(x) for x in folded]
+    if path.times == "displacement" and starts is not None:
+        return _differences(call, starts, sites, how)
+    return _activations(call, sites, how)
+
+
+def _change(call: Call, targets: Targets, path: Path, starts: Call | None, size: int | None) -> Tensor:
+    """How far the score rises from where a sample's path begins to where it ends, (N, K): the mean over its spans."""
+    moving = [at for at, x in enumerate(call.inputs) if x.is_floating_point()]
+    walk, spans, changes = _begin(call, path, starts, moving), path.spans or 1, []
+    for samples, steps, _ in _chunks(call.samples, spans, size):
+        start, end = (
+            targets.rows(samples).scores(call.replacing(dict(zip(moving, x, strict=True)), samples).run())
+            for x in walk(samples, steps)[1:]
+        )
+        changes.append(end - start)
+    return torch.cat(changes).view(call.samples, spans, -1).mean(1)
+
+
+def _along_layer(call: Call, targets: Targets, site: Site, path: Path, walking: Walking, how: How) -> Walked:
+    """Gradients on a path of one layer's activation: the network in front of it runs once a sample, in all."""
+    starts = _starts(call, path)
+    first = None if starts is None else _activations(starts, [site], how)[0]
+    folds: list[Folding] = []
+    scale, changes = [], []
+    for n in range(call.samples):
+        row = torch.tensor([n], device="cpu")
+        own = targets.rows(row)
+        tail = Tail(site, call.rows(row), torch.is_grad_enabled(), how.context_builder)
+        start = torch.zeros_like(tail.activation) if first is None else first[n : n + 1]
+        walk = path.begin([tail.activation], [start])
+        for samples, steps, parts in _chunks(1, len(path.weights), walking.size):
+            x = walk(samples, steps).points[0].requires_grad_()
+            with torch.enable_grad(), how.context_builder():
+                recorded = Pass(tail(x), [[x]], NullContext())
+                for k, gradients in enumerate(send_gradients(recorded, own.rows(samples), [x], [], how)):
+                    if k == len(folds):
+                        folds.append(Folding(path))
+                    _fold([folds[k]], parts, by_site([site], [[x]], [x.detach()], gradients, how)[0], None)
+        scale.append(tail.activation - start if path.times == "displacement" else tail.activation)
+        if walking.delta:
+            end, begin = own.rows(torch.tensor([0, 0], device="cpu")).scores(tail(torch.cat([tail.activation, start])))
+            changes.append((end - begin)[None])
+    times = torch.cat(scale)
+    times = torch.ones_like(times) if path.fold.attribution or path.times == "nothing" else times
+    found = [by_site([site], [[times]], [times.clone()], [fold.result()], how) for fold in folds]
+    return _walked(found, torch.cat(changes) if changes else None)
+
+
+def _walked(found: Sequence[Activations], change: Tensor | None) -> Walked:
+    """With the deltas: what the attributions at each site miss of the score's change (N, K), (N,) for one target."""
+    deltas = []
+    for of_targets in zip(*found, strict=True) if change is not None else ():
+        sums = [torch.stack([(x * gradient_of(x)).flatten(1).sum(1) for x in tensors]).sum(0) for tensors in of_targets]
+        delta = torch.stack(sums, 1) - (0 if change is None else change.to(sums[0]))
+        deltas.append(delta.squeeze(1) if delta.shape[1] == 1 else delta)
+    return Walked(found, deltas)

@@ -1,0 +1,153 @@
+"""Excitation: how operations share out the probability that a neuron wins."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saliency.engine.operations import ACTIVATIONS, Function, Operation, Row, Rule, Through
+
+WEIGHTED = (
+    *(F.linear, F.conv1d, F.conv2d, F.conv3d),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+)
+_MEANS = (
+    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+    *(torch.mean, Tensor.mean),
+)
+_SUMS = (torch.add, Tensor.add, Tensor.add_)
+_PRODUCTS = (torch.mul, Tensor.mul, Tensor.mul_, torch.div, Tensor.div, Tensor.div_)
+_NORMALISATIONS = (
+    *(F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm, F.group_norm, torch.group_norm),
+    *(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm, F.local_response_norm),
+)
+# Monotone in every input of its own: a neuron and its activation are one.
+_SQUASHING = (
+    *(F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid, F.logsigmoid),
+    *(F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_, F.softplus, F.softsign),
+    *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax),
+)
+
+
+def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance: Tensor) -> list[Tensor]:
+    r"""Share out the relevance :math:`R` of a linear function's results among its inputs, by what each adds to them.
+
+    .. math:: R_i = x_i \sum_j \frac{\partial f_j}{\partial x_i} \frac{R_j}{f_j(x)}
+
+    The shares of :math:`R_j` sum to it, unless :math:`f_j(x) = 0`: then it is lost. Computed in float32 at least,
+    where a result next to nothing (3e-35 in float32) counts as 0, so that no quotient overflows.
+    """
+    precision = torch.promote_types(relevance.dtype, torch.float32)
+    with torch.enable_grad(), torch.autocast(relevance.device.type, enabled=False):
+        inputs = [x.detach().to(precision).requires_grad_() for x in inputs]
+        results = function(*inputs)
+    gradients = torch.autograd.grad(results, inputs, relevance.to(precision) / _nonzero(results.detach()))
+    return [(x.detach() * dx).to(relevance.dtype) for x, dx in zip(inputs, gradients, strict=True)]
+
+
+def _nonzero(results: Tensor) -> Tensor:
+    """The results, infinite where they are next to nothing, so that what is divided by them is 0."""
+    nothing = torch.finfo(results.dtype).tiny / torch.finfo(results.dtype).eps ** 0.5
+    return F.threshold(results.abs(), nothing, torch.inf).copysign_(results)
+
+
+_ROOM = 2**22  # entries that the memory for weights has from the start: enough for most layers
+
+
+class PositivePart(threading.local):
+    r"""The excitatory part of a weight, :math:`w^+ = \max(0, w)`, which lasts until the next one is asked for.
+
+    It stands in memory that is used again, in the same thread: fresh memory for every layer takes longer than its
+    convolution.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def release(self) -> None:
+        """Give the memory of this thread back."""
+        self._memory.clear()
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        weight, kind = weight.detach(), (weight.device, weight.dtype)
+        if kind not in self._memory or self._memory[kind].numel() < weight.numel():
+            self._memory[kind] = weight.new_empty(max(weight.numel(), _ROOM))
+        memory = self._memory[kind][: weight.numel()].view(weight.shape)
+        return torch.clamp(weight, min=0, out=memory)
+
+
+positive_part = PositivePart()
+
+
+def excite(op: Operation, probability: Tensor, excitatory: Callable[[Tensor], Tensor] = positive_part) -> Tensor:
+    r"""Share out by excitatory weights and active inputs, without the bias: :math:`f(x^+; w^+)`.
+
+    Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016, equation 3.
+    """
+    weight = op.argument(1, "weight")
+
+    def linear(x: Tensor) -> Tensor:
+        return with_parameters(op, x, excitatory(weight).to(x.dtype), None)
+
+    return shares(linear, [op.tensors[0].relu()], probability)[0]
+
+
+def with_parameters(op: Operation, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a weighted operation makes of another input, weight and bias."""
+    args, kwargs = list(op.args), dict(op.kwargs)
+    for at, (name, value) in enumerate({"input": input, "weight": weight, "bias": bias}.items()):
+        if at < len(args):
+            args[at] = value
+        else:
+            kwargs[name] = value
+    output: Tensor = op.function(*args, **kwargs)
+    return output
+
+
+def excite_mean(op: Operation, probability: Tensor) -> Tensor:
+    """Share out a mean, whose weights are all positive, among the active inputs."""
+    return shares(op.run, [op.tensors[0].relu()], probability)[0]
+
+
+def _is_constant(op: Operation, number: int) -> bool:
+    """Is one of two terms (a view of) a parameter, or one row of entries for a whole batch?"""
+    term, other = op.tensors[number], op.tensors[1 - number]
+    fewer = term.ndim < other.ndim or (len(term) == 1 and term.shape != other.shape)
+    return op.parameters[number] or (fewer and not op.recorded[number])
+
+
+def excite_sum(op: Operation, probability: Tensor) -> list[Tensor] | None:
+    """Share out a sum among its two terms; a constant counts as a bias, and gets nothing."""
+    if len(op.places) != 2 or _is_constant(op, 0) or _is_constant(op, 1):
+        return None
+    alpha = op.kwargs.get("alpha", 1)
+    return shares(lambda x, y: torch.add(x, y, alpha=alpha), op.tensors, probability)
+
+
+def excite_product(op: Operation, probability: Tensor) -> Tensor | None:
+    """Pass on what comes to a tensor that is only scaled, by a constant; any other product keeps its gradient."""
+    if op.kwargs or not isinstance(op.args[0], Tensor):
+        return None
+    scaled = len(op.places) == 1 or _is_constant(op, 1)
+    same = torch.broadcast_shapes(*[x.shape for x in op.tensors]) == op.tensors[0].shape
+    return probability if scaled and same else None
+
+
+def excitation_rules(excitatory: Callable[[Tensor], Tensor]) -> dict[Function, Row]:
+    """The table of excitation backprop; ``excitatory`` gives the part of a weight that excites.
+
+    ReLU, max pooling and concatenation have no row: their gradient is the paper's rule.
+    """
+    return {
+        **dict.fromkeys(ACTIVATIONS + _SQUASHING + _NORMALISATIONS, Through(lambda probability: probability)),
+        **dict.fromkeys(WEIGHTED, Rule(lambda op, probability: excite(op, probability, excitatory))),
+        **dict.fromkeys(_MEANS, Rule(excite_mean)),
+        **dict.fromkeys(_SUMS, Rule(excite_sum)),
+        **dict.fromkeys(_PRODUCTS, Rule(excite_product)),
+    }
+
+
+EXCITATION = excitation_rules(positive_part)

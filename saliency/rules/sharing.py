@@ -1,0 +1,41 @@
+"""Sharing: one forward pass for many methods."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.nn import Module
+
+from saliency.engine.call import Input, make_call
+from saliency.engine.layers import Layer
+from saliency.engine.operations import Function, Row
+from saliency.engine.record import SharedForward
+from saliency.engine.site import make_site
+from saliency.rules.activations import GUIDED
+from saliency.rules.excitation import EXCITATION
+
+
+def shared_forward(
+    model: Module,
+    input: Input,
+    saliency_layers: Sequence[Layer] = ("",),
+    *,
+    additional_forward_args: Any = None,
+    forward_kwargs: Mapping[str, Any] | None = None,
+    tables: Sequence[Mapping[Function, Row]] = (GUIDED, EXCITATION),
+) -> SharedForward:
+    """Run the model once for many methods: each gets the result as its option ``shared``.
+
+    At the given layers, methods need no forward pass any more: operations that any of the ``tables`` has a row for
+    choose their rule when the gradient comes back, and what two methods ask alike is computed once. A call with another
+    model, input or layer, with ``debug``, or with a context that changes the forward pass, runs on its own. The graph
+    stays in memory as long as the result does; one thread may use it at a time. Errors: see :func:`saliency`.
+
+    >>> from saliency import grad_cam, gradient
+    >>> from saliency.scenes import make_scene, scene_network
+    >>> model, image = scene_network(), make_scene(0).image[None]
+    >>> shared = shared_forward(model, image, ["", "layer4"])
+    >>> cam, fine = grad_cam(model, image, 0, "layer4", shared=shared), gradient(model, image, 0, shared=shared)
+    """
+    call = make_call(model, input, additional_forward_args, forward_kwargs)
+    functions = {function for table in tables for function in table}
+    return SharedForward(call, [make_site(call, layer) for layer in saliency_layers], functions)
