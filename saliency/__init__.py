@@ -8,7 +8,16 @@
 from saliency.engine.contexts import NullContext, Patch, ReLUContext, RuleContext
 from saliency.engine.driver import saliency
 from saliency.engine.layers import find_layer, get_module
-from saliency.engine.maps import gradient_to_saliency, imsmooth, max_channels, resize_saliency, sum_channels
+from saliency.engine.maps import (
+    Attribution,
+    gradient_to_saliency,
+    imsmooth,
+    max_channels,
+    resize_saliency,
+    sum_channels,
+)
+from saliency.engine.operations import Instead, Pre, Rule, Through
+from saliency.engine.paths import between, line, noise
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import SharedForward
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
@@ -51,6 +60,13 @@ from saliency.methods.gradients import (
 )
 from saliency.methods.masking import rise, rise_class
 from saliency.methods.masks import random_masks
+from saliency.methods.paths import (
+    conductance,
+    gradient_shap,
+    integrated_gradients,
+    internal_influence,
+    smooth_gradient,
+)
 from saliency.methods.relu_backprop import (
     DeConvNetContext,
     GuidedBackpropContext,
@@ -70,21 +86,28 @@ __all__ = [
     "FADE_PERTURBATION",
     "METHODS",
     "PRESERVE_VARIANT",
+    "Attribution",
     "ContrastiveExcitationBackpropContext",
     "DeConvNetContext",
     "ExcitationBackpropContext",
     "GuidedBackpropContext",
+    "Instead",
     "MaskGenerator",
     "Method",
     "NullContext",
     "Patch",
     "Perturbation",
+    "Pre",
     "Probe",
     "ReLUContext",
+    "Rule",
     "RuleContext",
     "SharedForward",
+    "Through",
     "activation",
     "attach_debug_probes",
+    "between",
+    "conductance",
     "contrastive_excitation_backprop",
     "contrastive_reward",
     "deconvnet",
@@ -98,6 +121,7 @@ __all__ = [
     "grad_cam",
     "grad_cam_plus_plus",
     "gradient",
+    "gradient_shap",
     "gradient_to_contrastive_excitation_backprop_saliency",
     "gradient_to_excitation_backprop_saliency",
     "gradient_to_grad_cam_plus_plus_saliency",
@@ -113,9 +137,13 @@ __all__ = [
     "guided_grad_cam",
     "hires_cam",
     "imsmooth",
+    "integrated_gradients",
+    "internal_influence",
     "layer_cam",
+    "line",
     "linear_approx",
     "max_channels",
+    "noise",
     "random_masks",
     "resize_saliency",
     "rise",
@@ -124,6 +152,7 @@ __all__ = [
     "shared_forward",
     "simple_reward",
     "smooth_grad",
+    "smooth_gradient",
     "sum_channels",
     "xgrad_cam",
 ]

@@ -55,6 +55,11 @@ METHOD_CASES = (
     MethodCase("layer_cam", layer=None),
     MethodCase("xgrad_cam", layer=None),
     MethodCase("hires_cam", layer=None),
+    MethodCase("integrated_gradients", {"n_steps": 5}, signed=True, lacks=("probes", "batch")),
+    MethodCase("internal_influence", {"n_steps": 5}, layer=None, signed=True, lacks=("probes", "batch")),
+    MethodCase("conductance", {"n_steps": 5}, layer=None, signed=True, lacks=("probes", "batch")),
+    MethodCase("gradient_shap", {"n_samples": 3}, signed=True, lacks=("probes", "batch")),
+    MethodCase("smooth_gradient", {"n_samples": 3}, lacks=("probes", "batch")),
     MethodCase("rise", _FEW_MASKS, at_input=True, signed=True, lacks=("layer", "layers", "probes", "batch")),
     MethodCase("extremal_perturbation", _FEW_STEPS, lacks=("layers", "batch")),
 )

@@ -101,6 +101,8 @@ def test_resize_and_smooth_finish_the_raw_map(method, case):
 def test_a_list_of_layers_gives_the_single_maps(method, case):
     needs(method, "layers")
     skip_if_not_made_for(method, case)
+    if method.name == "integrated_gradients" and case is cases.STOCHASTIC:
+        pytest.skip("each layer has a path, and so random numbers, of its own")
     layers = [case.layers[1], case.layers[0], case.layers[1]]
     results = explain(method, case, layer=layers)
     assert isinstance(results, list)

@@ -50,8 +50,11 @@ class Through(Row):
 
 
 class Rule(Row):
-    """``function(op, gradient)`` is what comes back: the gradient of the first tensor among the arguments of the
-    :class:`Operation`, or a sequence with one for each; ``None`` is the operation's own derivative."""
+    """``function(op, gradient)`` is what comes back, of an :class:`Operation`.
+
+    It is the gradient of the first tensor among the arguments, or a sequence with one for each; ``None`` stands for the
+    operation's own derivative.
+    """
 
 
 Table: TypeAlias = Mapping[Function, Row | Function]

@@ -193,22 +193,15 @@ def noise(
 ) -> Path:
     r"""Gaussian noise around the input: :math:`x + \epsilon_t`, with standard deviations in the input's own units.
 
-    The noise has a generator of its own; that of a sample and step does not depend on chunks.
+    The noise has a generator of its own and belongs to the step: it is the same for every sample, in any chunks.
     """
-    check_count("n_samples", n_samples)
-    check_seed(seed)
-    deviations = _deviations(stdevs)
+    draw = _noise(n_samples, stdevs, seed)
 
     def begin(ends: Sequence[Tensor], starts: Sequence[Tensor] | None) -> Walk:
-        add = _adding_noise(ends, deviations, seed)
+        add = draw(ends)
+        return lambda samples, steps: Rows(add(samples, steps), [], [])
 
-        def walk(samples: Tensor, steps: Tensor) -> Rows:
-            points = add([x[samples.to(x.device)] for x in ends])
-            return Rows(points, [], [])
-
-        return walk
-
-    return Path(begin, torch.full((n_samples,), 1 / n_samples, dtype=torch.float64, device="cpu"), fold, times=times)
+    return Path(begin, _equal_weights(n_samples), fold, times=times)
 
 
 def between(
@@ -222,57 +215,59 @@ def between(
     r"""Random points between baselines and noisy inputs: :math:`\alpha_t (x + \epsilon_t) + (1 - \alpha_t) x'_t`.
 
     ``baselines`` holds a distribution (M, ...) for each input, of which each step draws one; :math:`\alpha` is uniform.
+    Draws belong to the step, as those of :func:`noise`.
     """
-    check_count("n_samples", n_samples)
-    check_seed(seed)
-    deviations = _deviations(stdevs)
+    draw = _noise(n_samples, stdevs, seed)
+    generator = torch.Generator().manual_seed(seed)
+    alphas = torch.rand(n_samples, generator=generator, dtype=torch.float64, device="cpu")
+    chosen = [torch.randint(len(b), (n_samples,), generator=generator, device="cpu") for b in baselines]
 
     def begin(ends: Sequence[Tensor], starts: Sequence[Tensor] | None) -> Walk:
-        add = _adding_noise(ends, deviations, seed)
-        generator = torch.Generator().manual_seed(seed)
-        total = len(ends[0]) * n_samples
-        alphas = torch.rand(total, generator=generator, dtype=torch.float64, device="cpu")
-        chosen = [torch.randint(len(b), (total,), generator=generator, device="cpu") for b in baselines]
+        add = draw(ends)
 
         def walk(samples: Tensor, steps: Tensor) -> Rows:
-            flat = samples * n_samples + steps
-            a = [b.detach().to(x)[at[flat].to(x.device)] for b, at, x in zip(baselines, chosen, ends, strict=True)]
-            b = add([x[samples.to(x.device)] for x in ends])
-            points = [x + _column(alphas[flat], x) * (y - x) for x, y in zip(a, b, strict=True)]
+            a = [b.detach().to(x)[at[steps].to(x.device)] for b, at, x in zip(baselines, chosen, ends, strict=True)]
+            b = add(samples, steps)
+            points = [x + _column(alphas[steps], x) * (y - x) for x, y in zip(a, b, strict=True)]
             return Rows(points, a, b)
 
         return walk
 
-    weights = torch.full((n_samples,), 1 / n_samples, dtype=torch.float64, device="cpu")
-    return Path(begin, weights, fold, spans=n_samples)
+    return Path(begin, _equal_weights(n_samples), fold, spans=n_samples)
 
 
-def _deviations(stdevs: float | Sequence[float]) -> list[float] | float:
-    values: list[Any] = [*stdevs] if isinstance(stdevs, (tuple, list)) else [stdevs]
-    if not values or not all(is_number(value) and float(value) >= 0 for value in values):
-        raise ValueError(
-            f"stdevs={stdevs!r} is not a standard deviation; expected a number >= 0, or one for each input."
-        )
-    found = [float(value) for value in values]
-    return found if isinstance(stdevs, (tuple, list)) else found[0]
+def _equal_weights(count: int) -> Tensor:
+    return torch.full((count,), 1 / count, dtype=torch.float64, device="cpu")
 
 
-def _adding_noise(
-    inputs: Sequence[Tensor], deviations: list[float] | float, seed: int
-) -> Callable[[list[Tensor]], list[Tensor]]:
-    """A function that adds noise to rows of the inputs: drawn row by row, so that chunks do not change it."""
-    each = deviations if isinstance(deviations, list) else [deviations] * len(inputs)
-    if len(each) != len(inputs):
-        raise ValueError(f"stdevs={deviations!r} does not fit; expected one for each of {len(inputs)} inputs.")
-    generators = [make_generator(x.device, seed + 1 + i) for i, x in enumerate(inputs)]
+def _noise(
+    n_samples: int, stdevs: float | Sequence[float], seed: int
+) -> Callable[[Sequence[Tensor]], Callable[[Tensor, Tensor], list[Tensor]]]:
+    """For inputs, a function that adds noise to their samples: drawn step by step, so that chunks do not change it."""
+    check_count("n_samples", n_samples)
+    check_seed(seed)
+    listed: list[Any] = [*stdevs] if isinstance(stdevs, (tuple, list)) else [stdevs]
+    if not listed or not all(is_number(value) and float(value) >= 0 for value in listed):
+        raise ValueError(f"stdevs={stdevs!r} is not a standard deviation; expected a number >= 0 or one an input.")
 
-    def add(rows: list[Tensor]) -> list[Tensor]:
-        noisy = []
-        for x, deviation, generator in zip(rows, each, generators, strict=True):
-            drawn = [
-                torch.randn(x.shape[1:], generator=generator, dtype=x.dtype, device=x.device) for _ in range(len(x))
-            ]
-            noisy.append(x + deviation * torch.stack(drawn) if deviation else x)
-        return noisy
+    def draw(inputs: Sequence[Tensor]) -> Callable[[Tensor, Tensor], list[Tensor]]:
+        each = listed if isinstance(stdevs, (tuple, list)) else listed * len(inputs)
+        if len(each) != len(inputs):
+            raise ValueError(f"stdevs={stdevs!r} does not fit; expected one for each of {len(inputs)} inputs.")
+        generators = [make_generator(x.device, seed + 1 + i) for i, x in enumerate(inputs)]
 
-    return add
+        def add(samples: Tensor, steps: Tensor) -> list[Tensor]:
+            noisy = []
+            for i, (x, deviation) in enumerate(zip(inputs, each, strict=True)):
+                drawn = []
+                for step in steps.tolist() if deviation else ():
+                    if step == 0:
+                        generators[i] = make_generator(x.device, seed + 1 + i)
+                    drawn.append(torch.randn(x.shape[1:], generator=generators[i], dtype=x.dtype, device=x.device))
+                rows = x[samples.to(x.device)]
+                noisy.append(rows + deviation * torch.stack(drawn) if deviation else rows)
+            return noisy
+
+        return add
+
+    return draw

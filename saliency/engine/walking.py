@@ -190,7 +190,7 @@ def _change(call: Call, targets: Targets, path: Path, starts: Call | None, size:
             targets.rows(samples).scores(call.replacing(dict(zip(moving, x, strict=True)), samples).run())
             for x in walk(samples, steps)[1:]
         )
-        changes.append(end - start)
+        changes.append((end - start).detach())
     return torch.cat(changes).view(call.samples, spans, -1).mean(1)
 
 
@@ -217,7 +217,7 @@ def _along_layer(call: Call, targets: Targets, site: Site, path: Path, walking: 
         scale.append(tail.activation - start if path.times == "displacement" else tail.activation)
         if walking.delta:
             end, begin = own.rows(torch.tensor([0, 0], device="cpu")).scores(tail(torch.cat([tail.activation, start])))
-            changes.append((end - begin)[None])
+            changes.append((end - begin).detach()[None])
     times = torch.cat(scale)
     times = torch.ones_like(times) if path.fold.attribution or path.times == "nothing" else times
     found = [by_site([site], [[times]], [times.clone()], [fold.result()], how) for fold in folds]

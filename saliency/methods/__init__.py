@@ -10,6 +10,13 @@ from saliency.methods.excitation import contrastive_excitation_backprop, excitat
 from saliency.methods.extremal import extremal_perturbation, extremal_perturbation_map
 from saliency.methods.gradients import activation, gradient, gradient_x_activation, linear_approx
 from saliency.methods.masking import rise_class
+from saliency.methods.paths import (
+    conductance,
+    gradient_shap,
+    integrated_gradients,
+    internal_influence,
+    smooth_gradient,
+)
 from saliency.methods.relu_backprop import deconvnet, guided_backprop, guided_grad_cam
 
 
@@ -45,6 +52,11 @@ METHODS: dict[str, Method] = {
     "layer_cam": Method(layer_cam, "Jiang et al., LayerCAM, TIP 2021"),
     "xgrad_cam": Method(xgrad_cam, "Fu et al., Axiom-based Grad-CAM, BMVC 2020"),
     "hires_cam": Method(hires_cam, "Draelos and Carin, HiResCAM, 2020"),
+    "integrated_gradients": Method(integrated_gradients, "Sundararajan et al., Axiomatic Attribution, ICML 2017"),
+    "internal_influence": Method(internal_influence, "Leino et al., Influence-Directed Explanations, ITC 2018"),
+    "conductance": Method(conductance, "Dhamdhere et al., How Important Is a Neuron?, ICLR 2019"),
+    "gradient_shap": Method(gradient_shap, "Lundberg and Lee, A Unified Approach, NeurIPS 2017"),
+    "smooth_gradient": Method(smooth_gradient, "Smilkov et al., SmoothGrad, 2017"),
     "rise": Method(rise_class, "Petsiuk et al., RISE, BMVC 2018"),
     "extremal_perturbation": Method(
         extremal_perturbation_map, "Fong et al., Extremal Perturbations, ICCV 2019", extremal_perturbation

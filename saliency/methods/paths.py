@@ -1,0 +1,177 @@
+"""Path methods: gradients gathered on the way from baselines to the input, or in noise around it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from saliency.engine import paths
+from saliency.engine.call import Input, check_inputs
+from saliency.engine.checks import describe
+from saliency.engine.driver import Maps, saliency
+from saliency.engine.layers import Layer
+from saliency.engine.maps import Attribution, Reduction, max_channels, sum_channels
+from saliency.engine.paths import Baselines
+from saliency.engine.targets import Target
+
+Distribution: TypeAlias = Tensor | Sequence[Tensor] | Callable[..., Tensor | Sequence[Tensor]] | None
+
+POWERS = {"mean": paths.MEAN, "squared": paths.SQUARED, "variance": paths.VARIANCE}
+
+
+def integrated_gradients(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = "",
+    baselines: Baselines = None,
+    n_steps: int = 50,
+    method: str = "gausslegendre",
+    reduction: Reduction = sum_channels,
+    **options: Any,
+) -> Maps:
+    r"""Integrated gradients: what each position adds to the score on the straight way from the baselines.
+
+    .. math:: a = (x - x') \int_0^1 \frac{\partial f}{\partial x}\bigl(x' + \alpha (x - x')\bigr) \, d\alpha, \quad
+              s_{n1u} = \sum_c a_{ncu}
+
+    The attribution sums to the change of the score, up to the error of the quadrature. At a layer, the way is that of
+    its activation, from the one that ``baselines`` of the input (0) give; what lies in front of it runs once.
+    ``reduction=None`` gives the attribution itself. Sundararajan et al., Axiomatic Attribution for Deep Networks, ICML
+    2017. Options and errors: see :func:`saliency` and :func:`~saliency.engine.paths.line`.
+
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> model.weight.data.copy_(torch.tensor([[2.0, 3.0]]))
+    tensor([[2., 3.]])
+    >>> integrated_gradients(model, torch.tensor([[1.0, -1.0]]), 0, reduction=None)
+    tensor([[ 2., -3.]])
+    """
+    line = paths.line(baselines, n_steps, method, at_layer=True, times="displacement")
+    return saliency(
+        model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), path=line, **options
+    )
+
+
+def internal_influence(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = None,
+    baselines: Baselines = None,
+    n_steps: int = 50,
+    method: str = "gausslegendre",
+    reduction: Reduction = sum_channels,
+    **options: Any,
+) -> Maps:
+    r"""Internal influence: the mean gradient of the score at a layer, while the input comes from the baselines.
+
+    .. math:: a = \int_0^1 \frac{\partial f}{\partial y}\bigl(y(x' + \alpha (x - x'))\bigr) \, d\alpha
+
+    (N, 1, h, w), signed, the sum over the channels; ``reduction=None`` gives the layer's shape. Leino et al.,
+    Influence-Directed Explanations for Deep Convolutional Networks, ITC 2018. Options and errors: see :func:`saliency`.
+    """
+    line = paths.line(baselines, n_steps, method, times="nothing")
+    return saliency(
+        model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), path=line, **options
+    )
+
+
+def conductance(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = None,
+    baselines: Baselines = None,
+    n_steps: int = 50,
+    method: str = "gausslegendre",
+    reduction: Reduction = sum_channels,
+    **options: Any,
+) -> Maps:
+    r"""Conductance: how much of the score's change flows through each neuron of a layer.
+
+    .. math:: a = \sum_{t=0}^{T-1} \frac{\partial f}{\partial y}(y_t) \, (y_{t+1} - y_t)
+
+    with the layer's activation :math:`y_t` at ``n_steps`` + 1 inputs between the baselines and the input: the gradient
+    stands at the beginning of each step. Sums to the change of the score, with an error that falls as 1/T. Signed;
+    ``reduction=None`` gives the layer's shape. Dhamdhere et al., How Important Is a Neuron?, ICLR 2019.
+    Options and errors: see :func:`saliency`.
+    """
+    line = paths.line(baselines, n_steps + 1, method, fold=paths.CONDUCTANCE)
+    return saliency(
+        model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), path=line, **options
+    )
+
+
+def gradient_shap(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = "",
+    baselines: Distribution = None,
+    n_samples: int = 5,
+    stdevs: float | Sequence[float] = 0.0,
+    seed: int = 0,
+    reduction: Reduction = sum_channels,
+    **options: Any,
+) -> Maps:
+    r"""GradientSHAP: expected gradients between a distribution of baselines and noisy copies of the input.
+
+    .. math:: a = \frac{1}{T} \sum_t \frac{\partial f}{\partial y}(z_t) \, (y(x + \epsilon_t) - y(x'_t)), \quad
+              z_t = \alpha_t (x + \epsilon_t) + (1 - \alpha_t) x'_t
+
+    ``baselines`` is a tensor (M, ...), one for each input, or a function of the inputs that returns it; 0 if it is left
+    out. Draws have a generator of their own. Approximates Shapley values; signed, ``reduction=None`` gives the layer's
+    shape. Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017.
+    Options and errors: see :func:`saliency` and :func:`~saliency.engine.paths.between`.
+    """
+    between = paths.between(_distribution(baselines, input), n_samples, stdevs, seed)
+    return saliency(
+        model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), path=between, **options
+    )
+
+
+def _distribution(baselines: Distribution, input: Input) -> list[Tensor]:
+    """A tensor (M, ...) for each input that moves."""
+    moving = [x for x in check_inputs(input) if x.is_floating_point()]
+    found = baselines(*moving) if callable(baselines) and not isinstance(baselines, Tensor) else baselines
+    found = [torch.zeros_like(x[:1]) for x in moving] if found is None else found
+    listed = [found] if isinstance(found, Tensor) else list(found)
+    if len(listed) != len(moving) or any(
+        not isinstance(b, Tensor) or b.shape[1:] != x.shape[1:] or not len(b)
+        for b, x in zip(listed, moving, strict=True)
+    ):
+        shapes = ", ".join(describe(b) for b in listed)
+        raise ValueError(f"baselines={shapes} is not a distribution of baselines; expected (M, ...) for each input.")
+    return listed
+
+
+def smooth_gradient(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = "",
+    n_samples: int = 25,
+    stdevs: float | Sequence[float] = 0.15,
+    seed: int = 0,
+    power: str = "mean",
+    reduction: Reduction = max_channels,
+    **options: Any,
+) -> Maps:
+    r"""SmoothGrad: the gradient, averaged over noisy copies of the input.
+
+    .. math:: s_{n1u} = \max_c |a_{ncu}|, \quad a = \frac{1}{T} \sum_t dx_t, \quad
+              \frac{1}{T} \sum_t dx_t^2 \quad \text{or} \quad \mathrm{Var}_t(dx_t)
+
+    for ``power`` ``'mean'``, ``'squared'`` (SmoothGrad-Squared) and ``'variance'`` (VarGrad); ``stdevs`` are in the
+    input's own units. ``reduction=None`` gives the attribution itself. Smilkov et al., SmoothGrad, 2017; Hooker et al.,
+    A Benchmark for Interpretability Methods, NeurIPS 2019; Adebayo et al., Sanity Checks, NeurIPS 2018.
+    Options and errors: see :func:`saliency` and :func:`~saliency.engine.paths.noise`.
+    """
+    if power not in POWERS:
+        raise ValueError(f"power={power!r} is not a power of the gradient; expected one of {', '.join(POWERS)}.")
+    noise = paths.noise(n_samples, stdevs, seed, fold=POWERS[power], times="nothing")
+    return saliency(
+        model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), path=noise, **options
+    )
