@@ -25,6 +25,7 @@ from saliency.engine.operations import (
     is_inplace,
     memory_of,
     relu_rules,
+    version_of,
 )
 
 _state = threading.local()  # is this thread inside a rule? Then contexts further out leave the operation alone.
@@ -108,6 +109,7 @@ class RuleContext(TorchFunctionMode):
         self.force = Force(self.rules)
         self.last: dict[Function, Noted | None] | None = None
         self._keeping: dict[int, list[Operation]] = {}  # by the memory of their arguments
+        self._made: dict[int, tuple[Operation, int, torch.Size]] = {}  # by the memory of what they made
 
     @property
     def is_table(self) -> bool:
@@ -119,6 +121,7 @@ class RuleContext(TorchFunctionMode):
         self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
     ) -> list[Tensor | None]:
         """The gradients at the tensors of ``scores`` whose own gradient is given, under the rules in force."""
+        self.force.last = not retain
         return differentiate([(scores, gradient)], tensors, retain)
 
     def __torch_function__(
@@ -166,7 +169,11 @@ class RuleContext(TorchFunctionMode):
     def keep(self, op: Operation, graph: bool) -> Tensor:
         """Run an operation and keep its arguments: as they are now, also if the model overwrites them later."""
         input = op.tensors[0]
-        output = keep_operation(self.force, op, graph)
+        made = self._made.get(memory_of(input)) if op.inplace else None
+        source = made[0] if made is not None and made[1:] == (version_of(input), input.shape) else None
+        output = keep_operation(self.force, op, graph, source)
+        if graph and not op.inplace:
+            self._made[memory_of(output)] = (op, version_of(output), output.shape)
         if self.last is not None:
             edges = (get_gradient_edge(x) for x in (input, output)) if input.requires_grad else ()
             self._note(op.function, Noted(op, *edges) if input.requires_grad else None)
@@ -188,7 +195,7 @@ class RuleContext(TorchFunctionMode):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._keeping = {}
+        self._keeping, self._made = {}, {}
         # Contexts may overlap without being nested (generators do that): take out this one, not the topmost.
         inner = []
         while (mode := _pop_mode()) is not self:

@@ -19,6 +19,7 @@ class Force:
 
     def __init__(self, table: Mapping[Function, Row]) -> None:
         self.table = table
+        self.last = False  # is this the last backward pass? Then what operations keep is let go as it comes back
 
     def row(self, op: Operation) -> Row | None:
         """The row of an operation."""
@@ -78,6 +79,8 @@ class _Kept(torch.autograd.Function):
         if found is None:
             found = op.derivative(row.function(gradient) if isinstance(row, Pre) else gradient)
         others = len(op.places) - 1
+        if ctx.force.last:
+            op.release()
         return None, None, None, *([found, *[None] * others] if isinstance(found, Tensor) else found)
 
 
@@ -115,10 +118,15 @@ def send_through(function: Function, row: Row, args: Sequence[Any], kwargs: Mapp
     return output
 
 
-def keep_operation(force: Force, op: Operation, graph: bool) -> Tensor:
-    """Run an operation whose rule is looked up in ``force`` when the gradient comes back."""
+def keep_operation(force: Force, op: Operation, graph: bool, source: Operation | None = None) -> Tensor:
+    """Run an operation whose rule is looked up in ``force`` when the gradient comes back.
+
+    What a ``source`` has made, and the operation overwrites, is made again when it is asked for, not kept.
+    """
     pairs = zip(op.tensors, op.parameters, strict=True)  # without a parameter's gradient, which nobody asks for
-    output: Tensor = _Kept.apply(force, op, graph, *[x.detach() if own else x for x, own in pairs])
+    tensors = [x.detach() if own else x for x, own in pairs]
+    op.source = source
+    output: Tensor = _Kept.apply(force, op, graph, *tensors)
     return output
 
 

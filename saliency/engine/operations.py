@@ -125,10 +125,14 @@ class Operation:
     (tensor([2.]), 2)
     """
 
-    __slots__ = ("_graph", "_versions", "args", "function", "inplace", "kwargs", "parameters", "places", "recorded")
+    __slots__ = (
+        *("_graph", "_versions", "args", "function", "inplace", "kwargs"),
+        *("parameters", "places", "recorded", "source"),
+    )
 
     def __init__(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self.function, self.args, self.kwargs = function, list(args), dict(kwargs)
+        self.source: Operation | None = None  # what made the first tensor, and makes it again when that is asked for
         places: list[int | str] = [at for at, value in enumerate(args) if isinstance(value, Tensor)]
         self.places = places + [name for name, value in kwargs.items() if isinstance(value, Tensor)]
         self.inplace = is_inplace(function, *args, **kwargs)
@@ -140,7 +144,8 @@ class Operation:
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the arguments."""
-        return [self.args[place] if isinstance(place, int) else self.kwargs[place] for place in self.places]
+        kept = [self.args[place] if isinstance(place, int) else self.kwargs[place] for place in self.places]
+        return kept if self.source is None else [self.source.run(*self.source.tensors), *kept[1:]]
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument, given by position or by name."""
@@ -180,15 +185,21 @@ class Operation:
             self._graph = self._make_graph()
             return self._graph[0].detach()
         first, *others = tensors
-        self._replace([first.clone() if self.inplace else first.detach(), *(other.detach() for other in others)])
+        kept = first.new_empty(0) if self.source is not None else first.clone() if self.inplace else first.detach()
+        self._replace([kept, *(other.detach() for other in others)])
         output: Tensor = self._call(tensors)
         return output
+
+    def release(self) -> None:
+        """Let go of all tensors: no other gradient will come back here."""
+        self._graph = self.source = None
+        self._replace([torch.empty(0, device="cpu")] * len(self.places))
 
     def keep_copies(self, overwritten: Tensor) -> None:
         """Copy what is kept of a tensor's memory, before it is overwritten."""
         memory = memory_of(overwritten)
-        self._graph = None
-        self._replace([tensor.clone() if memory_of(tensor) == memory else tensor for tensor in self.tensors])
+        kept, self.source, self._graph = self.tensors, None, None
+        self._replace([tensor.clone() if memory_of(tensor) == memory else tensor for tensor in kept])
 
     def _replace(self, tensors: Sequence[Tensor]) -> None:
         for place, tensor in zip(self.places, tensors, strict=True):
@@ -200,7 +211,10 @@ class Operation:
 
     def check_unchanged(self) -> None:
         """Raise ``RuntimeError`` where an argument was overwritten since, out of sight of the context."""
-        if self._versions != [version_of(tensor) for tensor in self.tensors]:
+        kept = [self.args[place] if isinstance(place, int) else self.kwargs[place] for place in self.places]
+        if self.source is not None:
+            self.source.check_unchanged()
+        if self._versions != [version_of(tensor) for tensor in kept]:
             raise RuntimeError(f"an argument of {self.function.__name__} was overwritten after the forward pass.")
 
 

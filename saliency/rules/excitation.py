@@ -112,27 +112,29 @@ def excite_mean(op: Operation, probability: Tensor) -> Tensor:
     return shares(op.run, [op.tensors[0].relu()], probability)[0]
 
 
-def _is_constant(op: Operation, number: int) -> bool:
+def _is_constant(op: Operation, tensors: Sequence[Tensor], number: int) -> bool:
     """Is one of two terms (a view of) a parameter, or one row of entries for a whole batch?"""
-    term, other = op.tensors[number], op.tensors[1 - number]
+    term, other = tensors[number], tensors[1 - number]
     fewer = term.ndim < other.ndim or (len(term) == 1 and term.shape != other.shape)
     return op.parameters[number] or (fewer and not op.recorded[number])
 
 
 def excite_sum(op: Operation, probability: Tensor) -> list[Tensor] | None:
     """Share out a sum among its two terms; a constant counts as a bias, and gets nothing."""
-    if len(op.places) != 2 or _is_constant(op, 0) or _is_constant(op, 1):
+    tensors = op.tensors if len(op.places) == 2 else []
+    if not tensors or _is_constant(op, tensors, 0) or _is_constant(op, tensors, 1):
         return None
     alpha = op.kwargs.get("alpha", 1)
-    return shares(lambda x, y: torch.add(x, y, alpha=alpha), op.tensors, probability)
+    return shares(lambda x, y: torch.add(x, y, alpha=alpha), tensors, probability)
 
 
 def excite_product(op: Operation, probability: Tensor) -> Tensor | None:
     """Pass on what comes to a tensor that is only scaled, by a constant; any other product keeps its gradient."""
     if op.kwargs or not isinstance(op.args[0], Tensor):
         return None
-    scaled = len(op.places) == 1 or _is_constant(op, 1)
-    same = torch.broadcast_shapes(*[x.shape for x in op.tensors]) == op.tensors[0].shape
+    tensors = op.tensors
+    scaled = len(tensors) == 1 or _is_constant(op, tensors, 1)
+    same = torch.broadcast_shapes(*[x.shape for x in tensors]) == tensors[0].shape
     return probability if scaled and same else None
 
 

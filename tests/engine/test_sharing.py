@@ -16,7 +16,7 @@ from saliency.engine.contexts import RuleContext
 from tests.cases import METHOD_CASES, MODEL_CASES
 from tests.test_contract import explain, skip_if_not_made_for
 
-SHARING = [case for case in METHOD_CASES if METHODS[case.name].engine is saliency and case.name != "rise"]
+SHARING = [case for case in METHOD_CASES if METHODS[case.name].engine is saliency and "batch" not in case.lacks]
 
 
 class CountConvolutions(TorchDispatchMode):
