@@ -11,7 +11,7 @@ from torch.nn import Module, Parameter
 from torch.utils._pytree import tree_map_only
 
 from saliency.engine.layers import unwrap
-from saliency.engine.state import model_dtype, own_copy
+from saliency.engine.state import model_dtype, modules_of, own_copy
 
 Input: TypeAlias = Tensor | tuple[Tensor, ...]
 
@@ -28,7 +28,7 @@ class Call:
     @cached_property
     def modules(self) -> tuple[Module, ...]:
         """Every module of the model: the tree is walked once a call."""
-        return tuple(self.model.modules())
+        return modules_of(self.model)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:

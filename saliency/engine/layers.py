@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from saliency.engine.layouts import grid_of
 from saliency.engine.probe import add_hook
-from saliency.engine.state import evaluating
+from saliency.engine.state import evaluating, modules_of
 from saliency.engine.targets import main_output
 
 Layer: TypeAlias = str | Module | None
@@ -45,20 +45,30 @@ def get_module(model: Module, module: str | Module) -> Module | None:
     """
     if isinstance(module, Module):
         return module
-    inner = unwrap(model)
-    # A compiled layer has two names that become one here: the last is the layer itself.
-    layers = {_plain_name(name): layer for name, layer in inner.named_modules(remove_duplicate=False)}
-    name = _plain_name(module)
-    return layers.get(name, layers.get(name.removeprefix("module.")))
+    inner, name = unwrap(model), _plain_name(module)
+    found = _descend(inner, name)
+    return _descend(inner, name.removeprefix("module.")) if found is None else found
+
+
+def _descend(module: Module, name: str) -> Module | None:
+    for part in name.split(".") if name else ():
+        if part not in module._modules:
+            return None
+        child = module._modules[part]
+        while child is not None and "_orig_mod" in child._modules:  # compiled: the layer itself goes by its plain name
+            child = child._modules["_orig_mod"]
+        if child is None:
+            return None
+        module = child
+    return module
 
 
 def resolve_layer(model: Module, layer: str | Module, argument: str = "saliency_layer") -> Module:
     """As :func:`get_module`, but an unknown layer raises ``ValueError`` with the nearest name."""
     if not isinstance(layer, (str, Module)):
         raise ValueError(f"{argument}={layer!r} is no layer; a dotted name, a module, '' or None is accepted.")
-    found = get_module(model, layer)
-    inner = unwrap(model)
-    if found is not None and any(unwrap(found) is module for module in inner.modules()):
+    found, inner = get_module(model, layer), unwrap(model)
+    if found is not None and (isinstance(layer, str) or unwrap(found) in modules_of(inner)):
         return unwrap(found)
     if isinstance(layer, Module):
         raise ValueError(f"{argument}={type(layer).__name__} is not part of the model; one of its modules is accepted.")
