@@ -7,9 +7,10 @@
 
 from saliency.engine.contexts import NullContext, Patch, ReLUContext, RuleContext
 from saliency.engine.driver import saliency
-from saliency.engine.layers import find_layer, get_module
+from saliency.engine.layers import get_module
 from saliency.engine.maps import gradient_to_saliency, imsmooth, max_channels, resize_saliency, sum_channels
 from saliency.engine.probe import Probe, attach_debug_probes
+from saliency.engine.search import find_layer
 from saliency.engine.sharing import SharedForward, shared_forward
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
 from saliency.methods import METHODS, Method

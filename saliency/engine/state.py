@@ -64,12 +64,15 @@ def _hold(module: Module) -> Undo:
         module.training = False
     buffers = dict(_own_buffers(module))
     copies = {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
+    leaves = {name for name, buffer in buffers.items() if buffer is not None and buffer.grad_fn is None}
 
     def undo() -> None:
         if training:
             module.training = True
         for name, copy in copies.items():
             buffer = module._buffers[name] = buffers[name]
+            if buffer is not None and buffer.grad_fn is not None and name in leaves:
+                buffer.detach_()  # what the model has written into it had a gradient
             if buffer is not None and buffer.shape != copy.shape:
                 buffer.data = copy
             elif buffer is not None and not torch.equal(buffer, copy):
@@ -147,7 +150,7 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        if torch.is_autocast_enabled(device.type):
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
             # Weights cast without gradients must not stay in the cache for the caller's own training step.
             dtype = torch.get_autocast_dtype(device.type)
             stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=False))

@@ -1,0 +1,87 @@
+"""Autograd's graph of a forward pass: what depends on what, and which results are mere copies."""
+
+import re
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
+
+# Operations that choose, reorder, convert or resize values, and compute no new ones.
+_COPIES = re.compile(
+    r"(Alias|AsStrided|Cat|Clone|ConstantPadNd|Expand|Flip|Index|IndexSelect|Permute|PixelShuffle|ReshapeAlias|Select"
+    r"|Slice|Split\w*|Squeeze|Stack|T|ToCopy|Transpose|Unbind|UnsafeView|Unsqueeze|Upsample\w*|View)Backward\d*"
+)
+
+
+def node_of(x: Tensor) -> Node | None:
+    """The node of the graph that made a tensor; ``None`` where it has no gradient."""
+    return get_gradient_edge(x).node if x.requires_grad else None
+
+
+def _sources(node: Node) -> list[Node]:
+    return [source for source, _ in node.next_functions if source is not None]
+
+
+def _walk(start: Iterable[Node], follow: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """All nodes that can be reached."""
+    found: set[Node] = set()
+    stack = list(start)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(follow(node))
+    return found
+
+
+def _copied_from(node: Node) -> list[Node]:
+    return _sources(node) if _COPIES.fullmatch(node.name()) else []
+
+
+def origins(node: Node) -> set[str]:
+    """The names of the operations that computed the values, through mere copies.
+
+    >>> import torch
+    >>> origins(torch.ones(2, requires_grad=True).softmax(0).view(1, 2).grad_fn)
+    {'SoftmaxBackward0'}
+    """
+    return {found.name() for found in _walk([node], _copied_from) if not _copied_from(found)}
+
+
+class Graph:
+    """What a score was computed from.
+
+    >>> import torch
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> y = x * 2
+    >>> z = y.view(1, 2)
+    >>> graph = Graph(z.sum(), [z], given=[node_of(x)])
+    >>> graph.depends(node_of(y)), graph.is_returned(node_of(y)), graph.is_returned(node_of(x))
+    (True, True, False)
+    """
+
+    def __init__(self, score: Tensor, outputs: Iterable[Tensor], given: Iterable[Node]) -> None:
+        """``outputs`` are the tensors that the model returned, ``given`` the nodes of those that it was given."""
+        start = [node for x in [score] if (node := node_of(x)) is not None]
+        returned = {node for x in outputs if (node := node_of(x)) is not None}
+        self._nodes = _walk(start, _sources)
+        readers: dict[Node, list[Node]] = {node: [] for node in self._nodes}
+        for node in self._nodes:
+            for source in _sources(node):
+                readers[source].append(node)
+        self._dependent = _walk((node for node in given if node in self._nodes), readers.__getitem__)
+        # A model may return its hidden states too: what counts is the output that the score is made of.
+        read = _walk(start, lambda node: [] if node in returned else _sources(node)) & returned
+        self._returned = _walk(read, _copied_from)
+
+    def __contains__(self, node: Node) -> bool:
+        """Does the score depend on it?"""
+        return node in self._nodes
+
+    def depends(self, node: Node | None) -> bool:
+        """Does it depend on what the model was given? Of a score that hides its own dependence, all is said to."""
+        return node in self._dependent or not self._dependent
+
+    def is_returned(self, node: Node) -> bool:
+        """Is the output that the score is made of a mere copy of it, maybe resized?"""
+        return node in self._returned
