@@ -135,7 +135,7 @@ def _search(call: Call, target: Target) -> str:
 def _run(call: Call, watch: Watch) -> object:
     with ExitStack() as stack:
         for path, module in call.model.named_modules():
-            if path and "_orig_mod" not in module._modules:  # compiled: the layer itself is watched
+            if path:
                 hook = watch.hook(plain_name(path))
                 stack.callback(add_hook(module.register_forward_hook, hook, with_kwargs=True).remove)
         return call.run()

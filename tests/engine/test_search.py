@@ -80,11 +80,10 @@ def one_pool(pool: nn.Module, features: int = 256) -> nn.Module:
     )
 
 
-def flattened() -> nn.Module:
-    """nn.Flatten(2) returns 64 channels of 16 cells: not 64 tokens of 8 x 8."""
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 16, 16), nn.Flatten(2), nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Linear(64, 3)
-    ).eval()
+def flattened(channels: int) -> nn.Module:
+    """nn.Flatten(2) returns channels of 16 cells: not tokens of 4 x 4, or 8 x 8."""
+    pool = [nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten()]
+    return nn.Sequential(nn.Conv2d(3, channels, 16, 16), *pool, nn.Linear(channels, 3)).eval()
 
 
 POOLED = {
@@ -101,8 +100,14 @@ def test_pooled_channels_are_no_tokens(name):
     assert find_layer(seeded(POOLED[name]), image(), target=1) == "conv"
 
 
-def test_flattened_channels_are_no_tokens():
-    assert find_layer(seeded(flattened), image(), target=1) == "0"
+@pytest.mark.parametrize("channels", [16, 17, 64])
+def test_flattened_channels_are_no_tokens(channels):
+    assert find_layer(seeded(partial(flattened, channels)), image(), target=1) == "0"
+
+
+def test_single_positions_are_no_map():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 5, 1), nn.Tanh(), nn.Flatten())
+    assert find_layer(net, image(), target=1) == "0"
 
 
 @pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d])
@@ -163,6 +168,19 @@ def gated(s: Net, x: Tensor) -> Tensor:
     return s.fc((s.softmax(s.gate(t)) * t).sum(1))
 
 
+def gated_by_a_function(s: Net, x: Tensor) -> Tensor:
+    """(N, 64, 1), which no softmax has made."""
+    t = tokens(s, x)
+    return s.fc((s.gate(t) * t).sum(1))
+
+
+def one_head_and_a_class_token(s: Net, x: Tensor) -> Tensor:
+    """(N, 65, 65)."""
+    t = tokens(s, x)
+    t = torch.cat([t.mean(1, keepdim=True), t], 1)
+    return s.fc((s.softmax(t @ t.mT) @ t).mean(1))
+
+
 def tokens_of_functions(s: Net, x: Tensor) -> Tensor:
     """No module returns tokens: only the heads (N, 4, 64, 16) pass through one."""
     t = heads(s.embed(x).flatten(2).mT)
@@ -175,6 +193,8 @@ ATTENTION = {
     "one head": ("norm", one_head, {"softmax": nn.Softmax(-1), "q": nn.Linear(64, 64)}),
     "talking": ("norm", talking_heads, {"mix": nn.Linear(4, 4), "q": nn.Linear(64, 64)}),
     "gate": ("norm", gated, {"softmax": nn.Softmax(1), "gate": nn.Linear(64, 1)}),
+    "gate of a function": ("norm", gated_by_a_function, {"gate": Lambda(lambda t: t.mean(2, keepdim=True).sigmoid())}),
+    "one head and a class token": ("norm", one_head_and_a_class_token, {"softmax": nn.Softmax(-1)}),
     "functions": ("embed", tokens_of_functions, {"k_norm": nn.LayerNorm(16)}),
 }
 
@@ -226,7 +246,8 @@ def detector(queries: int) -> nn.Module:
 @pytest.mark.parametrize("queries", [100, 64, 50, 49])
 def test_queries_are_no_tokens(queries, frozen):
     net = seeded(partial(detector, queries)).requires_grad_(not frozen)
-    assert find_layer(net, image(1, 3, 224, 224), target=(3, 2)) == "bb"
+    for target in ((3, 2), lambda output: output["logits"][:, :, 2].mean(1)):
+        assert find_layer(net, image(1, 3, 224, 224), target=target) == "bb"
 
 
 @pytest.mark.parametrize("anchors", [9, 4, 16])
@@ -239,6 +260,59 @@ def test_anchors_are_no_tokens(anchors):
         anchors=Lambda(lambda x: x.view(len(x), 5, -1).mT.sigmoid()),
     )
     assert find_layer(net, image(), target=0) == "head"
+
+
+# --- grids ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_small_map_is_enlarged():
+    """16 cells in the middle of a U-Net do not make attention of the 16 x 16 behind it."""
+    net = Net(
+        lambda s, x: s.head(s.up(s.down(x)).relu()).mean((2, 3)) ** 2,
+        down=nn.Conv2d(3, 4, 16, 16),
+        up=nn.ConvTranspose2d(4, 4, 4, 4),
+        head=nn.Conv2d(4, 3, 1),
+    )
+    assert find_layer(net, image(), target=1) == "head"
+
+
+def test_tokens_that_are_merged_and_rounded_up():
+    """7 x 7 patches, then 4 x 4."""
+
+    def merge(s: Net, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(s.embed(x), 2, ceil_mode=True)
+        return s.fc(s.norm(x.flatten(2).mT).mean(1))
+
+    net = Net(merge, embed=nn.Conv2d(3, 64, 16, 16), norm=nn.LayerNorm(64), fc=nn.Linear(64, 2))
+    assert find_layer(net, image(1, 3, 112, 112), target=1) == "norm"
+
+
+def test_a_layer_that_the_driver_could_not_read_is_left_out():
+    """(N, 8, 8, 8) behind a layer normalisation: channels first or last?"""
+    net = Net(
+        lambda s, x: s.fc(s.norm(s.conv(x).movedim(1, -1)).mean((1, 2))),
+        conv=nn.Conv2d(3, 8, 1),
+        norm=nn.LayerNorm(8),
+        fc=nn.Linear(8, 2),
+    )
+    assert find_layer(net, image(1, 3, 8, 8), target=1) == "conv"
+    assert saliency.grad_cam(net, image(1, 3, 8, 8), 1).shape == (1, 1, 8, 8)
+
+
+def test_a_layer_that_folds_windows_into_the_batch_is_left_out():
+    net = Net(
+        lambda s, x: s.fc(torch.cat(s.inside(torch.cat(s.conv(x).chunk(2, 3))).mean((2, 3)).chunk(2), 1)),
+        conv=nn.Conv2d(3, 4, 1),
+        inside=nn.Conv2d(4, 4, 1),
+        fc=nn.Linear(8, 2),
+    )
+    assert find_layer(net, image(), target=1) == "conv"
+
+
+def test_a_gradient_at_one_cell_is_zero_almost_everywhere():
+    net = Net(lambda s, x: s.last(s.first(x)).tanh(), first=nn.Conv2d(3, 4, 8, 8), last=nn.Conv2d(4, 2, 5, padding=2))
+    assert find_layer(net, image(), target=(1, 3, 3)) == "first"
+    assert find_layer(net, image(), target=1) == "last"
 
 
 # --- several tensors, several heads ---------------------------------------------------------------------------------
@@ -419,6 +493,80 @@ def test_a_backbone_without_gradients_still_has_layers():
     for one in (net, net.requires_grad_(False)):
         assert find_layer(one, image(), target=1) == "conv"
         assert torch.no_grad()(find_layer)(one, image(), target=1) == "conv"
+
+
+def test_a_backbone_without_gradients_beside_one_that_has_them():
+    """What the first returns depends on the image, even if its graph does not say so; so do its tokens."""
+
+    def both(s: Net, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            t = s.norm(s.mlp(s.embed(x).flatten(2).mT))
+        return s.fc(t.mean(1)) + x.mean()
+
+    def of_functions(s: Net, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            t = s.norm(F.conv2d(x, s.embed.weight, stride=8).flatten(2).mT)
+        return s.fc(t.mean(1)) + x.mean()
+
+    for function in (both, of_functions):
+        net = Net(function, **patches(mlp=nn.Linear(64, 64)))
+        for one in (net, net.requires_grad_(False)):
+            assert find_layer(one, image(), target=1) == "norm"
+
+
+def test_a_part_in_inference_mode_is_left_out():
+    def frozen(s: Net, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            x = s.conv(x)
+        return s.fc(s.head(x.clone()).mean((2, 3)))
+
+    net = Net(frozen, conv=nn.Conv2d(3, 4, 3), head=nn.Conv2d(4, 4, 3), fc=nn.Linear(4, 2))
+    assert find_layer(net, image(), target=1) == "head"
+
+
+def test_an_integer_input_has_layers():
+    net = Net(lambda s, x: s.fc(s.conv(x / 255).mean((2, 3))), conv=nn.Conv2d(3, 4, 3), fc=nn.Linear(4, 2))
+    for one in (net, net.requires_grad_(False)):
+        assert find_layer(one, (image() * 255).long(), target=1) == "conv"
+
+
+def test_half_of_what_an_operation_returns():
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, self.second = x.chunk(2, 1)
+            return first
+
+    net = Net(lambda s, x: (s.cut(s.conv(x)), s.cut.second.mean((2, 3)))[1], conv=nn.Conv2d(3, 4, 3), cut=Half())
+    assert find_layer(net, image(), target=1) == "conv"
+
+
+def test_one_image_is_enough_but_for_a_function_of_the_output():
+    sizes: list[int] = []
+    net = Net(lambda s, x: (sizes.append(len(x)), s.conv(x).relu().mean((2, 3)))[1], conv=nn.Conv2d(3, 4, 3))
+    find_layer(net, image(3, 3, 8, 8), target=[0, 1, 2])
+    find_layer(net, image(3, 3, 8, 8), target=lambda output: output[:, 1])
+    assert sizes == [1, 3]
+
+
+def test_the_search_adds_no_operation_to_the_model():
+    """A rule of the user's own, around the call, sees what the model does."""
+    seen: list[bool] = []
+
+    def clone(function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+        seen.append(net.running)
+        return function(*args, **options)
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        s.running = True
+        x = s.view(s.conv(x)).mean((2, 3))
+        s.running = False
+        return x
+
+    net = Net(run, conv=nn.Conv2d(3, 4, 3), view=Lambda(lambda x: x.view_as(x)))
+    net.running = False
+    with saliency.RuleContext({Tensor.clone: clone, Tensor.detach: clone}):
+        assert find_layer(net, image(), target=1) == "view"
+    assert not any(seen)
 
 
 def test_checkpoints():
