@@ -7,7 +7,7 @@
 
 from saliency.engine.contexts import NullContext, Patch, ReLUContext, RuleContext
 from saliency.engine.driver import saliency
-from saliency.engine.layers import find_layer, get_module
+from saliency.engine.layers import get_module
 from saliency.engine.maps import (
     Attribution,
     gradient_to_saliency,
@@ -20,6 +20,7 @@ from saliency.engine.operations import Instead, Pre, Rule, Through
 from saliency.engine.paths import between, line, noise
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import SharedForward
+from saliency.engine.search import find_layer
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
 from saliency.methods import METHODS, Method
 from saliency.methods.cam import (

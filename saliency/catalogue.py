@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from saliency.engine.layers import find_layer
+from saliency.engine.search import find_layer
 from saliency.evaluation.networks.models import layer_shapes, load_network, recipe, unknown
 from saliency.methods import METHODS
 

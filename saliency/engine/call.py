@@ -1,6 +1,6 @@
 """Calls: a model with what it is called with, and the rows of its batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -8,10 +8,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 from saliency.engine.layers import unwrap
-from saliency.engine.state import model_dtype, own_copy
+from saliency.engine.state import model_dtype, modules_of, own_copy
 
 Input: TypeAlias = Tensor | tuple[Tensor, ...]
 
@@ -28,7 +29,7 @@ class Call:
     @cached_property
     def modules(self) -> tuple[Module, ...]:
         """Every module of the model: the tree is walked once a call."""
-        return tuple(self.model.modules())
+        return modules_of(self.model)
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -61,7 +62,11 @@ class Call:
 
     def own(self) -> "Call":
         """The call with copies of its tensors, which the model may overwrite."""
-        inputs, args, kwargs = tree_map_only(Tensor, own_copy, (self.inputs, self.args, dict(self.kwargs)))
+        return self.mapped(own_copy)
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Call":
+        """The call with what a function makes of each of its tensors."""
+        inputs, args, kwargs = tree_map_only(Tensor, function, (self.inputs, self.args, dict(self.kwargs)))
         return replace(self, inputs=inputs, args=args, kwargs=kwargs)
 
     def rows(self, index: Tensor) -> "Call":
@@ -76,8 +81,7 @@ class Call:
             along = tensor.shape[:1] == samples and not single
             return tensor.detach()[index.to(tensor.device)] if along else own_copy(tensor)
 
-        inputs, args, kwargs = tree_map_only(Tensor, take, (self.inputs, self.args, dict(self.kwargs)))
-        return replace(self, inputs=inputs, args=args, kwargs=kwargs)
+        return self.mapped(take)
 
     def replacing(self, tensors: Mapping[int, Tensor], index: Tensor) -> "Call":
         """As :meth:`rows`, with other ``tensors`` in place of the inputs at their positions.
@@ -100,6 +104,17 @@ def check_inputs(input: Any) -> tuple[Tensor, ...]:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
         raise ValueError(f"input={shapes} is no batch of samples; a tensor (N, C, H, W) with N > 0 is accepted.")
     return inputs
+
+
+def check_parameters(call: Call, grad: bool) -> None:
+    """Raise ``ValueError`` for a model that cannot run, or, with ``grad``, that can have no gradients."""
+    if any(is_lazy(parameter) for parameter in call.parameters):
+        raise ValueError(f"model={type(call.model).__name__} has lazy parameters; a model that ran once is accepted.")
+    if grad and any(parameter.is_inference() for parameter in call.parameters):
+        raise ValueError(
+            f"model={type(call.model).__name__} was built inside inference_mode, which rules out gradients; "
+            "a model built outside is accepted, and may be explained inside."
+        )
 
 
 def make_call(model: Module, input: Any, additional_forward_args: Any = None, forward_kwargs: Any = None) -> Call:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
-from saliency.engine.graph import Force, differentiate, is_recorded, keep_operation, send_through
 from saliency.engine.operations import (
     Function,
     Instead,
@@ -27,6 +26,7 @@ from saliency.engine.operations import (
     relu_rules,
     version_of,
 )
+from saliency.engine.sending import Force, differentiate, is_recorded, keep_operation, send_through
 
 _state = threading.local()  # is this thread inside a rule? Then contexts further out leave the operation alone.
 

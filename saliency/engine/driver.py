@@ -93,23 +93,26 @@ def saliency(
     """
     check_map_options(resize, resize_mode, smooth, layout)
     asked = make_call(model, input, additional_forward_args, forward_kwargs)
-    layers = _as_list(saliency_layer)
+    layers = as_list(saliency_layer)
     whole = isinstance(gradient_to_saliency, Attribution) and gradient_to_saliency.reduction is None
-    sites = [make_site(asked, layer, attribute_to_layer_input, call, whole) for layer in layers]
     how = How(context_builder, get_backward_gradient, materialize_grads, shared)
     walking = Walking(path, internal_batch_size, return_convergence_delta)
     _check_combination(walking, how, gradient_to_saliency, debug)
-    reduction = gradient_to_saliency
     if not multiply_by_inputs and path is not None:
         walking = walking._replace(path=path.unscaled())
-    elif not multiply_by_inputs and isinstance(reduction, Attribution):
-        reduction = reduction.unscaled()
-    finish = _Finish(asked.image, "layer" if whole else layout, reduction, resize, resize_mode, smooth, asked.dtype)
-    found, deltas, probes = _explain(asked, Targets(target, asked.samples), sites, how, walking, finish, debug)
+    elif not multiply_by_inputs and isinstance(gradient_to_saliency, Attribution):
+        gradient_to_saliency = gradient_to_saliency.unscaled()
+    shape = "layer" if whole else layout
+    finish = Finish(asked.image, shape, gradient_to_saliency, resize, resize_mode, smooth, asked.dtype)
+
+    def make_sites(anew: bool) -> list[Site]:
+        return [make_site(asked, layer, attribute_to_layer_input, target, call, whole, anew) for layer in layers]
+
+    found, deltas, probes = _explain(make_sites, asked, Targets(target, asked.samples), how, walking, finish, debug)
     results = []
-    for site, of_targets in zip(sites, zip(*found, strict=True), strict=True):
-        joined = tuple(join_targets(list(per), finish.layout == "layer") for per in zip(*of_targets, strict=True))
-        as_tuple = isinstance(input, (tuple, list)) if not site.name else whole and len(joined) > 1
+    for layer, of_targets in zip(layers, zip(*found, strict=True), strict=True):
+        joined = tuple(join_targets(list(per), shape == "layer") for per in zip(*of_targets, strict=True))
+        as_tuple = isinstance(input, (tuple, list)) if layer == "" else whole and len(joined) > 1
         results.append(joined if as_tuple else joined[0])
     several = isinstance(saliency_layer, (list, tuple))
     result = results if several else results[0]
@@ -118,14 +121,15 @@ def saliency(
     return (result, probes) if debug else result
 
 
-def _as_list(layers: Layer | Sequence[Layer]) -> list[Layer]:
+def as_list(layers: Layer | Sequence[Layer]) -> list[Layer]:
+    """The layers of a call; ``ValueError`` where there are none."""
     listed: list[Layer] = [*layers] if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
     if not listed:
         raise ValueError(f"saliency_layer={layers!r} names no layer; a layer or a list of layers is accepted.")
     return listed
 
 
-class _Finish(NamedTuple):
+class Finish(NamedTuple):
     """How the tensors of a site, each with its gradient, become finished maps."""
 
     image: Tensor
@@ -159,11 +163,22 @@ class _Finish(NamedTuple):
 
 
 def _explain(
-    call: Call, targets: Targets, sites: Sequence[Site], how: How, walking: Walking, finish: _Finish, debug: bool
+    make_sites: Callable[[bool], list[Site]],
+    call: Call,
+    targets: Targets,
+    how: How,
+    walking: Walking,
+    finish: Finish,
+    debug: bool,
 ) -> tuple[list[list[list[Tensor]]], Sequence[Tensor], Mapping[str, Probe] | None]:
     """Maps by target, site and tensor, of each target before the gradients of the next; deltas by site; the probes."""
-    # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on.
-    for record_all in [True] if debug else [False, True]:
+    sites = make_sites(False)
+    # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on. A
+    # layer may be one that was found for another target, or before the model was changed; then it is searched anew.
+    ways = [(debug, False), (True, False), (True, True)]
+    while True:
+        record_all, anew = ways.pop(0)
+        sites = make_sites(True) if anew else sites
         try:
             with evaluating(call.model, call.modules), ExitStack() as stack:
                 torch.set_grad_enabled(record_all)
@@ -173,9 +188,9 @@ def _explain(
                 every = walked.activations
                 found = [[finish.maps(*of) for of in zip(sites, each, strict=True)] for each in every]
                 return found, walked.deltas, probes
-        except CutOffError as error:  # noqa: PERF203 - twice at most
-            cut = error
-    raise ValueError(str(cut))
+        except CutOffError as cut:
+            if not ways or (record_all and not cut.site.found):
+                raise
 
 
 def _check_combination(

@@ -20,13 +20,14 @@ GetGradient: TypeAlias = Callable[[Tensor, Any], Tensor] | None
 Activations: TypeAlias = list[list[Tensor]]  # per site, per tensor there: an activation with its .grad
 
 
-class CutOffError(Exception):
+class CutOffError(ValueError):
     """No gradient reaches a site."""
 
     def __init__(self, site: Site) -> None:
+        self.site = site
         super().__init__(
-            f"saliency_layer={site.name!r} is reached by no gradient: the score does not depend on it, or is computed "
-            "without gradients (quantised, reentrant checkpointing); a layer on the way to the score is accepted."
+            f"saliency_layer={None if site.found else site.name!r} is reached by no gradient: the score does not "
+            "depend on it, or is computed without gradients (quantised, reentrant checkpointing); a layer on the way to the score is accepted."
         )
 
 

@@ -1,154 +1,87 @@
-"""Backward: operations whose gradient comes back by a rule of a table."""
+"""Autograd's graph of a forward pass: what depends on what, and which results are mere copies."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterable
 
-import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
-from torch.nn import Parameter
+from torch.autograd.graph import Node, get_gradient_edge
 
-from saliency.engine.operations import Function, Gradients, Operation, Pre, Row, Rule, Through
+# Operations that choose, reorder, convert or resize values, and compute no new ones.
+_COPIES = re.compile(
+    r"(Alias|AsStrided|Cat|Clone|ConstantPadNd|Expand|Flip|Index|IndexSelect|Permute|PixelShuffle|ReshapeAlias|Select"
+    r"|Slice|Split\w*|Squeeze|Stack|T|ToCopy|Transpose|Unbind|UnsafeView|Unsqueeze|Upsample\w*|View)Backward\d*"
+)
 
 
-class Force:
-    """The table in force: what the operations of a forward pass ask when their gradient comes back.
+def node_of(x: Tensor) -> Node | None:
+    """The node of the graph that made a tensor; ``None`` where it has no gradient."""
+    return get_gradient_edge(x).node if x.requires_grad else None
 
-    It is all that they know of their context, which may hold tensors of the graph that they are part of.
+
+def _sources(node: Node) -> list[Node]:
+    return [source for source, _ in node.next_functions if source is not None]
+
+
+def _walk(start: Iterable[Node], follow: Callable[[Node], Iterable[Node]]) -> set[Node]:
+    """All nodes that can be reached."""
+    found: set[Node] = set()
+    stack = list(start)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(follow(node))
+    return found
+
+
+def _copied_from(node: Node) -> list[Node]:
+    return _sources(node) if _COPIES.fullmatch(node.name()) else []
+
+
+def origins(node: Node) -> set[str]:
+    """The names of the operations that computed the values, through mere copies.
+
+    >>> import torch
+    >>> origins(torch.ones(2, requires_grad=True).softmax(0).view(1, 2).grad_fn)
+    {'SoftmaxBackward0'}
+    """
+    return {found.name() for found in _walk([node], _copied_from) if not _copied_from(found)}
+
+
+class Graph:
+    """What a score was computed from.
+
+    >>> import torch
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> y = x * 2
+    >>> z = y.view(1, 2)
+    >>> graph = Graph(z.sum(), [z], given=[node_of(x)])
+    >>> graph.depends(node_of(y)), graph.is_returned(node_of(y)), graph.is_returned(node_of(x))
+    (True, True, False)
     """
 
-    def __init__(self, table: Mapping[Function, Row]) -> None:
-        self.table = table
-        self.last = False  # is this the last backward pass? Then what operations keep is let go as it comes back
+    def __init__(self, score: Tensor, outputs: Iterable[Tensor], given: Iterable[Node]) -> None:
+        """``outputs`` are the tensors that the model returned, ``given`` the nodes of those that it was given."""
+        start = [node for x in [score] if (node := node_of(x)) is not None]
+        returned = {node for x in outputs if (node := node_of(x)) is not None}
+        self._nodes = _walk(start, _sources)
+        readers: dict[Node, list[Node]] = {node: [] for node in self._nodes}
+        for node in self._nodes:
+            for source in _sources(node):
+                readers[source].append(node)
+        self._dependent = _walk((node for node in given if node in self._nodes), readers.__getitem__)
+        # A model may return its hidden states too: what counts is the output that the score is made of.
+        read = _walk(start, lambda node: [] if node in returned else _sources(node)) & returned
+        self._returned = _walk(read, _copied_from)
 
-    def row(self, op: Operation) -> Row | None:
-        """The row of an operation."""
-        row = self.table.get(op.function)
-        return row if row is None or row.applies is None or row.applies(*op.args, **op.kwargs) else None
+    def __contains__(self, node: Node) -> bool:
+        """Does the score depend on it?"""
+        return node in self._nodes
 
+    def depends(self, node: Node | None) -> bool:
+        """Does it depend on what the model was given? Of a score that hides its own dependence, all is said to."""
+        return node in self._dependent or not self._dependent
 
-def _refuse_create_graph(function: Function) -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            f"create_graph=True is not possible through {function.__name__} under a rule; expected a backward pass "
-            "whose gradient is not differentiated again."
-        )
-
-
-class _Sent(torch.autograd.Function):
-    """An operation whose gradient is made of the output's gradient alone: nothing is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, function: Function, row: Row, args: Sequence[Any], kwargs: Any, input: Tensor) -> Tensor:
-        ctx.function, ctx.row = function, row
-        output: Tensor = function(input, *args[1:], **kwargs)
-        if output is input:
-            ctx.mark_dirty(input)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_create_graph(ctx.function)
-        return None, None, None, None, ctx.row.function(gradient)
-
-
-class _Kept(torch.autograd.Function):
-    """An operation that keeps its arguments, and looks up its rule when the gradient comes back."""
-
-    @staticmethod
-    def forward(ctx: Any, force: Force, op: Operation, graph: bool, *tensors: Tensor) -> Tensor:
-        ctx.force, ctx.op = force, op
-        output = op.execute(tensors, graph)
-        if op.inplace:
-            ctx.mark_dirty(output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        op: Operation = ctx.op
-        _refuse_create_graph(op.function)
-        op.check_unchanged()
-        row = ctx.force.row(op)
-        found: Gradients = None
-        if isinstance(row, Rule):
-            found = row.function(op, gradient)
-        elif isinstance(row, Through):
-            sent: Tensor = row.function(gradient)
-            # Another tensor, such as a slope, gets its own derivative.
-            found = [sent, *op.derivative(gradient)[1:]] if any(op.recorded[1:]) else sent
-        if found is None:
-            found = op.derivative(row.function(gradient) if isinstance(row, Pre) else gradient)
-        others = len(op.places) - 1
-        if ctx.force.last:
-            op.release()
-        return None, None, None, *([found, *[None] * others] if isinstance(found, Tensor) else found)
-
-
-class _KeptReLU(torch.autograd.Function):
-    """ReLU keeps no more than its output, in place or not, and knows no :class:`Rule`."""
-
-    @staticmethod
-    def forward(ctx: Any, force: Force, function: Function, args: Sequence[Any], kwargs: Any, input: Tensor) -> Tensor:
-        output: Tensor = function(input, *args[1:], **kwargs)
-        ctx.force, ctx.function = force, function
-        ctx.save_for_backward(output)
-        if output is input:
-            ctx.mark_dirty(output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_create_graph(ctx.function)
-        row = ctx.force.table.get(ctx.function)
-        gradient = gradient if row is None else row.function(gradient)
-        if not isinstance(row, Through):
-            gradient = torch.ops.aten.threshold_backward(gradient, ctx.saved_tensors[0], 0)
-        return None, None, None, None, gradient
-
-
-def keep_relu(force: Force, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """As :func:`keep_operation`, for ReLU by its own name."""
-    output: Tensor = _KeptReLU.apply(force, function, args, kwargs, args[0])
-    return output
-
-
-def send_through(function: Function, row: Row, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """Run an operation that sends back what a row of kind :class:`Through` makes of the gradient."""
-    output: Tensor = _Sent.apply(function, row, args, kwargs, args[0])
-    return output
-
-
-def keep_operation(force: Force, op: Operation, graph: bool, source: Operation | None = None) -> Tensor:
-    """Run an operation whose rule is looked up in ``force`` when the gradient comes back.
-
-    What a ``source`` has made, and the operation overwrites, is made again when it is asked for, not kept.
-    """
-    pairs = zip(op.tensors, op.parameters, strict=True)  # without a parameter's gradient, which nobody asks for
-    tensors = [x.detach() if own else x for x, own in pairs]
-    op.source = source
-    output: Tensor = _Kept.apply(force, op, graph, *tensors)
-    return output
-
-
-def is_recorded(values: Sequence[Any]) -> bool:
-    """Will a backward pass come through here? In front of the first probe there is none."""
-    return torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad and not isinstance(x, Parameter) for x in values
-    )
-
-
-def differentiate(
-    roots: Sequence[tuple[Tensor | GradientEdge, Tensor]],
-    tensors: Sequence[Tensor] | Sequence[GradientEdge],
-    retain: bool,
-) -> list[Tensor | None]:
-    """The gradients at the tensors of several roots together, each with the gradient that is sent into it.
-
-    >>> x = torch.ones(1, requires_grad=True)
-    >>> y = 2 * x
-    >>> differentiate([(3 * y, torch.ones(1)), (y, torch.full((1,), -1.0))], [x], retain=False)
-    [tensor([4.])]
-    """
-    outputs, gradients = zip(*roots, strict=True)
-    with torch._C.DisableTorchFunction():  # each rule has been chosen
-        return list(torch.autograd.grad(outputs, tensors, gradients, retain_graph=retain, allow_unused=True))
+    def is_returned(self, node: Node) -> bool:
+        """Is the output that the score is made of a mere copy of it, maybe resized?"""
+        return node in self._returned

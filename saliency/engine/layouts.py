@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import Module
 
 Layout: TypeAlias = str | tuple[int, int] | Callable[[Tensor], Tensor] | None
-_MAX_EXTRA_TOKENS = 8  # a class token, a distillation token, registers
+MAX_EXTRA_TOKENS = 8  # a class token, a distillation token, registers
 
 
-def _same_aspect(grid: Sequence[int], size: Sequence[int]) -> bool:
+def same_aspect(grid: Sequence[int], size: Sequence[int]) -> bool:
     """Can this be a grid over an image of this size, up to the rounding of less than one cell?"""
     (h, w), (height, width) = grid, size
     fits = abs(h * width - w * height) < max(height, width)
@@ -30,7 +30,7 @@ def token_grid(tokens: int, size: Sequence[int]) -> tuple[int, int] | None:
     patches = range(1, min(height, width) + 1)
     filling = {(height // patch, width // patch) for patch in patches if height % patch == width % patch == 0}
     for grids in (filling, {(height // patch, width // patch) for patch in patches}):
-        fitting = [grid for grid in grids if 0 <= tokens - grid[0] * grid[1] <= _MAX_EXTRA_TOKENS]
+        fitting = [grid for grid in grids if 0 <= tokens - grid[0] * grid[1] <= MAX_EXTRA_TOKENS]
         if fitting:
             return max(fitting, key=lambda grid: grid[0] * grid[1])
     return None
@@ -49,11 +49,11 @@ def grid_of(x: Tensor, size: Sequence[int]) -> torch.Size | None:
 
 def reads_channels_last(x: Tensor, size: Sequence[int]) -> bool:
     """Is (N, h, w, C) the only reading of an activation that fits an image of this size?"""
-    return x.ndim == 4 and not _same_aspect(x.shape[2:], size) and _same_aspect(x.shape[1:3], size)
+    return x.ndim == 4 and not same_aspect(x.shape[2:], size) and same_aspect(x.shape[1:3], size)
 
 
 def _check_unambiguous(x: Tensor, size: Sequence[int], module: Module | None) -> None:
-    both = x.ndim == 4 and _same_aspect(x.shape[2:], size) and _same_aspect(x.shape[1:3], size)
+    both = x.ndim == 4 and same_aspect(x.shape[2:], size) and same_aspect(x.shape[1:3], size)
     kinds = (torch.nn.Linear, torch.nn.LayerNorm)  # what works on channels that stand last
     if both and x.shape[1] > 1 and module is not None and any(isinstance(part, kinds) for part in module.modules()):
         raise ValueError(

@@ -7,14 +7,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.jit import ScriptModule
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from saliency.engine.call import Call
+from saliency.engine.call import Call, check_parameters
 from saliency.engine.contexts import NullContext, RuleContext
-from saliency.engine.graph import differentiate, keep_relu
 from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, version_of
 from saliency.engine.probe import Probe
+from saliency.engine.sending import differentiate, keep_relu
 from saliency.engine.site import Site
 from saliency.engine.state import evaluating, model_device
 
@@ -90,13 +89,7 @@ def recording(call: Call, sites: Sequence[Site], context_builder: ContextBuilder
 def _check(call: Call, context_builder: Any, grad: bool) -> AbstractContextManager[Any]:
     """The context, if the model can run in it."""
     name = type(call.model).__name__
-    if any(is_lazy(parameter) for parameter in call.parameters):
-        raise ValueError(f"model={name} has lazy parameters; a model that ran once is accepted.")
-    if grad and any(parameter.is_inference() for parameter in call.parameters):
-        raise ValueError(
-            f"model={name} was built inside inference_mode, which rules out gradients; "
-            "a model built outside is accepted, and may be explained inside."
-        )
+    check_parameters(call, grad)
     if not callable(context_builder):
         raise ValueError(f"context_builder={context_builder!r} is not callable; a context class is accepted.")
     context: AbstractContextManager[Any] = context_builder()

@@ -6,25 +6,39 @@ from torch.nn import Module
 
 from saliency.engine.call import Call
 from saliency.engine.checks import is_int
-from saliency.engine.layers import Layer, find_layer, resolve_layer
+from saliency.engine.layers import Layer, resolve_layer
+from saliency.engine.search import found_layer
+from saliency.engine.targets import Target
 
 
 class Site(NamedTuple):
-    """Where a probe sits: one side of a module, in which of its calls, and how many of the tensors are explained."""
+    """Where a probe sits: one side of a module, in which of its calls, and how many of the tensors are explained.
+
+    ``found`` says that the user named no layer, and that no error may blame this one.
+    """
 
     name: str
     module: Module
     side: str
     tensors: int | None
     call: int | str = -1
+    found: bool = False
 
 
 def make_site(
-    call: Call, layer: Layer, attribute_to_layer_input: bool = False, which: int | str = -1, whole: bool = False
+    call: Call,
+    layer: Layer,
+    attribute_to_layer_input: bool = False,
+    target: Target = None,
+    which: int | str = -1,
+    whole: bool = False,
+    anew: bool = False,
 ) -> Site:
-    """Find a layer: ``''`` is the model's input, ``None`` the last layer with spatial output.
+    """Find a layer: ``''`` is the model's input, ``None`` the one that the score of ``target`` shows to be the best.
 
-    ``which`` of its calls is explained, or ``'all'``; the ``whole`` of the tensors there, or the first.
+    ``which`` of its calls is explained, or ``'all'``; the ``whole`` of the tensors there, or the first. A layer that
+    was found is remembered. Where it turns out to get no gradient, ask again with ``anew``: once, for what is found
+    then has one.
     """
     if which != "all" and not is_int(which):
         raise ValueError(f"call={which!r} is not a call of a layer; expected an int or 'all'.")
@@ -33,8 +47,8 @@ def make_site(
         if not floats:
             raise ValueError(f"input={call.inputs[0].dtype} has no gradient; a floating-point tensor is accepted.")
         return Site("", call.model, "input", floats)
+    side, tensors = "input" if attribute_to_layer_input else "output", None if whole else 1
     if layer is None:
-        layer = find_layer(call.model, *call.inputs, *call.args, **call.kwargs)
-    side = "input" if attribute_to_layer_input else "output"
+        return Site(*found_layer(call, target, anew), side, tensors, which, found=True)
     name = layer if isinstance(layer, str) else type(layer).__name__
-    return Site(name, resolve_layer(call.model, layer), side, None if whole else 1, which)
+    return Site(name, resolve_layer(call.model, layer), side, tensors, which)

@@ -7,24 +7,27 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+Undo: TypeAlias = Callable[[], None]
+
 # Overlapping calls share a change: the first makes it, the last undoes it. Entries live only as long as a call does.
 _lock = threading.Lock()
-_held: dict[Hashable, tuple[int, Callable[[], Any]]] = {}
+_held: dict[Hashable, tuple[int, Undo]] = {}
 
 
 @contextmanager
-def _shared(changes: dict[Hashable, Callable[[], Callable[[], Any]]]) -> Iterator[None]:
+def _holding(modules: Iterable[Module]) -> Iterator[None]:
+    """Hold modules in evaluation mode, and compiled functions back, until the last of the overlapping calls ends."""
     taken: list[Hashable] = []
     try:
         with _lock:
-            for key, change in changes.items():
+            for key, change in _changes(modules):
                 count, undo = _held[key] if key in _held else (0, change())
                 _held[key] = (count + 1, undo)
                 taken.append(key)
@@ -39,27 +42,37 @@ def _shared(changes: dict[Hashable, Callable[[], Callable[[], Any]]]) -> Iterato
                     undo()
 
 
-def _nothing() -> None:
-    pass
+def _changes(modules: Iterable[Module]) -> Iterator[tuple[Hashable, Callable[[], Undo]]]:
+    """What this call has to change, or to keep changed. Most modules are in evaluation mode and have no state."""
+    for module in modules:
+        if module.training or module in _held or (module._buffers and _own_buffers(module)):
+            yield module, partial(_hold, module)
+    if "torch._dynamo" in sys.modules:  # something may be compiled, and hooks do not fire in compiled code
+        yield "eager", _to_eager
 
 
-def _hold(module: Module) -> Callable[[], None]:
+def _own_buffers(module: Module) -> dict[str, Tensor | None]:
+    """The buffers that a forward pass in evaluation mode may change: batch norm leaves its own alone."""
+    return {} if isinstance(module, _BatchNorm) else module._buffers
+
+
+def _hold(module: Module) -> Undo:
     """Put one module into evaluation mode, and remember its own mode and buffers."""
     # Not module.eval(): networks override train() with side effects, and train() is not its inverse.
     training = module.training
     if training:
         module.training = False
-    # Batch norm leaves its buffers alone in evaluation mode; a module of the user's own may not.
-    buffers = {} if isinstance(module, _BatchNorm) else dict(module._buffers)
-    if not (training or buffers):
-        return _nothing
+    buffers = dict(_own_buffers(module))
     copies = {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
+    leaves = {name for name, buffer in buffers.items() if buffer is not None and buffer.grad_fn is None}
 
     def undo() -> None:
         if training:
             module.training = True
         for name, copy in copies.items():
             buffer = module._buffers[name] = buffers[name]
+            if buffer is not None and buffer.grad_fn is not None and name in leaves:
+                buffer.detach_()  # what the model has written into it had a gradient
             if buffer is not None and buffer.shape != copy.shape:
                 buffer.data = copy
             elif buffer is not None and not torch.equal(buffer, copy):
@@ -68,9 +81,21 @@ def _hold(module: Module) -> Callable[[], None]:
     return undo
 
 
-def _to_eager() -> Callable[[], None]:
+def _to_eager() -> Undo:
     stance = torch.compiler.set_stance("force_eager")
     return lambda: stance.__exit__(None, None, None)
+
+
+def modules_of(model: Module) -> tuple[Module, ...]:
+    """Every module of the model, in the order of ``model.modules()``, which spends most of its time on names."""
+    found: dict[Module, None] = {}
+    stack: list[Module | None] = [model]
+    while stack:
+        module = stack.pop()
+        if module is not None and module not in found:
+            found[module] = None
+            stack.extend(reversed(module._modules.values()))
+    return tuple(found)
 
 
 def model_device(model: Module) -> torch.device:
@@ -121,21 +146,16 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
     >>> model.training
     True
     """
-    changes: dict[Hashable, Callable[[], Callable[[], Any]]] = {
-        module: partial(_hold, module) for module in (model.modules() if modules is None else modules)
-    }
-    if "torch._dynamo" in sys.modules:  # something may be compiled, and hooks do not fire in compiled code
-        changes["eager"] = _to_eager
     device = model_device(model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        if torch.is_autocast_enabled(device.type):
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
             # Weights cast without gradients must not stay in the cache for the caller's own training step.
             dtype = torch.get_autocast_dtype(device.type)
             stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=False))
         stack.enter_context(_random_state(device))
-        stack.enter_context(_shared(changes))
+        stack.enter_context(_holding(modules_of(model) if modules is None else modules))
         yield
 
 

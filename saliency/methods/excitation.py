@@ -13,11 +13,11 @@ from torch.nn import Module
 from saliency.engine.call import Input
 from saliency.engine.contexts import Noted, RuleContext
 from saliency.engine.driver import Maps, saliency
-from saliency.engine.graph import differentiate
 from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.maps import gradient_of, sum_channels
 from saliency.engine.probe import Probe, add_hook
 from saliency.engine.record import ContextBuilder
+from saliency.engine.sending import differentiate
 from saliency.engine.targets import Target
 from saliency.rules.excitation import EXCITATION, WEIGHTED, excite, positive_part
 

@@ -1,0 +1,130 @@
+"""What a forward pass shows of its layers: which of them return a map, and where it stands in the graph."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn import LayerNorm, Linear, Module
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
+from torch.utils._pytree import tree_leaves
+
+from saliency.engine.graph import node_of
+from saliency.engine.layouts import MAX_EXTRA_TOKENS, grid_of, same_aspect, to_channels_first
+
+NO_GRID = "no grid"
+
+
+@dataclass
+class Output:
+    """The one tensor that a module returned, where it stands in the graph, and why it is no map."""
+
+    name: str
+    module: Module
+    shape: tuple[int, ...]
+    problem: str
+    edge: GradientEdge | None = None
+    stream: tuple[Node | None, ...] = ()  # what its tokens were before the module, where that is known
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shape}: {self.problem}"
+
+
+class _Shapes:
+    """Which shapes are those of a map: it depends on the grids and tokens that the pass has shown so far."""
+
+    def __init__(self, samples: int, size: tuple[int, ...]) -> None:
+        self._samples, self._size = samples, size
+        self._grids: set[tuple[int, ...]] = set()
+        self._tokens: set[int] = set()
+
+    def problem(self, x: Tensor, module: Module) -> str:
+        """Why this is no map; nothing if its shape is that of one."""
+        if isinstance(module, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)):
+            return "an adaptive pool"
+        if x.ndim < 3 or len(x) != self._samples or x.is_inference():
+            return NO_GRID
+        grid = grid_of(x, self._size)
+        if grid is None or grid.numel() < 2:
+            return NO_GRID
+        try:
+            to_channels_first(x.detach(), self._size, module=module)
+        except ValueError:
+            return "channels first or last, which its shape does not tell"
+        if x.ndim == 3 and len(self._size) == 2:
+            return self._of_tokens(x, grid, module)
+        return self._of_cells(grid)
+
+    def _of_tokens(self, x: Tensor, grid: Sequence[int], module: Module) -> str:
+        tokens, features = x.shape[1:]
+        if features == 1:
+            return "one number a channel, or a token"
+        if self._grids and not any(_is_merged(grid, seen) for seen in self._grids):
+            return "the tokens of no grid that was seen"
+        flat = any(features == height * width for height, width in self._grids)
+        if flat and not any(isinstance(part, (LayerNorm, Linear)) for part in module.modules()):
+            return "the channels of a flattened grid"
+        self._tokens.add(tokens)
+        return "a projection" if isinstance(module, Linear) else ""
+
+    def _of_cells(self, grid: Sequence[int]) -> str:
+        if self._tokens and (min(grid) == 1 or any(side in self._tokens for side in grid)):
+            return "attention between tokens"
+        if len(grid) == 2:
+            flat = [side - height * width for side in grid for height, width in self._grids]
+            if any(0 <= extra <= MAX_EXTRA_TOKENS for extra in flat) and not same_aspect(grid, self._size):
+                return "a flattened grid"
+            if min(grid) > 1:
+                self._grids.add(tuple(grid))
+        return ""
+
+
+def _is_merged(grid: Sequence[int], seen: Sequence[int]) -> bool:
+    """Is each cell of a grid a patch of cells of one that was seen, or that one itself?"""
+    (height, width), (h, w) = seen, grid
+    patches = range(1, max(height, width) + 1)
+    return any((height // p, width // p) == (h, w) or (-(-height // p), -(-width // p)) == (h, w) for p in patches)
+
+
+class Watch:
+    """Hooks that note what every module returns while the model runs."""
+
+    def __init__(self, samples: int, size: tuple[int, ...]) -> None:
+        self.outputs: dict[str, Output] = {}
+        self.given: set[Node] = set()
+        self._shapes = _Shapes(samples, size)
+
+    def give(self, tensor: Tensor) -> Tensor:
+        """A tensor for the model, which may overwrite it, and whose graph is known by it."""
+        if not tensor.is_floating_point():
+            return tensor
+        tensor = tensor.requires_grad_().clone()
+        self.given.add(get_gradient_edge(tensor).node)
+        return tensor
+
+    def hook(self, name: str) -> Callable[..., Tensor | None]:
+        def note(module: Module, args: object, kwargs: object, output: object) -> Tensor | None:
+            if not (isinstance(output, Tensor) and output.is_floating_point()):
+                return None
+            with torch._C.DisableTorchFunction():  # what the search does is no operation of the model
+                return self._note(name, module, (args, kwargs), output)
+
+        return note
+
+    def _note(self, name: str, module: Module, given: object, x: Tensor) -> Tensor | None:
+        self.outputs.pop(name, None)  # of several calls the last one counts, and its place
+        found = self.outputs[name] = Output(name, module, tuple(x.shape), self._shapes.problem(x, module))
+        if found.problem:
+            return None
+        enabled = torch.is_grad_enabled()
+        torch.set_grad_enabled(True)  # a model may switch gradients off around a layer, which has one all the same
+        kept = x if x.requires_grad else x.detach().requires_grad_()
+        found.edge = get_gradient_edge(kept)
+        if not (enabled or x.requires_grad):
+            self.given.add(found.edge.node)
+        first = next((leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)), None)
+        if enabled and x.ndim == 3 and first is not None and first.shape[:2] == x.shape[:2]:
+            found.stream = (node_of(first),)
+        # An operation in place rewrites the graph of a view.
+        return kept.clone() if kept is not x or x._is_view() else None

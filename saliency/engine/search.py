@@ -1,0 +1,207 @@
+"""The search for the layer to explain, where the user names none; and what it found, remembered."""
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from contextlib import ExitStack
+from types import MethodType
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._pytree import tree_leaves
+
+from saliency.engine.call import Call, check_parameters, make_call
+from saliency.engine.candidates import NO_GRID, Output, Watch
+from saliency.engine.graph import Graph, origins
+from saliency.engine.layers import get_module, plain_name, resolve_layer
+from saliency.engine.layouts import to_channels_first
+from saliency.engine.probe import add_hook
+from saliency.engine.state import evaluating
+from saliency.engine.targets import Target, main_output, score_of, split_targets, take_rows
+
+_EVERYWHERE = 0.05  # the share of cells with a gradient up to which it is zero almost everywhere
+_NAMED = 5  # the error describes as many layers
+_MOST = 64  # as many answers are remembered of a model: a function written inside a loop is a new one each time
+
+_lock = threading.Lock()
+_remembered: "weakref.WeakKeyDictionary[Module, dict[Hashable, tuple[str, weakref.ref[Module]]]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def find_layer(model: Module, input: Tensor, /, *args: object, target: Target = None, **kwargs: object) -> str:
+    """The name of the last layer that returns a map, at which the gradient of ``target`` is not zero almost everywhere.
+
+    That is the last block of a convolutional network, and the last normalisation before attention in a vision
+    transformer. Without a target all scores are asked about; further arguments reach the model. Costs one forward pass
+    of the first image and a backward pass down to the layer. Raises ``ValueError`` where there is no such layer.
+
+    >>> from torch.nn import Conv2d, Flatten, Linear, Sequential
+    >>> find_layer(Sequential(Conv2d(1, 2, 3), Flatten(), Linear(32, 5)), torch.rand(1, 1, 6, 6), target=1)
+    '0'
+    """
+    tensors = all(isinstance(arg, Tensor) and arg.ndim > 1 for arg in args)
+    call = make_call(model, (input, *args), None, kwargs) if tensors else make_call(model, input, args, kwargs)
+    return found_layer(call, target, anew=True)[0]
+
+
+def found_layer(call: Call, target: Target = None, anew: bool = False) -> tuple[str, Module]:
+    """The layer that :func:`find_layer` finds, and its name: remembered of an earlier call like this one.
+
+    Calls are alike if they have the same model, made of the same modules, the same shapes (the number of samples
+    aside), dtypes, devices and other arguments, and the same kind of target: an index is like any other, a function
+    like itself alone. ``anew`` searches again, and remembers that.
+    """
+    key = (hash(call.modules), _signature(call), _kind(target))
+    name = None if anew else _recall(call.model, key)
+    if name is None:
+        name = _search(call, target)
+        _remember(call.model, key, name)
+    return name, resolve_layer(call.model, name)
+
+
+def _recall(model: Module, key: Hashable) -> str | None:
+    with _lock:
+        name, reference = _remembered.get(model, {}).get(key, ("", None))
+    layer = None if reference is None else reference()
+    return name if layer is not None and get_module(model, name) is layer else None
+
+
+def _remember(model: Module, key: Hashable, name: str) -> None:
+    layer = get_module(model, name)
+    with _lock:
+        answers = _remembered.setdefault(model, {})
+        answers.pop(key, None)
+        if len(answers) >= _MOST:
+            del answers[next(iter(answers))]
+        if layer is not None:
+            answers[key] = name, weakref.ref(layer)
+
+
+def _signature(call: Call) -> Hashable:
+    def describe(leaf: object) -> tuple[object, ...]:
+        if isinstance(leaf, Tensor):
+            along = leaf.shape[:1] == call.inputs[0].shape[:1]
+            return leaf.shape[1:] if along else leaf.shape, leaf.dtype, leaf.device
+        return type(leaf), leaf if isinstance(leaf, (str, int, float)) else None
+
+    leaves = tree_leaves((call.inputs, call.args, dict(call.kwargs)))
+    return len(call.inputs), tuple(call.kwargs), tuple(map(describe, leaves))
+
+
+def _kind(target: Target) -> Hashable:
+    if isinstance(target, list) and target:
+        return _kind(target[0])
+    if isinstance(target, Tensor):
+        return "gradient" if target.is_floating_point() else "index"
+    if callable(target):
+        return _identity(target)
+    return "none" if target is None else "entry" if isinstance(target, tuple) else "index"
+
+
+def _identity(function: Callable[..., object]) -> Hashable:
+    """What is equal for the same function alone, and does not keep it alive."""
+    try:
+        known = weakref.WeakMethod(function) if isinstance(function, MethodType) else weakref.ref(function)
+        hash(known)
+    except TypeError:  # it has no weak references, or no hash
+        return object()
+    return known
+
+
+def _search(call: Call, target: Target) -> str:
+    """The name of the last layer that returns a map, at which the gradient of ``target`` is not zero almost everywhere.
+
+    Costs a forward pass of one sample (of the batch, if the target is a function of its output), and a backward pass
+    down to that layer. Raises ``ValueError`` where there is none, and says what was looked at.
+    """
+    check_parameters(call, grad=True)
+    if call.image.is_meta:
+        raise ValueError("saliency_layer=None is not found on device 'meta', which has no values; expected a name.")
+    index = torch.arange(call.samples if callable(target) and not isinstance(target, Tensor) else 1)
+    targets = [take_rows(column, index, call.samples) for column in split_targets(target)]
+    call = call.rows(index)
+    watch = Watch(call.samples, tuple(call.image.shape[2:]))
+    with evaluating(call.model, call.modules), torch.enable_grad():
+        output = _run(call.mapped(watch.give), watch)
+        score = _score(output, targets, call.samples)
+        leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        outputs = list(watch.outputs.values())
+        _judge(outputs, Graph(score, leaves, watch.given))
+        return _choose(outputs, score, tuple(call.image.shape[2:]))
+
+
+def _run(call: Call, watch: Watch) -> object:
+    with ExitStack() as stack:
+        for path, module in call.model.named_modules():
+            if path:
+                hook = watch.hook(plain_name(path))
+                stack.callback(add_hook(module.register_forward_hook, hook, with_kwargs=True).remove)
+        return call.run()
+
+
+def _score(output: object, targets: list[Target], samples: int) -> Tensor:
+    """One number that depends on all that the targets explain; weighted, since a softmax sums to 1."""
+    if targets[0] is None:
+        leaves = tree_leaves(main_output(output))
+        found = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    else:
+        found = [score_of(output, target, samples) for target in targets]
+    scores = torch.cat([x.flatten() for x in found]) if found else torch.zeros(0)
+    return (scores * torch.linspace(1, 2, len(scores), dtype=scores.dtype, device=scores.device)).sum()
+
+
+def _judge(outputs: list[Output], graph: Graph) -> None:
+    """Note which of the outputs are no map by where they stand in the graph of the score."""
+    queries: set[int] = set()  # the numbers of tokens of streams that began without the input
+    for found in outputs:
+        if found.edge is None:
+            continue
+        node = found.edge.node
+        if not all(map(graph.depends, found.stream)):
+            queries.add(found.shape[1])
+        made_by = origins(node)
+        if node not in graph:
+            found.problem = "no gradient of this target"
+        elif not graph.depends(node):
+            found.problem = "does not depend on the input"
+        elif graph.is_returned(node):
+            found.problem = "the score itself"
+        elif all(name.startswith(("Softmax", "Adaptive")) for name in made_by):
+            found.problem = "attention weights, or an adaptive pool"
+        elif len(found.shape) == 3 and found.shape[1] in queries:
+            found.problem = "queries"
+
+
+def _choose(outputs: list[Output], score: Tensor, size: tuple[int, ...]) -> str:
+    """The last of the maps whose gradient is not zero almost everywhere."""
+    maps = [(found, found.edge) for found in reversed(outputs) if found.edge is not None and not found.problem]
+    shares: list[float] = []
+    while len(shares) < len(maps):
+        some = maps[len(shares) : 2 * len(shares) + 1]  # often the first will do, and all gradients take their time
+        gradients = torch.autograd.grad(score, [edge for _, edge in some], retain_graph=True, allow_unused=True)
+        for (found, _), gradient in zip(some, gradients, strict=True):
+            shares.append(0 if gradient is None else _share_of_cells(gradient, size, found.module))
+            if shares[-1] > _EVERYWHERE:
+                return found.name
+            found.problem = f"a gradient at {shares[-1]:.1%} of its cells"
+    raise _no_layer(outputs, score, shares)
+
+
+def _share_of_cells(gradient: Tensor, size: tuple[int, ...], module: Module) -> float:
+    """In how many of the cells of the grid, extra tokens aside, the gradient is not zero."""
+    return (to_channels_first(gradient, size, module=module) != 0).any(1).float().mean().item()
+
+
+def _no_layer(outputs: list[Output], score: Tensor, shares: list[float]) -> ValueError:
+    problem = "" if score.requires_grad else ": the score is computed without gradients"
+    if shares and not any(shares):
+        problem = ": the gradient of this target is zero at every one of them"
+    last = [found for found in outputs if found.problem != NO_GRID] or outputs
+    seen = "; ".join(map(str, reversed(last[-_NAMED:])))
+    looked = f" (looked at, the last first: {seen})" if seen else ""
+    return ValueError(
+        f"saliency_layer=None finds no layer with a spatial output on which the score depends{problem}{looked}; "
+        "a layer's name is accepted."
+    )
