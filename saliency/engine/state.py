@@ -5,7 +5,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -130,13 +130,19 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        if torch.is_autocast_enabled(device.type):
+        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
             # Weights cast without gradients must not stay in the cache for the caller's own training step.
             dtype = torch.get_autocast_dtype(device.type)
             stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=False))
         stack.enter_context(_random_state(device))
         stack.enter_context(_shared(changes))
         yield
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Operations on the device are not cast: autocast is off, on devices that have it."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def own_copy(tensor: Tensor) -> Tensor:

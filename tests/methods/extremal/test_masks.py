@@ -178,7 +178,7 @@ class TestTargets:
         assert each[1].tolist() == [2, 2, 3, 3] * 2
         assert score == ((8, 1), 0, "dual")
 
-    @pytest.mark.parametrize("target", [9, [0, 9], torch.tensor([0, 1, 2]), "cat", None, lambda output: output])
+    @pytest.mark.parametrize("target", [9, [0, 9], torch.tensor([0, 1, 2]), "cat", None, lambda output: output[None]])
     def test_errors(self, target):
         model = cases.IN_PLACE.model()
         with pytest.raises(ValueError, match=r"target=.*is accepted\."):
