@@ -17,6 +17,8 @@ import saliency
 
 def shown(value: Any) -> str:
     """The value in the name of a test: the same in every process, which the address of a function is not."""
+    if isinstance(value, list) and any(isinstance(each, types.FunctionType) for each in value):
+        return f"functions {len(value)}"
     return "function" if isinstance(value, types.FunctionType) else str(value)
 
 

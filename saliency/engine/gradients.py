@@ -27,7 +27,8 @@ class CutOffError(ValueError):
         self.site = site
         super().__init__(
             f"saliency_layer={None if site.found else site.name!r} is reached by no gradient: the score does not "
-            "depend on it, or is computed without gradients (quantised, reentrant checkpointing); a layer on the way to the score is accepted."
+            "depend on it, or is computed without gradients (quantised, reentrant checkpointing); a layer on the way "
+            "to the score is accepted."
         )
 
 
@@ -48,7 +49,7 @@ def send_gradients(
     """For every target the gradients at the tensors; those that are ``watched`` are given theirs in place."""
     get = how.get_backward_gradient
     if get is None:
-        for _ in targets.columns:
+        for _ in range(len(targets)):
             yield [None] * len(tensors)
         return
     columns = targets.select(recorded.output)

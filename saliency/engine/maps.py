@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saliency.engine.checks import is_number, is_positive_int
+from saliency.engine.state import full_precision
 
 Resize: TypeAlias = bool | Sequence[int]
 Reduction: TypeAlias = Callable[[Tensor], Tensor] | None  # attribution -> map; None keeps the attribution
@@ -112,7 +113,7 @@ def resize_saliency(tensor: Tensor, saliency: Tensor, size: Resize, mode: str) -
         return saliency
     shape = tuple(tensor.shape[2:]) if size is True else tuple(size)[::-1]
     align_corners = False if mode in _CORNERS_MODES else None
-    with torch.autocast(saliency.device.type, enabled=False):
+    with full_precision(saliency.device):
         return F.interpolate(saliency, shape, mode=mode, align_corners=align_corners)
 
 
@@ -143,7 +144,7 @@ def imsmooth(
     padded = F.pad(tensor, [width + padding] * 4, mode=padding_mode, value=value)
     channels = tensor.shape[1]
     column = kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-    with torch.autocast(tensor.device.type, enabled=False):
+    with full_precision(tensor.device):
         padded = F.conv2d(padded, column, stride=(stride, 1), groups=channels)
         return F.conv2d(padded, column.mT, stride=(1, stride), groups=channels)
 

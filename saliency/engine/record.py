@@ -215,4 +215,5 @@ def _versions(values: Any) -> list[tuple[Tensor, int]]:
 
 def _autocast(call: Call) -> torch.dtype | None:
     kind = model_device(call.model).type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if casts else None

@@ -18,7 +18,7 @@ from saliency.engine.layers import get_module, plain_name, resolve_layer
 from saliency.engine.layouts import to_channels_first
 from saliency.engine.probe import add_hook
 from saliency.engine.state import evaluating
-from saliency.engine.targets import Target, main_output, score_of, split_targets, take_rows
+from saliency.engine.targets import Target, Targets, main_output
 
 _EVERYWHERE = 0.05  # the share of cells with a gradient up to which it is zero almost everywhere
 _NAMED = 5  # the error describes as many layers
@@ -120,12 +120,12 @@ def _search(call: Call, target: Target) -> str:
     if call.image.is_meta:
         raise ValueError("saliency_layer=None is not found on device 'meta', which has no values; expected a name.")
     index = torch.arange(call.samples if callable(target) and not isinstance(target, Tensor) else 1)
-    targets = [take_rows(column, index, call.samples) for column in split_targets(target)]
+    targets = None if target is None else Targets(target, call.samples).rows(index)
     call = call.rows(index)
     watch = Watch(call.samples, tuple(call.image.shape[2:]))
     with evaluating(call.model, call.modules), torch.enable_grad():
         output = _run(call.mapped(watch.give), watch)
-        score = _score(output, targets, call.samples)
+        score = _score(output, targets)
         leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         outputs = list(watch.outputs.values())
         _judge(outputs, Graph(score, leaves, watch.given))
@@ -141,13 +141,13 @@ def _run(call: Call, watch: Watch) -> object:
         return call.run()
 
 
-def _score(output: object, targets: list[Target], samples: int) -> Tensor:
+def _score(output: object, targets: Targets | None) -> Tensor:
     """One number that depends on all that the targets explain; weighted, since a softmax sums to 1."""
-    if targets[0] is None:
+    if targets is None:
         leaves = tree_leaves(main_output(output))
         found = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
     else:
-        found = [score_of(output, target, samples) for target in targets]
+        found = [targets.scores(output)]
     scores = torch.cat([x.flatten() for x in found]) if found else torch.zeros(0)
     return (scores * torch.linspace(1, 2, len(scores), dtype=scores.dtype, device=scores.device)).sum()
 

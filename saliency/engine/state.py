@@ -5,7 +5,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -157,6 +157,12 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
         stack.enter_context(_random_state(device))
         stack.enter_context(_holding(modules_of(model) if modules is None else modules))
         yield
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Operations on the device are not cast: autocast is off, on devices that have it."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def own_copy(tensor: Tensor) -> Tensor:

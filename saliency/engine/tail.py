@@ -1,213 +1,167 @@
-"""The tail: what a network makes of many activations of a layer, for one input whose front runs once."""
+"""The tail: what a network makes of many activations of a layer, for one sample whose front runs once, in all."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+from torch.utils.hooks import RemovableHandle
 
 from saliency.engine.call import Call
-from saliency.engine.contexts import NullContext, RuleContext
-from saliency.engine.layouts import Layout, to_channels_first
+from saliency.engine.contexts import NullContext
+from saliency.engine.front import Front, Recording
 from saliency.engine.probe import add_hook
-from saliency.engine.record import recording
+from saliency.engine.record import ContextBuilder
 from saliency.engine.site import Site
-from saliency.engine.targets import main_output
 
-# evaluate(tensors, images): which rows, and the model's output for them, until all rows have had their turn
-Evaluate: TypeAlias = Callable[[Tensor, Tensor], Iterator[tuple[Tensor, Any]]]
+_TF32_ROUNDING = 2**-10  # of what devices make of float32
 
 
 class Tail:
-    """Evaluate a model with a layer's tensor replaced by S others, for one input.
+    """Evaluate a model with a layer's tensor replaced by S others, for one sample: ``tail(activations)``.
 
-    ``activation`` is the layer's own tensor, (1, ...); a call takes (S, ...) and gives the model's output for S rows,
-    with gradients from there to the activations. The front runs on a batch of one and records nothing; what it hands
-    to the tail directly broadcasts. A network where that fails, or comes to something else, is run on S copies of the
-    input instead; it is tried beforehand, on two rows. Of a layer used several times, the last call counts. Use it
-    inside ``evaluating(model)``. ``record_all`` is for models that set the gradient mode themselves.
+    ``activation`` (1, ...) is the layer's own tensor, ``output`` the model's output for it. A call takes (S, ...), and
+    gives the output for S rows, with gradients from there to the activations. Of a layer that is called several times,
+    the last call counts; of several tensors, the first of floating point is replaced. The front is replayed
+    (``saliency/engine/front.py``); where that raises, or does not come to the known output, the model runs on S copies
+    of the input from then on, as with ``copies`` from the start. ``record_all``: the gradient is on in the front too,
+    for models that set its mode themselves, around the layer. Use it inside ``evaluating(model)``.
+    Raises ``ValueError`` for a layer that is not reached, or makes no row for a sample.
     """
 
-    def __init__(self, site: Site, call: Call, record_all: bool = False, context_builder: Any = NullContext) -> None:
-        self.site = site
-        self.call = call
-        self.record_all = record_all
+    def __init__(
+        self,
+        site: Site,
+        call: Call,
+        record_all: bool = False,
+        context_builder: ContextBuilder = NullContext,
+        copies: bool = False,
+    ) -> None:
+        self.site, self.call = site, call
+        self.record_all, self.context_builder = record_all, context_builder
         self._calls = 0
-        with ExitStack() as stack:
-            stack.callback(self._hook(self._count).remove)
-            stack.enter_context(torch.no_grad())
-            recorded = stack.enter_context(recording(call, [site], NullContext, grad=False)).tensors
-            self.activation = recorded[0][0].detach()
-        if len(self.activation) != 1:
-            raise ValueError(
-                f"saliency_layer={site.name!r} makes {tuple(self.activation.shape)}, no batch of 1 image; "
-                "a layer with one row an image is accepted."
-            )
-        self.expands = not self._broadcasts()
+        self._front = self._record()
+        self.replays = not copies and self._comes_to_the_known_output()
 
     def __call__(self, activations: Tensor) -> Any:
-        if self.expands or len(activations) == 1:
-            return self._expanded(activations)
-        return _with_rows(self._run(activations, self.call, BROADCASTING), len(activations))
+        """The model's output for S activations, in a context of its own."""
+        with self.context_builder():
+            return self.run(activations)
 
-    def _expanded(self, activations: Tensor) -> Any:
+    def run(self, activations: Tensor) -> Any:
+        """As a call, but in a context that is open: it may have to stay so until the gradient is there."""
+        if self.replays:
+            try:
+                return self._replay(activations)
+            except Exception:  # whatever the reason; an error of the model itself comes again from the copies
+                self.replays = False
         index = torch.zeros(len(activations), dtype=torch.long, device="cpu")
-        return self._run(activations, self.call.rows(index), {})
+        return self._run(self.call.rows(index), activations.clone(), nullcontext(), lambda: None)
 
-    @torch.enable_grad()  # as in a search: in place, there is less that may be done
-    def _broadcasts(self) -> bool:
-        """Does the front, run once, come to the same as copies of it? Tried on two rows that differ."""
-        rows = torch.cat([self.activation / 2, self.activation]).requires_grad_()
-        expected = _tensors(self._expanded(rows))
-        try:
-            found = _tensors(_with_rows(self._run(rows, self.call, BROADCASTING), 2))
-        except Exception:  # whatever the reason: the network is not made for a front of one row
-            return False
-        return all(map(_close, found, expected))
+    def _replay(self, activations: Tensor) -> Any:
+        replay = self._front.replay(len(activations))
+        inputs, args, kwargs = replay.given
+        x = activations.clone() if self._overwritten else activations.view_as(activations)
+        return self._run(replace(self.call, inputs=inputs, args=args, kwargs=kwargs), x, replay, replay.finish)
 
-    def _run(self, activations: Tensor, call: Call, rules: dict[Callable[..., Any], Any]) -> Any:
+    def _run(self, call: Call, x: Tensor, mode: AbstractContextManager[Any], reached: Callable[[], None]) -> Any:
         grad, left = torch.is_grad_enabled(), self._calls
 
-        def replace(values: Any) -> Any:
+        def put(values: Any) -> Any:
             nonlocal left
             left -= 1
             if left:
                 return values
+            reached()
             torch.set_grad_enabled(grad)
-            return _replace_first(values, activations.clone())
+            leaves, structure = tree_flatten(values)
+            at = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point())
+            return tree_unflatten([*leaves[:at], x, *leaves[at + 1 :]], structure)
 
         with ExitStack() as stack:
-            stack.callback(self._hook(replace).remove)
+            stack.callback(self._hook(put).remove)
             stack.enter_context(torch.set_grad_enabled(grad and self.record_all))
-            stack.enter_context(RuleContext(rules))
-            return call.rows(torch.arange(call.samples)).run()
+            stack.enter_context(mode)
+            return call.run()
 
-    def _count(self, values: Any) -> None:
-        self._calls += 1
+    def _record(self) -> Front:
+        own = self.call.own()
+        recording = Recording((own.inputs, own.args, own.kwargs))
+        found: list[Tensor] = []
 
-    def _hook(self, function: Callable[[Any], Any]) -> Any:
-        """Hand what goes into the layer, or comes out of it, through a function."""
+        def mark(values: Any) -> None:
+            self._calls += 1
+            found[:] = [x for x in tree_leaves(values) if isinstance(x, Tensor) and x.is_floating_point()][:1]
+            recording.mark(found)
+
+        with torch.no_grad(), ExitStack() as stack:
+            stack.callback(self._hook(mark).remove)
+            for context in (self.context_builder(), recording.uses, recording):
+                stack.enter_context(context)
+            output = own.run()
+        name = f"saliency_layer={self.site.name!r}"
+        if not found:
+            raise ValueError(f"{name} gave no tensor in the forward pass; a layer in use is accepted.")
+        front = recording.settle(output)
+        self.output = tree_map_only(Tensor, torch.Tensor.detach, output)
+        self.activation = recording.as_marked(found[0]).detach()
+        self._overwritten = recording.is_overwritten(found[0])
+        if self.activation.shape[:1] != (1,):
+            shape = tuple(self.activation.shape)
+            raise ValueError(f"{name} makes {shape}, no batch of 1 image; a layer with one row an image is accepted.")
+        return front
+
+    def _comes_to_the_known_output(self) -> bool:
+        """Try the activation itself, behind a row that differs: what mixes rows, or takes the first for all, shows."""
+        x = self.activation
+        other = x.reshape(1, -1).flip(1).view(x.shape) / 2
+        try:
+            with torch.no_grad(), self.context_builder():
+                output = self._replay(torch.cat([other, x]))
+            return _ends_in(output, self.output, _rounding(x))
+        except Exception:  # whatever the reason: the model is not made for it
+            return False
+
+    def _hook(self, function: Callable[[Any], Any]) -> RemovableHandle:
+        """Hand what goes into the layer, or comes out of it, through a function, which is no operation of the model."""
+
+        def run(values: Any) -> Any:
+            with torch._C.DisableTorchFunction():
+                return function(values)
+
         module = self.site.module
         if self.site.side == "output":
-            return add_hook(module.register_forward_hook, lambda module, args, output: function(output))
+            return add_hook(module.register_forward_hook, lambda module, args, output: run(output))
         before = module.register_forward_pre_hook
-        return add_hook(before, lambda module, args, kwargs: function((args, kwargs)), with_kwargs=True)
+        return add_hook(before, lambda module, args, kwargs: run((args, kwargs)), with_kwargs=True)
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    leaves = tree_leaves(main_output(output))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+def _ends_in(output: Any, known: Any, rounding: float) -> bool:
+    """Does every batch of floats in an output have two rows, of which the second is known?"""
+    pairs = zip(tree_leaves(output), tree_leaves(known), strict=True)
+    batches = [(x, y) for x, y in pairs if isinstance(y, Tensor) and y.is_floating_point() and y.shape[:1] == (1,)]
+    return bool(batches) and all(x.shape == (2, *y.shape[1:]) and _close(x[1:], y, rounding) for x, y in batches)
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    """Are they equal but for rounding, in any precision?"""
-    scale = float(expected.detach().abs().max()) if expected.numel() else 0
-    same = found.shape == expected.shape
-    return same and torch.allclose(found.float(), expected.float(), rtol=0, atol=0.02 * scale, equal_nan=True)
+def _close(found: Tensor, known: Tensor, rounding: float) -> bool:
+    r"""Are they equal but for what rounding adds up to, relative to the largest? On the meta device, nobody knows.
 
-
-def _replace_first(values: Any, activations: Tensor) -> Any:
-    """The same structure with other activations in place of its first floating-point tensor."""
-    leaves, structure = tree_flatten(values)
-    at = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point())
-    return tree_unflatten([*leaves[:at], activations, *leaves[at + 1 :]], structure)
-
-
-def _with_rows(output: Any, samples: int) -> Any:
-    """The output, if it has that many rows; what depends on the front alone is the same in every row."""
-    scores = [leaf for leaf in tree_leaves(main_output(output)) if isinstance(leaf, Tensor) and leaf.ndim]
-    if not scores or any(len(leaf) != samples for leaf in scores):
-        raise RuntimeError
-
-    def expand(tensor: Tensor) -> Tensor:
-        return tensor.expand(samples, *tensor.shape[1:]) if tensor.ndim and len(tensor) == 1 else tensor
-
-    return tree_map_only(Tensor, expand, output)
-
-
-def _expanded(tensors: Sequence[Any]) -> list[Any]:
-    """Tensors of one row repeat it as often as the others have rows."""
-    samples = max((len(tensor) for tensor in tensors if isinstance(tensor, Tensor) and tensor.ndim), default=1)
-    return [tensor.expand(samples, *tensor.shape[1:]) if len(tensor) == 1 else tensor for tensor in tensors]
-
-
-def _join(function: Callable[..., Any], tensors: Sequence[Tensor], *args: Any, **kwargs: Any) -> Any:
-    """``cat`` and ``stack``."""
-    several = isinstance(tensors, (list, tuple)) and all(isinstance(x, Tensor) and x.ndim for x in tensors)
-    return function(_expanded(tensors) if several else tensors, *args, **kwargs)
-
-
-def _in_place(function: Callable[..., Any], x: Tensor, other: Any, **kwargs: Any) -> Any:
-    """``x += y`` and ``x.add_(y)``: x, of one row and without a gradient, becomes as many rows as y has."""
-    rows = isinstance(other, Tensor) and other.ndim == x.ndim > 0 and len(x) == 1 < len(other)
-    if rows and not x.requires_grad:
-        x.data = x.expand(len(other), *x.shape[1:]).clone()
-    return function(x, other, **kwargs)
-
-
-BROADCASTING: dict[Callable[..., Any], Any] = {
-    **dict.fromkeys([torch.cat, torch.concat, torch.concatenate, torch.stack], _join),
-    **dict.fromkeys([Tensor.add_, Tensor.__iadd__, Tensor.mul_, Tensor.__imul__], _in_place),
-}
-
-
-def grid_index(x: Tensor, size: Sequence[int], layout: Layout, module: Module | None) -> Tensor:
-    """Which entries of a layer's activation (1, ...) stand where in (C, h, w): a LongTensor of flat positions.
-
-    Raises ``ValueError`` where the activation has no grid, or a function as ``layout`` does not only rearrange it.
+    The limit is between the rounding of one operation and its square root: :math:`\epsilon^{2/3}` is 2e-5 in float32.
     """
-    numbers = torch.arange(x.numel(), device=x.device).view(x.shape)
-    index = to_channels_first(numbers, size, layout, module)
-    if not isinstance(index, Tensor) or index.ndim != 4 or len(index) != 1:
-        raise ValueError(
-            f"layout={layout!r} makes no grid (1, C, h, w) of an activation {tuple(x.shape)}; a layout that does is "
-            "accepted."
-        )
-    if index.is_floating_point() or index.unique().numel() < index.numel() or int(index.max()) >= x.numel():
-        raise ValueError(f"layout={layout!r} computes with an activation; a function that rearranges it is accepted.")
-    return index[0]
+    if known.is_meta or not known.numel():
+        return True
+    precision = torch.promote_types(known.dtype, torch.float32)
+    largest = float(torch.where(known.isfinite(), known, 0).abs().max())
+    limit = max(rounding, _rounding(known)) ** (2 / 3) * largest
+    return torch.allclose(found.to(precision), known.to(precision), rtol=0, atol=limit, equal_nan=True)
 
 
-def put_grid(x: Tensor, index: Tensor, grids: Tensor) -> Tensor:
-    """Activations (S, ...) that are x (1, ...) but for the entries of ``index``, which hold the grids (S, C, h, w)."""
-    rows = index.flatten().expand(len(grids), -1)
-    flat = x.flatten(1).expand(len(grids), -1)
-    return flat.scatter(1, rows, grids.flatten(1)).view(-1, *x.shape[1:])
-
-
-def replacing_input(call: Call, at: int) -> tuple[Tensor, Evaluate]:
-    """One of the inputs, and how to evaluate the model on B others (B, ...) in its place.
-
-    ``images`` is the row of ``call``, a LongTensor (B,), that each of them belongs to.
-    """
-
-    def evaluate(tensors: Tensor, images: Tensor) -> Iterator[tuple[Tensor, Any]]:
-        yield torch.arange(len(images), device="cpu"), call.replacing({at: tensors}, images).run()
-
-    return call.inputs[at].detach(), evaluate
-
-
-def replacing_layer(
-    call: Call, site: Site, size: Sequence[int], layout: Layout, record_all: bool = False
-) -> tuple[Tensor, Evaluate]:
-    """A layer's activations as grids (N, C, h, w), and how to evaluate the model on B others in their place.
-
-    As :func:`replacing_input`; images of ``size`` go one after the other, each with its :class:`Tail`.
-    """
-    rows = torch.arange(call.samples, device="cpu").split(1)
-    tails = [Tail(site, call.rows(row), record_all) for row in rows]
-    index = grid_index(tails[0].activation, size, layout, site.module)
-    same = index.shape == tails[0].activation.shape[1:] and bool((index.flatten().diff() == 1).all())
-    x = torch.cat([tail.activation.flatten()[index][None] for tail in tails])
-
-    def evaluate(tensors: Tensor, images: Tensor) -> Iterator[tuple[Tensor, Any]]:
-        for i, tail in enumerate(tails):
-            where = (images == i).nonzero().flatten()
-            if len(where):
-                grids = tensors[where.to(tensors.device)]
-                yield where, tail(grids if same else put_grid(tail.activation, index, grids))
-
-    return x, evaluate
+def _rounding(x: Tensor) -> float:
+    """The rounding of what made a tensor."""
+    device, rounding = x.device.type, torch.finfo(x.dtype).eps
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        rounding = max(rounding, torch.finfo(torch.get_autocast_dtype(device)).eps)
+    return max(rounding, _TF32_ROUNDING) if device != "cpu" and x.dtype == torch.float32 else rounding

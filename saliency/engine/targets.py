@@ -1,18 +1,24 @@
-"""Targets: which outputs are explained, as the gradient that is sent into the backward pass."""
+"""Targets: which scores of an output are explained, and the gradient that is sent into the backward pass for each."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from copy import copy
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 
 from saliency.engine.checks import describe, is_int
 
-Target: TypeAlias = int | Sequence[Any] | Tensor | Callable[[Any], Tensor] | None
+Function: TypeAlias = Callable[[Any], Any]  # the model's output -> scores
+Target: TypeAlias = int | Sequence[Any] | Tensor | Function | None
+
+# A parsed target: class indices (N, K) or the output's gradient; N entries or N functions; a function of the output
+_Parsed: TypeAlias = Tensor | list[Any] | Function | None
 
 _ACCEPTED = (
     "an int, N ints, an (N, K) LongTensor, a float tensor shaped like the output, a tuple of indices or a list of N "
-    "of them, None for one score per sample, or a function of the output that returns N scores is accepted"
+    "of them, None for one score per sample, a function of the output that returns (N,) or (N, K) scores, or N of one "
+    "sample's output is accepted"
 )
 
 
@@ -22,42 +28,6 @@ def target_error(target: Any, problem: str) -> ValueError:
     return ValueError(f"target={shown} {problem}; {_ACCEPTED}.")
 
 
-def split_targets(target: Any) -> list[Any]:
-    """One target per map: the K columns of an (N, K) array of indices, else the target alone.
-
-    >>> [t.tolist() for t in split_targets([[1, 2], [3, 4]])]
-    [[1, 3], [2, 4]]
-    """
-    if isinstance(target, list) and target and all(isinstance(row, list) for row in target):
-        if len({len(row) for row in target}) > 1:
-            raise target_error(target, "has rows of different length")
-        target = torch.tensor(target)
-    if hasattr(target, "__array__") and not isinstance(target, Tensor):
-        target = torch.as_tensor(target)
-    if isinstance(target, Tensor) and target.ndim == 2 and not target.is_floating_point():
-        if target.shape[1] == 0:
-            raise target_error(target, "asks for no map")
-        return list(target.unbind(1))
-    return [target]
-
-
-def select_scores(output: Any, target: Any, samples: int) -> tuple[Tensor, Any]:
-    """The tensor of scores in a model's output, and what is left of the target.
-
-    A function as target makes the scores itself. Otherwise a tensor is taken as it is, a tuple by its first member,
-    a mapping by ``'logits'`` or ``'out'``.
-    """
-    if callable(target) and not isinstance(target, Tensor):
-        scores = target(output)
-        if not isinstance(scores, Tensor) or scores.shape != (samples,):
-            raise target_error(target, f"returned {describe(scores)}, not {samples} scores, one per sample")
-        return scores, None
-    output = main_output(output)
-    if not isinstance(output, Tensor):
-        raise target_error(target, f"cannot choose from an output of type {type(output).__name__}; pass a function")
-    return output, target
-
-
 def main_output(output: Any) -> Any:
     """What counts of a model's output: of a mapping ``'logits'`` or ``'out'``, of a tuple its first member."""
     if isinstance(output, Mapping):
@@ -65,38 +35,124 @@ def main_output(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) and output else output
 
 
-def score_of(output: Any, target: Any, samples: int) -> Tensor:
-    """The explained score of every sample, (N,): the sum of what the target selects of the output.
+class Targets:
+    """The target of a batch of N samples, parsed once: K scores of every sample.
 
-    >>> score_of(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), [1, 0], 2)
-    tensor([2., 3.])
+    Class indices are an int, N of them or (N, K); a tuple of indices, or N of those, is one entry of an output of
+    more dimensions; a float tensor shaped like the output is its gradient; ``None`` is an only score. A function makes
+    scores (N,) or (N, K) of the output; each of N functions makes one number of its own sample's main output.
+    Indices are kept and checked on the CPU: no operation waits for the device of the output. Raises ``ValueError`` for
+    what is no target of N samples, and later for what does not fit the output.
+
+    >>> targets = Targets([[1, 2], [0, 0]], 2)
+    >>> targets.scores(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+    tensor([[2., 3.],
+            [4., 4.]])
     """
-    scores, rest = select_scores(output, target, samples)
-    weight = get_backward_gradient(scores, rest)
-    selected = torch.where(weight == 0, 0, scores * weight)  # what is not selected may be infinite
-    return selected.reshape(samples, -1).sum(1)
 
+    def __init__(self, target: Target, samples: int) -> None:
+        self.samples = samples
+        self._target = target  # the user's words
+        with torch.inference_mode(False):  # what is made inside takes no part in a graph
+            parsed = _parse(target, samples)
+            self._parsed = parsed.clone() if isinstance(parsed, Tensor) and parsed.is_inference() else parsed
+        # A single target reaches the function that makes a gradient of it as the user has said it.
+        columns = isinstance(target, list) and bool(target) and isinstance(target[0], list)
+        self._verbatim = not (columns or hasattr(target, "__array__"))
 
-def take_rows(target: Any, index: Tensor, samples: int) -> Any:
-    """The target of a batch whose rows are copies of those of a batch of ``samples``, in the order of ``index``.
+    def __len__(self) -> int:
+        """K, as far as it is known before the output: a function counts as one target."""
+        return 1 if self.classes is None else self.classes.shape[1]
 
-    A function as target is given that batch's output, and has to treat every sample by itself.
+    @property
+    def classes(self) -> Tensor | None:
+        """Class indices (N, K) on the CPU; ``None`` for any other target."""
+        return self._parsed if isinstance(self._parsed, Tensor) and not self._parsed.is_floating_point() else None
 
-    >>> take_rows([5, 7], torch.tensor([0, 0, 1]), 2)
-    tensor([5, 5, 7])
-    """
-    if target is None or isinstance(target, tuple) or (callable(target) and not isinstance(target, Tensor)):
-        return target
-    if isinstance(target, list) and target and isinstance(target[0], tuple):
-        if len(target) != samples:
-            raise target_error(target, f"has {len(target)} entries, but the batch holds {samples} samples")
-        return [target[i] for i in index.tolist()]
-    if isinstance(target, Tensor) and target.is_floating_point():
-        if len(target) != samples:
-            raise target_error(target, f"has shape {tuple(target.shape)}, but the batch holds {samples} samples")
-        return target[index.to(target.device)]
-    rows = _index_per_sample(target, samples)
-    return rows.expand(samples)[index.to(rows.device)]
+    @property
+    def of_functions(self) -> bool:
+        """Do functions of the output make the scores?"""
+        return callable(self._parsed) or _are_functions(self._parsed)
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], ...] | None:
+        """The classes of the samples for each of K targets, equal for equal ones; ``None`` for any other target."""
+        return None if self.classes is None else tuple(map(tuple, self.classes.T.tolist()))
+
+    def rows(self, index: Tensor) -> "Targets":
+        """The target of a batch whose rows are copies of those of this one: ``index`` is a LongTensor on the CPU.
+
+        A function is kept, and given the output for those rows: it has to treat every row by itself.
+
+        >>> Targets([5, 7], 2).rows(torch.tensor([0, 0, 1])).key
+        ((5, 5, 7),)
+        """
+        taken, parsed = copy(self), self._parsed
+        taken.samples, taken._verbatim = len(index), False
+        if isinstance(parsed, Tensor):
+            taken._parsed = parsed[index.to(parsed.device, non_blocking=True)]
+        elif isinstance(parsed, list):
+            taken._parsed = [parsed[i] for i in index.tolist()]
+        return taken
+
+    def select(self, output: Any) -> list[tuple[Tensor, Any]]:
+        """K pairs of scores and what is left to be selected of them, to be given to :func:`get_backward_gradient`."""
+        if callable(self._parsed):
+            return [(scores, None) for scores in self._called(self._parsed, output)]
+        scores = self._scores_in(output)
+        if _are_functions(self._parsed):
+            return [(self._each(self._parsed, scores), None)]
+        if self._verbatim:
+            return [(scores, self._target)]
+        if self.classes is None:
+            return [(scores, self._parsed)]
+        _check_classes(scores, self.classes, self._target)
+        return [(scores, column) for column in self.classes.unbind(1)]
+
+    def scores(self, output: Any) -> Tensor:
+        """The explained scores (N, K): sums of what each target selects of the output."""
+        if callable(self._parsed) or _are_functions(self._parsed):
+            return torch.stack([scores for scores, _ in self.select(output)], 1)
+        values = self._scores_in(output)
+        self._check_rows(values)
+        if self.classes is not None:
+            _check_classes(values, self.classes, self._target)
+            index = _on_grid(self.classes, values)
+            selected = values.gather(1, index.expand(-1, -1, *values.shape[2:]))
+            return selected if selected.ndim == 2 else selected.flatten(2).sum(2)
+        if isinstance(self._parsed, list):
+            return values.reshape(len(values), -1).gather(1, _flat_entries(values, self._parsed, self._target))
+        weight = _gradient(values, self._parsed, self._target)
+        selected = torch.where(weight == 0, 0, values * weight)  # what is not selected may be infinite
+        return selected.reshape(self.samples, -1).sum(1, keepdim=True)
+
+    def _scores_in(self, output: Any) -> Tensor:
+        found = main_output(output)
+        if isinstance(found, Tensor):
+            return found
+        raise target_error(
+            self._target, f"cannot choose from an output of type {type(found).__name__}; pass a function"
+        )
+
+    def _check_rows(self, output: Tensor) -> None:
+        if output.shape[:1] != (self.samples,):
+            shape = tuple(output.shape)
+            raise target_error(self._target, f"needs an output of {self.samples} rows, but it has shape {shape}")
+
+    def _called(self, function: Function, output: Any) -> Sequence[Tensor]:
+        scores = function(output)
+        fits = isinstance(scores, Tensor) and scores.shape[:1] == (self.samples,)
+        if not fits or scores.ndim > 2 or not scores.numel():
+            raise target_error(self._target, f"returned {describe(scores)}, not {self.samples} scores, one per sample")
+        return scores.unbind(1) if scores.ndim == 2 else [scores]
+
+    def _each(self, functions: list[Function], output: Tensor) -> Tensor:
+        self._check_rows(output)
+        scores = [function(row) for function, row in zip(functions, output.unbind(0), strict=True)]
+        for score in scores:
+            if not isinstance(score, Tensor) or score.numel() != 1:
+                raise target_error(self._target, f"returned {describe(score)}, not one score")
+        return torch.stack([score.reshape(()) for score in scores])
 
 
 def get_backward_gradient(pred_y: Tensor, y: Any) -> Tensor:
@@ -110,20 +166,13 @@ def get_backward_gradient(pred_y: Tensor, y: Any) -> Tensor:
     tensor([[1., 0., 0.],
             [0., 0., 1.]])
     """
-    if y is None:
-        if pred_y[:1].numel() > 1:
-            raise target_error(y, f"needs one score per sample, but the output has shape {tuple(pred_y.shape)}")
-        return torch.ones_like(pred_y)
-    if isinstance(y, Tensor) and y.is_floating_point():
-        if y.shape != pred_y.shape:
-            raise target_error(y, f"has shape {tuple(y.shape)}, but the output has {tuple(pred_y.shape)}")
-        return y.detach().to(pred_y)
-    gradient = torch.zeros_like(pred_y)
-    if isinstance(y, tuple) or (isinstance(y, list) and y and isinstance(y[0], tuple)):
-        gradient[_entries(pred_y, y)] = 1
-        return gradient
+    parsed = _parse(y, len(pred_y) if pred_y.ndim else 1)
+    if callable(parsed) or _are_functions(parsed):
+        raise target_error(y, "is no class index")
+    if parsed is None or isinstance(parsed, list) or parsed.is_floating_point():
+        return _gradient(pred_y, parsed, y)
     index = class_indices(pred_y, y)
-    return gradient.scatter_(1, index.expand_as(gradient[:, :1]), 1)
+    return torch.zeros_like(pred_y).scatter_(1, index.expand_as(pred_y[:, :1]), 1)
 
 
 def get_pointing_gradient(pred_y: Tensor, y: Any, normalize: bool = True) -> Tensor:
@@ -144,81 +193,108 @@ def get_pointing_gradient(pred_y: Tensor, y: Any, normalize: bool = True) -> Ten
 
 
 def class_indices(output: Tensor, target: Any) -> Tensor:
-    """Targets as an (N, 1, ...) or (1, 1, ...) LongTensor on the output's device, checked against the output."""
-    if output.ndim < 2:
-        raise target_error(target, f"selects a class, but the output has shape {tuple(output.shape)}: pass None")
-    samples, classes = output.shape[:2]
-    index = _index_per_sample(target, samples)
-    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= classes):
-        raise target_error(target, f"is out of range: the output has classes 0 to {classes - 1}")
-    return index.to(output.device).reshape(-1, *[1] * (output.ndim - 1))
+    """One class for each row of the output: a LongTensor (N, 1, ...) on its device, checked against its classes."""
+    classes = _parse_classes(target, len(output) if output.ndim else 1)
+    _check_classes(output, classes, target)
+    if classes.shape[1] > 1:
+        raise target_error(target, f"has shape {tuple(classes.shape)}, but the batch holds {len(output)} samples")
+    return _on_grid(classes, output)
 
 
-def _index_per_sample(target: Any, samples: int) -> Tensor:
-    """The target as a LongTensor of one index for all, (1,), or one for each, (samples,)."""
-    index = _as_index(target)
-    index = index.squeeze(1) if index.ndim == 2 and index.shape[1] == 1 else index
-    if index.ndim > 1 or index.numel() not in (1, samples):
-        raise target_error(target, f"has shape {tuple(index.shape)}, but the batch holds {samples} samples")
-    return index.reshape(-1)
+def _parse(target: Any, samples: int) -> _Parsed:
+    """Recognise a target. Raises ``ValueError`` for all that can be seen without the output."""
+    parsed: _Parsed = target
+    if target is None or callable(target):
+        return parsed
+    if isinstance(target, tuple):
+        return [target] * samples
+    if isinstance(target, list) and target and (isinstance(target[0], tuple) or callable(target[0])):
+        if len(target) != samples:
+            raise target_error(target, f"has {len(target)} entries, but the batch holds {samples} samples")
+        return parsed
+    if isinstance(target, list) and target and all(isinstance(row, list) for row in target):
+        if len({len(row) for row in target}) > 1:
+            raise target_error(target, "has rows of different length")
+        target = torch.tensor(target, device="cpu")
+    if hasattr(target, "__array__") and not isinstance(target, Tensor):
+        target = torch.as_tensor(target)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        if target.shape[:1] != (samples,):
+            raise target_error(target, f"has shape {tuple(target.shape)}, but the batch holds {samples} samples")
+        return target.detach()
+    return _parse_classes(target, samples)
 
 
-def _as_index(target: Any) -> Tensor:
+def _parse_classes(target: Any, samples: int) -> Tensor:
+    """Class indices (N, K) on the CPU."""
     try:
-        index = torch.as_tensor(target)
+        index = target if isinstance(target, Tensor) else torch.as_tensor(target, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise target_error(target, "is no class index") from error
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise target_error(target, f"is of type {index.dtype}, no class index")
-    return index.long()
+    if index.ndim == 2 and not index.shape[1]:
+        raise target_error(target, "asks for no map")
+    columns = index if index.ndim == 2 else index.reshape(-1, 1)
+    if index.ndim > 2 or len(columns) not in (1, samples):
+        raise target_error(target, f"has shape {tuple(index.shape)}, but the batch holds {samples} samples")
+    return columns.cpu().long().expand(samples, -1)
 
 
-def _entries(output: Tensor, target: Any) -> tuple[Any, ...]:
-    """The index of one entry per sample."""
-    samples = output.shape[0]
-    rows = [target] * samples if isinstance(target, tuple) else target
-    if len(rows) != samples:
-        raise target_error(target, f"has {len(rows)} entries, but the batch holds {samples} samples")
-    if any(not isinstance(row, tuple) or len(row) != output.ndim - 1 for row in rows):
+def _are_functions(parsed: Any) -> TypeGuard[list[Function]]:
+    return isinstance(parsed, list) and bool(parsed) and callable(parsed[0])
+
+
+def _on_grid(classes: Tensor, output: Tensor) -> Tensor:
+    """Classes (N, K) as (N, K, 1, ...) on the output's device, to gather from it."""
+    return classes.to(output.device, non_blocking=True)[(...,) + (None,) * (output.ndim - 2)]
+
+
+def _check_classes(output: Tensor, classes: Tensor, target: Any) -> None:
+    if output.ndim < 2:
+        raise target_error(target, f"selects a class, but the output has shape {tuple(output.shape)}: pass None")
+    if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= output.shape[1]):
+        raise target_error(target, f"is out of range: the output has classes 0 to {output.shape[1] - 1}")
+
+
+def _gradient(output: Tensor, parsed: Tensor | list[Any] | None, target: Any) -> Tensor:
+    """The gradient of any target but classes and functions."""
+    if parsed is None:
+        if output.ndim == 0 or output[:1].numel() > 1:
+            raise target_error(target, f"needs one score per sample, but the output has shape {tuple(output.shape)}")
+        return torch.ones_like(output)
+    if isinstance(parsed, list):
+        flat = _flat_entries(output, parsed, target)
+        return torch.zeros_like(output).reshape(len(output), -1).scatter(1, flat, 1).view(output.shape)
+    if parsed.shape != output.shape:
+        raise target_error(target, f"has shape {tuple(parsed.shape)}, but the output has {tuple(output.shape)}")
+    return parsed.to(output, non_blocking=True)
+
+
+def _flat_entries(output: Tensor, entries: list[Any], target: Any) -> Tensor:
+    """The position (N, 1) of one entry per sample in the flattened rows of an output."""
+    sizes = output.shape[1:]
+    if not output.ndim or any(not isinstance(entry, tuple) or len(entry) != len(sizes) for entry in entries):
         raise target_error(target, f"does not index an output of shape {tuple(output.shape)} with one tuple a sample")
-    for row in rows:
-        if any(not is_int(i) for i in row):
-            raise target_error(target, "holds an index that is no int")
-        if any(not 0 <= i < size for i, size in zip(row, output.shape[1:], strict=True)):
-            raise target_error(target, f"is out of range for an output of shape {tuple(output.shape)}")
-    return (torch.arange(samples), *torch.tensor(rows, dtype=torch.long).reshape(samples, output.ndim - 1).unbind(1))
+    if any(not is_int(i) for entry in entries for i in entry):
+        raise target_error(target, "holds an index that is no int")
+    if any(not 0 <= i < size for entry in entries for i, size in zip(entry, sizes, strict=True)):
+        raise target_error(target, f"is out of range for an output of shape {tuple(output.shape)}")
+    strides = torch.empty(sizes, device="meta").stride()
+    flat = [sum(int(i) * stride for i, stride in zip(entry, strides, strict=True)) for entry in entries]
+    return torch.tensor(flat, device="cpu")[:, None].to(output.device, non_blocking=True)
 
 
-class Targets:
-    """A target, parsed once (to be replaced)."""
+def split_targets(target: Any) -> list[Any]:
+    """One target per map: the K columns of an (N, K) array of indices, else the target alone."""
+    listed = isinstance(target, list) and target and isinstance(target[0], list)
+    parsed = _parse(target, len(target)) if listed or getattr(target, "ndim", 0) == 2 else None
+    return list(parsed.unbind(1)) if isinstance(parsed, Tensor) and not parsed.is_floating_point() else [target]
 
-    def __init__(self, target: Any, samples: int) -> None:
-        self.columns, self.samples = split_targets(target), samples
 
-    @property
-    def key(self) -> tuple[tuple[int, ...], ...] | None:
-        """Equal for equal index targets on the CPU."""
-        index = [c for c in self.columns if isinstance(c, Tensor) and not c.is_floating_point() and not c.is_cuda]
-        if len(index) == len(self.columns):
-            return tuple(tuple(c.reshape(-1).tolist()) for c in index)
-        one = self.columns[0]
-        if isinstance(one, int):
-            return ((one,) * self.samples,)
-        return (tuple(one),) if isinstance(one, list) and all(isinstance(i, int) for i in one) else None
-
-    def rows(self, index: Tensor) -> "Targets":
-        """The target of a batch of such rows."""
-        new = Targets(None, len(index))
-        new.columns = [take_rows(column, index, self.samples) for column in self.columns]
-        return new
-
-    def select(self, output: Any) -> list[tuple[Tensor, Any]]:
-        """The pairs for get_backward_gradient."""
-        scores, rest = select_scores(output, self.columns[0], self.samples)
-        if len(self.columns) == 1:
-            return [(scores, rest)]
-        return [(scores, column) for column in self.columns]
-
-    def scores(self, output: Any) -> Tensor:
-        """(B, K)."""
-        return torch.stack([score_of(output, column, self.samples) for column in self.columns], 1)
+def select_scores(output: Any, target: Any, samples: int) -> tuple[Tensor, Any]:
+    """The tensor of scores in a model's output, and what is left of the target; a function makes one score a sample."""
+    (scores, rest), *others = Targets(target, samples).select(output)
+    if callable(target) and others:
+        raise target_error(target, f"returned {len(others) + 1} scores of every sample, not one")
+    return scores, rest if rest is None else target

@@ -209,7 +209,7 @@ def _along_layer(call: Call, targets: Targets, site: Site, path: Path, walking: 
         for samples, steps, parts in _chunks(1, len(path.weights), walking.size):
             x = walk(samples, steps).points[0].requires_grad_()
             with torch.enable_grad(), how.context_builder():
-                recorded = Pass(tail(x), [[x]], NullContext())
+                recorded = Pass(tail.run(x), [[x]], NullContext())
                 for k, gradients in enumerate(send_gradients(recorded, own.rows(samples), [x], [], how)):
                     if k == len(folds):
                         folds.append(Folding(path))

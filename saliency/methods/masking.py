@@ -1,7 +1,8 @@
 """Masking: RISE, the mean of random masks, each weighed by the score of the image that it leaves visible."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,12 +11,12 @@ from torch.nn import Module
 from saliency.engine.call import Call, make_call
 from saliency.engine.checks import check_count, describe
 from saliency.engine.maps import Resize, check_map_options, finish_map
-from saliency.engine.state import evaluating, own_copy
-from saliency.engine.targets import Target, get_backward_gradient, main_output, select_scores, split_targets
-from saliency.methods.masks import check_masks, mask_chunks
+from saliency.engine.state import evaluating, full_precision
+from saliency.engine.targets import Target, Targets, main_output
+from saliency.engine.variants import Progress, Run, replacing_input, scores
+from saliency.methods.masks import DrawnMasks, check_masks
 
-Progress: TypeAlias = Callable[[int, int], Any] | None  # is told how many masks are done, of how many
-_Select: TypeAlias = Callable[[Any, int, int], Tensor]  # output for m masked copies of image n, n, m -> scores (m, K)
+_WEIGHED_AT_ONCE = 2**23  # pixels of masks that are weighed together
 
 
 class _Options(NamedTuple):
@@ -73,12 +74,7 @@ def rise(
         *(seed, num_masks, num_cells, filter_masks, batch_size, p), *(resize, resize_mode, smooth, scores, progress)
     )
     call = _check(model, input, options, additional_forward_args, forward_kwargs)
-
-    def every_class(output: Any, image: int, samples: int) -> Tensor:
-        score = _score_tensor(output, samples, options.scores)
-        return score.reshape(samples, 1 if score.ndim == 1 else score.shape[1], -1).sum(2)
-
-    return _explain(call, lambda: every_class, options)
+    return _explain(call, Targets(_every_class, call.samples), options, of_scores=True)
 
 
 def rise_class(
@@ -106,8 +102,8 @@ def rise_class(
 
     (N, 1, H, W), non-negative unless ``scores='raw'``; (N, K, H, W) for (N, K) targets, from one run. ``scores`` is
     applied to the output, then the target selects; of a function as target, it is applied to the scores that the
-    function returns. The function is given the output for masked copies of one image, and has to treat every sample
-    by itself. Formula, options and errors: see :func:`rise`. Petsiuk et al., BMVC 2018.
+    function returns. The function is given the output for masked copies of one image, and has to treat every row by
+    itself. Formula, options and errors: see :func:`rise`. Petsiuk et al., BMVC 2018.
 
     >>> from saliency.scenes import make_scene, scene_network
     >>> rise_class(scene_network(), make_scene(0).image[None], 0, num_masks=8).shape
@@ -117,7 +113,8 @@ def rise_class(
         *(seed, num_masks, num_cells, filter_masks, batch_size, p), *(resize, resize_mode, smooth, scores, progress)
     )
     call = _check(model, input, options, additional_forward_args, forward_kwargs)
-    return _explain(call, lambda: _selected(call, target, options.scores), options)
+    targets = Targets(target, call.samples)
+    return _explain(call, targets, options, of_scores=not targets.of_functions)
 
 
 def _check(model: Module, input: Any, options: _Options, additional_forward_args: Any, forward_kwargs: Any) -> Call:
@@ -159,78 +156,83 @@ def _softmax(output: Tensor) -> Tensor:
 _SCORES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "softmax": _softmax, "raw": lambda x: x}
 
 
-def _apply(scores: str, output: Tensor) -> Tensor:
-    return _SCORES[scores](output.to(torch.promote_types(output.dtype, torch.float32)))
+def _activation(scores: str) -> Callable[[Tensor], Tensor]:
+    """The function that makes scores of outputs, in float32 at least."""
+    return lambda output: _SCORES[scores](output.to(torch.promote_types(output.dtype, torch.float32)))
 
 
-def _score_tensor(output: Any, samples: int, scores: str) -> Tensor:
-    """The scores in a model's output, in float32 at least."""
-    output = main_output(output)
-    if not isinstance(output, Tensor) or output.shape[:1] != (samples,):
-        raise ValueError(
-            f"model returned {describe(output)} for {samples} samples; a tensor with a row for each, alone, "
-            "first in a tuple, or as 'logits' or 'out' in a dict is accepted."
-        )
-    return _apply(scores, output)
+def _every_class(score: Any) -> Tensor:
+    """The scores (B, classes) of an output, added up over its positions."""
+    if not isinstance(score, Tensor):
+        raise _without_scores(score)
+    return score.reshape(len(score), 1 if score.ndim == 1 else score.shape[1], -1).sum(2)
 
 
-def _selected(call: Call, target: Any, scores: str) -> _Select:
-    """Which scores of an output are those of the target; checked on one forward pass of the images as they are."""
-    if callable(target) and not isinstance(target, Tensor):
-        return lambda output, image, samples: _apply(scores, select_scores(output, target, samples)[0])[:, None]
-    images = own_copy(call.inputs[0])
-    index = torch.arange(len(images), device=images.device)
-    output, _ = select_scores(call.replacing({0: images}, index).run(), target, len(images))
-    score = _score_tensor(output, len(images), scores)
-    # One column per target; of the flat output only the entries count that any target of the image asks for.
-    gradients = [get_backward_gradient(score, column) for column in split_targets(target)]
-    columns = torch.stack([gradient.reshape(len(images), -1) for gradient in gradients], -1)
-    entries = [column.any(1).nonzero().squeeze(1) for column in columns]
-    weights = [column[index] for column, index in zip(columns, entries, strict=True)]
-
-    def select(output: Any, image: int, samples: int) -> Tensor:
-        score = _score_tensor(output, samples, scores)
-        selected: Tensor = score.reshape(samples, -1)[:, entries[image]] @ weights[image]
-        return selected
-
-    return select
+def _without_scores(output: Any) -> ValueError:
+    return ValueError(
+        f"model returned {describe(output)} for a batch of images; a tensor with a row for each, alone, "
+        "first in a tuple, or as 'logits' or 'out' in a dict is accepted."
+    )
 
 
-def _explain(call: Call, make_select: Callable[[], _Select], options: _Options) -> Tensor:
-    """The finished maps, in the model's dtype."""
-    input, dtype = call.inputs[0], call.dtype
+def _activated(run: Run, activation: Callable[[Tensor], Tensor]) -> Run:
+    """A run that gives the scores of the outputs."""
+
+    def activate(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
+        for at, output in run(tensors, rows):
+            score = main_output(output)
+            if isinstance(score, Tensor):
+                if score.shape[:1] != at.shape:
+                    raise _without_scores(score)
+                score = activation(score)
+            yield at, score
+
+    return activate
+
+
+def _explain(call: Call, targets: Targets, options: _Options, of_scores: bool) -> Tensor:
+    """The finished maps, in the model's dtype.
+
+    The targets select ``of_scores`` of the output; or else of the output itself, and scores are made of the selection.
+    """
+    x, run = replacing_input(call, 0)
+    drawn = (options.num_masks, x.shape[2:], options.num_cells, options.p, options.seed)
+    masks = DrawnMasks(*drawn, x.device, x.dtype) if options.filter_masks is None else options.filter_masks.detach()
     with evaluating(call.model, call.modules):
-        select = make_select()
-        maps = _accumulate(call, select, options, torch.promote_types(dtype, torch.float32))
-        return finish_map(maps, input, options.resize, options.resize_mode, options.smooth).to(dtype)
+        weights = _weigh(run, targets, x, masks, options, of_scores)
+        weights = weights.to(torch.promote_types(call.dtype, torch.float32))
+        maps = _mean(weights, masks).view(len(x), -1, *x.shape[2:])
+        return finish_map(maps, x, options.resize, options.resize_mode, options.smooth).to(call.dtype)
 
 
-def _accumulate(call: Call, select: _Select, options: _Options, precision: torch.dtype) -> Tensor:
-    """The mean over the masks of score times mask, (N, K, ...)."""
-    input = call.inputs[0].detach()
-    images, total = len(input), options.num_masks if options.filter_masks is None else len(options.filter_masks)
-    sums, done = torch.zeros(0, dtype=precision, device=input.device), 0
-    for masks in _chunks(input, options):
-        pixels = masks.flatten(1).to(precision)
-        for image in range(images):
-            index = torch.full((len(masks),), image, device=input.device)
-            output = call.replacing({0: input[image] * masks}, index).run()
-            with torch.autocast(input.device.type, enabled=False):
-                score = select(output, image, len(masks)).to(precision)
-                if not len(sums):
-                    sums = sums.new_zeros(images, score.shape[1], pixels.shape[1])
-                sums[image].addmm_(score.mT, pixels)
-        done += len(masks)
+def _weigh(
+    run: Run, targets: Targets, x: Tensor, masks: DrawnMasks | Tensor, options: _Options, of_scores: bool
+) -> Tensor:
+    """The scores (M, N * K) of N images behind M masks; a chunk is masked copies of one image."""
+    activation = _activation(options.scores)
+    run = _activated(run, activation) if of_scores else run
+    chunks = []
+    for start in range(0, len(masks), options.batch_size):
+        part = masks[start : start + options.batch_size].to(x)
+        row = torch.zeros(len(part), dtype=torch.long, device="cpu")
+        of_images = [scores(run, targets, row + n, partial(_masked, image, part)) for n, image in enumerate(x)]
+        chunks.append(torch.cat(of_images if of_scores else list(map(activation, of_images)), 1))
         if options.progress is not None:
-            options.progress(done, total)
-    return sums.div_(total).view(images, -1, *input.shape[2:])
+            options.progress(start + len(part), len(masks))
+    return torch.cat(chunks)
 
 
-def _chunks(input: Tensor, options: _Options) -> Iterator[Tensor]:
-    """The masks in the input's dtype and on its device, ``batch_size`` at a time."""
-    if options.filter_masks is None:
-        drawn = (options.num_masks, input.shape[2:], options.num_cells, options.p, options.seed)
-        yield from mask_chunks(*drawn, input.device, input.dtype, options.batch_size)
-    else:
-        for masks in options.filter_masks.detach().split(options.batch_size):
-            yield masks.to(input.device, input.dtype)
+def _masked(image: Tensor, masks: Tensor, index: Tensor) -> Tensor:
+    return image * masks
+
+
+def _mean(weights: Tensor, masks: DrawnMasks | Tensor) -> Tensor:
+    """The mean (R, pixels) over M masks, of which R weights (M, R) are given; they are made once more."""
+    pixels = masks[:1].numel()
+    total = weights.new_zeros(weights.shape[1], pixels)
+    size = max(1, _WEIGHED_AT_ONCE // pixels)
+    with full_precision(weights.device):
+        for start in range(0, len(weights), size):
+            part = masks[start : start + size].flatten(1).to(weights)
+            total.addmm_(weights[start : start + size].mT, part)
+    return total.div_(len(weights))

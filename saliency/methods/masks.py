@@ -1,13 +1,14 @@
 """Random masks: coarse grids of kept and hidden cells, interpolated to the image's size under a random shift."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from saliency.engine.checks import check_count, check_seed, is_int, is_number
+from saliency.engine.state import full_precision
 
 _AT_ONCE = 32  # masks that are interpolated together where no batch size is given
 
@@ -25,7 +26,7 @@ def random_masks(
 
     Each cell of a grid of ``num_cells`` per axis is kept with probability ``p``; the grid is interpolated linearly,
     reflected at its border, and shifted by a random part of a cell, so every pixel has mean ``p``. Masks have a
-    generator of their own on ``device``: equal seeds give the masks that :func:`rise` draws there by itself.
+    generator of their own: equal seeds give the masks that :func:`rise` draws by itself, on every device.
     Raises ``ValueError`` for a count below 1, a ``p`` outside (0, 1], a ``size`` that is none.
     Petsiuk et al., RISE, BMVC 2018.
 
@@ -38,10 +39,39 @@ def random_masks(
     if not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype} holds no shares; a floating-point dtype is accepted.")
     masks = torch.empty(num_masks, 1, *size, device=device, dtype=dtype)
-    chunks = mask_chunks(num_masks, size, num_cells, p, seed, masks.device, dtype, _AT_ONCE)
-    for part, chunk in zip(masks.split(_AT_ONCE), chunks, strict=True):
-        part.copy_(chunk)
+    drawn = DrawnMasks(num_masks, size, num_cells, p, seed, masks.device, dtype)
+    for start in range(0, num_masks, _AT_ONCE):
+        masks[start : start + _AT_ONCE] = drawn[start : start + _AT_ONCE]
     return masks
+
+
+class DrawnMasks:
+    """The masks of :func:`random_masks`, made when they are asked for: ``drawn[start:stop]`` are (B, 1, H, W)."""
+
+    def __init__(
+        self,
+        num_masks: int,
+        size: Sequence[int],
+        num_cells: int,
+        p: float,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._size, self._dtype = size, dtype
+        # The grids are tiny: all are drawn before the first mask is made, where there is a generator on every machine.
+        generator = torch.Generator("cpu").manual_seed(int(seed))
+        draw: dict[str, Any] = {"generator": generator, "device": "cpu", "dtype": torch.float32}
+        cells = torch.rand(num_masks, *[num_cells] * len(size), **draw) < p
+        reach = torch.tensor([_cell_sides(side, num_cells)[0] for side in size], device="cpu")
+        shifts = torch.rand(num_masks, len(size), **draw) * reach - 0.5
+        self._cells, self._shifts = (drawn.to(device, non_blocking=True) for drawn in (cells, shifts))
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return interpolate(self._cells[part], self._shifts[part], self._size, self._dtype)
 
 
 def check_masks(num_masks: Any, num_cells: Any, p: Any, seed: Any) -> None:
@@ -51,27 +81,6 @@ def check_masks(num_masks: Any, num_cells: Any, p: Any, seed: Any) -> None:
     if not is_number(p) or not 0 < p <= 1:
         raise ValueError(f"p={p!r} is no probability to keep a cell; a number in (0, 1] is accepted.")
     check_seed(seed)
-
-
-def mask_chunks(
-    num_masks: int,
-    size: Sequence[int],
-    num_cells: int,
-    p: float,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    batch_size: int,
-) -> Iterator[Tensor]:
-    """The masks of :func:`random_masks`, ``batch_size`` of them at a time; no mask depends on how many that are."""
-    generator = torch.Generator(device).manual_seed(int(seed))
-    # The grids are tiny: all are drawn before the first mask is made.
-    draw: dict[str, Any] = {"generator": generator, "device": device, "dtype": torch.float32}
-    cells = torch.rand(num_masks, *[num_cells] * len(size), **draw) < p
-    shifts = torch.rand(num_masks, len(size), **draw)
-    reach = torch.tensor([_cell_sides(side, num_cells)[0] for side in size], device=device)
-    for kept, shift in zip(cells.split(batch_size), shifts.split(batch_size), strict=True):
-        yield interpolate(kept, shift * reach - 0.5, size, dtype)
 
 
 def _cell_sides(side: int, num_cells: int) -> tuple[int, int]:
@@ -95,7 +104,7 @@ def interpolate(cells: Tensor, shifts: Tensor, size: Sequence[int], dtype: torch
     at = torch.arange(-1, n + 1, device=cells.device)
     # A grid of one cell has no neighbour to be reflected: it stands for itself.
     reflected = torch.where(at < 0, 1, torch.where(at == n, n - 2, at)).clamp(0, n - 1)
-    with torch.autocast(cells.device.type, enabled=False):
+    with full_precision(cells.device):
         for side, shift in zip(size, shifts.to(precision).unbind(1), strict=True):
             y = torch.arange(side, device=cells.device, dtype=precision)
             u = (y + shift[:, None] + 0.5) / _cell_sides(side, n)[1] - 0.5

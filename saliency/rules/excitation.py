@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saliency.engine.operations import ACTIVATIONS, Function, Operation, Row, Rule, Through
+from saliency.engine.state import full_precision
 
 WEIGHTED = (
     *(F.linear, F.conv1d, F.conv2d, F.conv3d),
@@ -41,7 +42,7 @@ def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance:
     where a result next to nothing (3e-35 in float32) counts as 0, so that no quotient overflows.
     """
     precision = torch.promote_types(relevance.dtype, torch.float32)
-    with torch.enable_grad(), torch.autocast(relevance.device.type, enabled=False):
+    with torch.enable_grad(), full_precision(relevance.device):
         inputs = [x.detach().to(precision).requires_grad_() for x in inputs]
         results = function(*inputs)
     gradients = torch.autograd.grad(results, inputs, relevance.to(precision) / _nonzero(results.detach()))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import saliency
 from saliency import get_backward_gradient, get_pointing_gradient
-from saliency.engine.targets import class_indices, score_of, select_scores, split_targets, take_rows
+from saliency.engine.targets import Targets, class_indices, select_scores, split_targets
 from tests import cases
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
@@ -115,7 +115,12 @@ BAD_TARGETS = [
     ([[0, 3], [0, 1]], "out of range"),
     ([[True, False], [False, True]], "bool"),
     (torch.zeros(2, 1, 1, dtype=torch.long), "(2, 1, 1)"),
-    (lambda output: output, "(2, 3)"),
+    (lambda output: output[None], "(1, 2, 3)"),
+    (lambda output: output[:, :, None], "(2, 3, 1)"),
+    (lambda output: output[:, :0], "(2, 0)"),
+    ([len], "the batch holds 2 samples"),
+    ([lambda row: 1.0] * 2, "float"),
+    ([lambda row: row] * 2, "(3,)"),
     (lambda output: None, "NoneType"),
     (lambda output: 1.0, "float"),
     (lambda output: output[:1, 0], "(1,)"),
@@ -180,7 +185,7 @@ def test_outputs_of_which_nothing_can_be_chosen(output):
 
 def test_class_indices_broadcast_over_the_output():
     output = torch.zeros(2, 3, 4, 5)
-    assert class_indices(output, 1).shape == (1, 1, 1, 1)
+    assert class_indices(output, 1).shape == (2, 1, 1, 1)
     assert class_indices(output, [2, 0]).shape == (2, 1, 1, 1)
     assert class_indices(output, torch.tensor([2, 0], dtype=torch.int16)).dtype == torch.long
 
@@ -226,22 +231,119 @@ def test_pointing_gradient_in_the_driver():
     torch.testing.assert_close(found, saliency.gradient(case.model(), case.input(), gradient, "conv1"))
 
 
-@pytest.mark.parametrize("target", [1, [1, 1], (1,), [(1,), (1,)], torch.tensor([[0.0, 1.0, 0.0]] * 2), None])
+FORMS = [1, [1, 1], (1,), [(1,), (1,)], torch.tensor([[0.0, 1.0, 0.0]] * 2), torch.tensor([[1], [1]]), None]
+
+
+@pytest.mark.parametrize("target", FORMS, ids=cases.shown)
 def test_scores_are_what_the_target_selects(target):
     output = torch.tensor([[-torch.inf, 2.0, torch.inf], [4.0, 5.0, 6.0]])
-    scores = score_of(output[:, 1] if target is None else output, target, 2)
-    assert scores.tolist() == [2, 5]
+    scores = Targets(target, 2).scores(output[:, 1] if target is None else output)
+    assert scores.tolist() == [[2], [5]]
 
 
-def test_rows_of_a_target_follow_their_images():
+def test_scores_of_functions():
+    output = {"out": torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), "aux": torch.zeros(2, 9)}
+    assert Targets(lambda output: output["aux"][:, 1], 2).scores(output).tolist() == [[0], [0]]
+    assert Targets(lambda output: output["out"][:, 1:], 2).scores(output).tolist() == [[2, 3], [5, 6]]
+    seen = []
+
+    def first(row):
+        seen.append(row.shape)
+        return row[0]
+
+    assert Targets([first, lambda row: row.sum()[None]], 2).scores(output).tolist() == [[1], [15]]
+    assert seen == [(3,)]
+
+
+@FEW
+@given(SHAPES, st.integers(1, 5), st.data())
+def test_scores_of_k_targets_are_those_of_each(shape, k, data):
+    output = torch.randn(shape, dtype=torch.float64)
+    classes = st.lists(st.integers(0, shape[1] - 1), min_size=k, max_size=k)
+    index = torch.tensor([data.draw(classes) for _ in range(shape[0])])
+    expected = [[sum(output[n, c].flatten().tolist()) for c in row.tolist()] for n, row in enumerate(index)]
+    for target in (index, index.tolist(), index.numpy(), index.int()):
+        found = Targets(target, shape[0])
+        assert len(found) == k
+        torch.testing.assert_close(found.scores(output), torch.tensor(expected, dtype=torch.float64))
+
+
+FUNCTIONS = [lambda output: output[:, 1], [lambda row: row[1]] * 2]
+
+
+@pytest.mark.parametrize("target", [*FORMS[:-1], [[1, 0], [2, 2]], *FUNCTIONS], ids=cases.shown)
+def test_scores_have_the_gradients_of_the_pairs(target):
+    """What is handed to ``get_backward_gradient`` is the derivative of what ``scores`` says."""
+    output = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    targets = Targets(target, 2)
+    for k, (scores, y) in enumerate(targets.select(output)):
+        of_pair = torch.autograd.grad(scores, output, get_backward_gradient(scores, y), retain_graph=True)
+        assert torch.equal(*of_pair, *torch.autograd.grad(targets.scores(output)[:, k].sum(), output))
+
+
+def test_a_function_is_called_once_for_all_its_scores():
+    seen = []
+
+    def function(output):
+        seen.append(len(output))
+        return output * 2
+
+    targets = Targets(function, 2)
+    output = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    pairs = targets.select(output)
+    assert seen == [2]
+    assert [scores.tolist() for scores, y in pairs] == [[2, 8], [4, 10], [6, 12]]
+    assert [y for scores, y in pairs] == [None] * 3
+
+
+def test_the_function_that_makes_a_gradient_is_given_the_target_as_it_was_said():
+    output = torch.zeros(2, 3)
+    for target in (1, [1, 0], (1,), [(1,), (0,)], None):
+        ((scores, y),) = Targets(target, 2).select(output)
+        assert scores is output
+        assert y is target
+    pairs = Targets(np.array([[1, 0], [2, 2]]), 2).select((output, None))
+    assert [y.tolist() for _, y in pairs] == [[1, 2], [0, 2]]
+
+
+def test_rows_of_a_target_follow_their_samples():
+    output = torch.arange(12.0).view(2, 3, 2)
     index = torch.tensor([1, 1, 0])
-    assert take_rows([5, 7], index, 2).tolist() == [7, 7, 5]
-    assert take_rows(5, index, 2).tolist() == [5, 5, 5]
-    assert take_rows([(5, 0), (7, 1)], index, 2) == [(7, 1), (7, 1), (5, 0)]
-    assert take_rows((5, 0), index, 2) == (5, 0)
-    assert take_rows(None, index, 2) is None
-    assert take_rows(len, index, 2) is len
-    assert take_rows(torch.tensor([[1.0], [2.0]]), index, 2).tolist() == [[2], [2], [1]]
-    for target in ([1, 2, 3], torch.zeros(3, 4), [(1,), (2,), (3,)]):
-        with pytest.raises(ValueError, match=r"(?s)target=.* 2 samples.*accepted"):
-            take_rows(target, index, 2)
+    for target in (
+        *(2, [2, 0], (2, 1), [(2, 1), (0, 0)], [[0, 1], [2, 2]], torch.randn(2, 3, 2)),
+        *(lambda output: output[:, 0, 0], lambda output: output[:, 0], [lambda row: row[0, 0], lambda row: row[2, 1]]),
+    ):
+        targets = Targets(target, 2)
+        rows = targets.rows(index)
+        assert rows.samples == 3
+        assert torch.equal(rows.scores(output[index]), targets.scores(output)[index])
+        for (scores, y), (all_scores, all_y) in zip(rows.select(output[index]), targets.select(output), strict=True):
+            expected = get_backward_gradient(all_scores, all_y)[index]
+            assert torch.equal(get_backward_gradient(scores, y), expected)
+
+
+def test_keys_are_equal_for_equal_classes():
+    same = (3, [3, 3], torch.tensor([3, 3]), np.array([[3], [3]]), np.int64(3))
+    assert {Targets(target, 2).key for target in same} == {((3, 3),)}
+    assert Targets([[3, 4], [5, 6]], 2).key == ((3, 5), (4, 6))
+    for target in (None, (3,), [(3,), (3,)], torch.ones(2, 3), len, [len, len]):
+        assert Targets(target, 2).key is None
+
+
+@pytest.mark.parametrize("target", [*FORMS, [1, 0], [[1, 2, 0], [0, 2, 1]], *FUNCTIONS], ids=cases.shown)
+def test_nothing_waits_for_the_device_of_the_output(target):
+    """On the meta device, whatever needs a value raises."""
+    output = torch.zeros(2, 1 if target is None else 3, device="meta", requires_grad=True)
+    targets = Targets(target, 2).rows(torch.tensor([0, 1, 1]))
+    chunk = output[[0, 1, 1]]
+    assert targets.scores(chunk).is_meta
+    for scores, y in targets.select(chunk):
+        assert get_backward_gradient(scores, y).is_meta
+    with pytest.raises(ValueError, match="out of range"):
+        Targets([[1], [3]], 2).scores(output)
+
+
+def test_an_output_without_the_rows_of_the_batch():
+    for target in (1, None, (1,), torch.ones(2, 3), [lambda row: row[0]] * 2):
+        with pytest.raises(ValueError, match=r"(?s)target=.* needs .*2 rows.* shape \(1, 3\).*accepted"):
+            Targets(target, 2).scores(torch.zeros(1, 3))

@@ -130,7 +130,7 @@ def test_k_targets_come_from_one_run(model, input):
     for target in (columns, columns.tolist(), columns.numpy()):
         calls.clear()
         close(rise_class(model, input, target, **FEW), expected)
-        assert len(calls) == 1 + 2 * 3
+        assert len(calls) == 2 * 3
 
 
 @pytest.mark.parametrize("scores", SCORES)
@@ -387,7 +387,7 @@ def test_errors_come_before_the_model_runs(model, input, function, options, word
         ([(0,), (7,)], "is out of range for an output"),
         (torch.zeros(2, 3), "has shape"),
         (torch.zeros(2, 0).long(), "asks for no map"),
-        (lambda output: output, "returned a tensor of shape"),
+        (lambda output: output[None], "returned a tensor of shape"),
     ],
     ids=cases.shown,
 )
@@ -438,3 +438,14 @@ def test_the_parameters_are_torchrays():
     of_class = inspect.signature(rise_class).parameters
     assert list(of_class) == [p.name for p in parameters]
     assert all(of_class[p.name].default == p.default for p in parameters if p.name != "target")
+
+
+@pytest.mark.parametrize(
+    "target", [1, torch.tensor([[0, 2, 0], [1, 3, 3]]), lambda output: output[:, :2]], ids=cases.shown
+)
+def test_nothing_waits_for_the_device(target):
+    model, input = cases.IN_PLACE.model(torch.float32).to("meta"), torch.zeros(2, 3, 11, 14, device="meta")
+    assert rise(model, input, resize=True, smooth=0.1, **FEW).shape == (2, 4, 11, 14)
+    found = rise_class(model, input, target, **FEW)
+    assert found.is_meta
+    assert found.shape[2:] == (11, 14)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from saliency.methods.masks import interpolate, mask_chunks, random_masks
+from saliency.methods.masks import DrawnMasks, interpolate, random_masks
 
 
 def reflect(i, n):
@@ -77,15 +77,20 @@ def test_a_single_cell_is_kept_or_not():
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 32, 100, 1000])
 def test_no_mask_depends_on_the_size_of_its_chunk(batch_size):
     arguments = (100, (13, 10), 5, 0.5, 4)
-    chunks = list(mask_chunks(*arguments, torch.device("cpu"), torch.float32, batch_size))
-    assert all(len(chunk) == batch_size for chunk in chunks[:-1])
+    masks = DrawnMasks(*arguments, torch.device("cpu"), torch.float32)
+    chunks = [masks[start : start + batch_size] for start in range(0, 100, batch_size)]
     torch.testing.assert_close(torch.cat(chunks), random_masks(*arguments), rtol=0, atol=1e-6)
 
 
-def test_only_one_chunk_is_held():
+def test_masks_are_made_when_they_are_asked_for():
     # All of these would take 400 GB.
-    chunks = mask_chunks(100_000, (1000, 1000), 7, 0.5, 0, torch.device("cpu"), torch.float32, 2)
-    assert next(chunks).shape == (2, 1, 1000, 1000)
+    masks = DrawnMasks(100_000, (1000, 1000), 7, 0.5, 0, torch.device("cpu"), torch.float32)
+    assert len(masks) == 100_000
+    assert masks[4:6].shape == (2, 1, 1000, 1000)
+
+
+def test_on_a_device_without_values():
+    assert random_masks(5, (9, 8), device="meta").shape == (5, 1, 9, 8)
 
 
 def test_the_seed_alone_decides():

@@ -10,7 +10,7 @@ from torch.nn import Module
 
 from saliency.engine.checks import check_count, describe
 from saliency.engine.state import evaluating
-from saliency.engine.targets import main_output, score_of, take_rows
+from saliency.engine.targets import Targets, main_output, target_error
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]  # the model's output -> probabilities
 Baseline: TypeAlias = Tensor | str
@@ -50,14 +50,17 @@ def score_versions(
     if not callable(activation):
         raise ValueError(f"activation={activation!r} is not callable; a function of the model's output is accepted.")
     samples, scores = len(input), []
+    targets = Targets(target, samples)
     with evaluating(model):
-        for rows in torch.arange(samples * versions, device=input.device).split(batch_size):
+        for rows in torch.arange(samples * versions, device="cpu").split(batch_size):
             case, version = rows // versions, rows % versions
-            output = main_output(model(picture(case, version)))
+            output = main_output(model(picture(case.to(input.device), version.to(input.device))))
             if not isinstance(output, Tensor):
                 raise ValueError(f"model={type(model).__name__} returned {describe(output)}; a tensor is accepted.")
             output = activation(output.to(torch.promote_types(output.dtype, torch.float32)))
-            scores.append(score_of(output, take_rows(target, case, samples), len(rows)))
+            scores.append(targets.rows(case).scores(output))
+            if scores[-1].shape[1] > 1:
+                raise target_error(target, f"makes {scores[-1].shape[1]} scores of every case, not one")
         result = torch.cat(scores).view(samples, versions)
     broken = (~result.isfinite()).any(1)
     if broken.any():

@@ -19,8 +19,9 @@ from saliency.engine.probe import attach_debug_probes
 from saliency.engine.record import recording
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
-from saliency.engine.tail import Evaluate, replacing_input, replacing_layer
-from saliency.engine.targets import Target, score_of, select_scores, split_targets, take_rows
+from saliency.engine.targets import Target, Targets, main_output
+from saliency.engine.variants import Run, in_order, replacing_input
+from saliency.methods.extremal.grids import replacing_grid
 from saliency.methods.extremal.perturbation import BLUR_PERTURBATION
 from saliency.methods.extremal.rewards import RewardFunction, simple_reward
 from saliency.methods.extremal.search import PRESERVE_VARIANT, Reward, Search, find_masks
@@ -68,23 +69,22 @@ def extremal_perturbation(
     shares = _check(search, areas, reward_func, print_iter, saliency_layer)
     check_map_options(resize, resize_mode, smooth, layout)
     call = make_call(model, input, additional_forward_args, forward_kwargs)
-    image = call.image
+    targets = Targets(target, call.samples)
     with evaluating(call.model, call.modules), ExitStack() as stack:
-        x, evaluate = _perturbed(call, make_site(call, saliency_layer), target, layout, sigma)
-        reward = _reward(evaluate, target, len(x), len(shares), reward_func, variant)
-        copies = len(split_targets(target)) * len(shares)
+        site = make_site(call, saliency_layer, target=target)
+        x, run, count = _perturbed(call, site, targets, layout, sigma, copies=debug)
         probes = attach_debug_probes(call.model, debug)
         watching = [stack.enter_context(probe) for probe in (probes or {}).values()]
         masks, energies = find_masks(
             x,
-            [row // copies for row in range(len(x) * copies)],
-            shares * (len(x) * copies // len(shares)),
-            reward,
+            [image for image in range(len(x)) for _ in range(count * len(shares))],
+            shares * (len(x) * count),
+            _reward(run, targets, count, len(shares), reward_func, variant),
             search,
             print_iter,
             lambda: [tensor for probe in watching for tensor in probe.data],
         )
-    masks = finish_map(masks.to(call.dtype), image, resize, resize_mode, 0)
+    masks = finish_map(masks.to(call.dtype), call.image, resize, resize_mode, 0)
     masks = imsmooth(masks, smooth * min(masks.shape[2:])) if smooth > 0 else masks
     return (masks, energies, probes) if debug else (masks, energies)
 
@@ -113,8 +113,10 @@ def _shares(areas: Any) -> list[float]:
     return [float(share) for share in shares]
 
 
-def _perturbed(call: Call, site: Site, target: Target, layout: Layout, sigma: float) -> tuple[Tensor, Evaluate]:
-    """What is perturbed, (N, C, h, w), and how to evaluate the model in its place; the target is checked with it."""
+def _perturbed(
+    call: Call, site: Site, targets: Targets, layout: Layout, sigma: float, copies: bool
+) -> tuple[Tensor, Run, int]:
+    """What is perturbed, (N, C, h, w), how to run the model in its place, and the number of targets of every image."""
     at = call.image_at
     image = call.inputs[at]
     if not site.name and (image.ndim != 4 or not image.is_floating_point()):
@@ -124,14 +126,14 @@ def _perturbed(call: Call, site: Site, target: Target, layout: Layout, sigma: fl
     for record_all in (False, True):
         run = recording(call, [site], NullContext)
         with torch.set_grad_enabled(record_all), run as recorded:
-            scores = [score_of(recorded.output, column, len(image)).sum() for column in split_targets(target)]
-            reached = _depends(torch.stack(scores).sum(), recorded.tensors[0][place])
+            scores = targets.scores(recorded.output)
+            reached = _depends(scores.sum(), recorded.tensors[0][place])
         if reached and not site.name:
-            return replacing_input(call, at)
+            return *replacing_input(call, at), scores.shape[1]
         if reached:
-            x, evaluate = replacing_layer(call, site, image.shape[2:], layout, record_all)
+            x, run_grids = replacing_grid(call, site, image.shape[2:], layout, record_all, copies)
             _check_width(sigma, x)
-            return x, evaluate
+            return x, run_grids, scores.shape[1]
     raise ValueError(
         f"saliency_layer={site.name!r} is reached by no gradient: the score does not depend on it, or is computed "
         "without gradients; a layer on the way to the score is accepted."
@@ -150,30 +152,28 @@ def _depends(score: Tensor, x: Tensor) -> bool:
     return score.requires_grad and torch.autograd.grad(score, x, allow_unused=True)[0] is not None
 
 
-def _reward(
-    evaluate: Evaluate, target: Target, samples: int, areas: int, reward_func: RewardFunction, variant: str
-) -> Reward:
-    """The reward of perturbed tensors: of their activation for a class, or of the only score of any other target."""
-    columns = [take_rows(column, torch.arange(samples), samples) for column in split_targets(target)]
-    indices = isinstance(columns[0], Tensor) and not columns[0].is_floating_point()
-    classes = torch.stack(columns, 1).cpu() if indices else None
+def _reward(run: Run, targets: Targets, count: int, areas: int, reward_func: RewardFunction, variant: str) -> Reward:
+    """The reward of perturbed tensors: of their activation for a class, or of the only score of any other target.
 
-    def activation_of(output: Any, images: Tensor) -> Tensor:
-        if classes is None:
-            return score_of(output, take_rows(target, images, samples), len(images))[:, None]
-        activation: Tensor = select_scores(output, 0, len(images))[0]
-        return activation
+    A row of the search is an area of one of the ``count`` targets of an image; for ``'dual'``, all rows come twice.
+    """
+    classes = targets.classes
 
     def reward(tensors: Tensor, rows: Tensor) -> Tensor:
-        rows_twice = rows.repeat(len(tensors) // len(rows))
-        columns = rows_twice // areas
-        images = columns // (1 if classes is None else classes.shape[1])
-        parts = [(where, activation_of(output, images[where])) for where, output in evaluate(tensors, images)]
-        order = torch.cat([where for where, _ in parts]).argsort().to(tensors.device)
-        activation = torch.cat([part for _, part in parts])[order]
-        chosen = torch.zeros(1, dtype=torch.long) if classes is None else classes.flatten()[columns]
+        column = rows.repeat(len(tensors) // len(rows)) // areas
+        image, k = column // count, column % count
+        parts = []
+        for at, output in run(tensors, image):
+            if classes is None:
+                every = targets.rows(image[at]).scores(output)
+                parts.append((at, every.gather(1, k[at, None].to(every.device, non_blocking=True))))
+            else:
+                parts.append((at, main_output(output)))
+        chosen = torch.zeros(1, dtype=torch.long, device="cpu") if classes is None else classes[image, k]
+        activation = in_order(parts)
         same = bool((chosen == chosen[0]).all())
-        result = reward_func(activation, int(chosen[0]) if same else chosen.to(activation.device), variant=variant)
+        target = int(chosen[0]) if same else chosen.to(activation.device, non_blocking=True)
+        result = reward_func(activation, target, variant=variant)
         if not isinstance(result, Tensor) or result.shape[:1] != rows.shape:
             raise ValueError(
                 f"reward_func={reward_func!r} returned {describe(result)}; {len(rows)} rows of rewards are accepted."

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from saliency.engine.checks import describe, is_int, is_number
 from saliency.engine.maps import imsmooth
+from saliency.engine.state import full_precision
 
 BLUR_PERTURBATION = "blur"
 FADE_PERTURBATION = "fade"
@@ -158,7 +159,7 @@ class MaskGenerator:
         after = [
             mid + window - 1 - side - self.padding for mid, side in zip(self.shape_mid, self.shape_in, strict=True)
         ]
-        with torch.autocast(mask_in.device.type, enabled=False):
+        with full_precision(mask_in.device):
             padded = F.pad(mask_in.to(dtype), (self.padding, after[1], self.padding, after[0]))
             pooled = self._pool(F.unfold(padded, window), self.weight.to(padded))
             full = F.pixel_shuffle(pooled.unflatten(2, self.shape_mid), self.step)

@@ -178,7 +178,7 @@ class TestTargets:
         assert each[1].tolist() == [2, 2, 3, 3] * 2
         assert score == ((8, 1), 0, "dual")
 
-    @pytest.mark.parametrize("target", [9, [0, 9], torch.tensor([0, 1, 2]), "cat", None, lambda output: output])
+    @pytest.mark.parametrize("target", [9, [0, 9], torch.tensor([0, 1, 2]), "cat", None, lambda output: output[None]])
     def test_errors(self, target):
         model = cases.IN_PLACE.model()
         with pytest.raises(ValueError, match=r"target=.*is accepted\."):
@@ -508,3 +508,20 @@ class TestMap:
             extremal_perturbation_map(cases.IN_PLACE.model(), cases.IN_PLACE.input(), 1, smooth=-1)
         with pytest.raises(ValueError, match="areas=None are no shares"):
             extremal_perturbation_map(cases.IN_PLACE.model(), cases.IN_PLACE.input(), 1, areas=None)
+
+
+@pytest.mark.parametrize("layer", ["", "features.0"])
+@pytest.mark.parametrize("target", [1, torch.tensor([[0, 2], [1, 3]]), lambda output: output[:, :2]], ids=shown)
+def test_nothing_waits_for_the_device(target, layer):
+    case = cases.IN_PLACE
+    model, input = case.model(torch.float32).to("meta"), case.input(torch.float32).to("meta")
+    masks, energies = explain(case, target, model=model, input=input, saliency_layer=layer)
+    assert masks.is_meta
+    assert energies.is_meta
+
+
+def test_a_function_of_several_scores():
+    case = cases.IN_PLACE
+    ours = explain(case, lambda output: output[:, [1, 3]], areas=(0.1, 0.4))
+    for found, expected in zip(ours, explain(case, [[1, 3], [1, 3]], areas=(0.1, 0.4)), strict=True):
+        close(found, expected)

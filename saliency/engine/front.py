@@ -1,0 +1,243 @@
+"""The front: the network up to a layer, which runs once; then its operations are repeated without computing.
+
+Recording notes every operation of a forward pass, with weak references to its results. When the layer is reached, those
+that are still alive are all that the rest of the network, the tail, may use; those that it does use are kept as they
+were there. Replaying runs the model's own code again: an operation in front gives what was kept, in as many rows as are
+asked for, or a shell of the right shape, without memory, where the tail never looks::
+
+    def forward(self, x):           recorded                         replayed in 3 rows
+        a = self.stem(x)            kept: the sum below uses it      the kept a (1, ...), expanded to (3, ...)
+        b = a.relu()                let go                           a shell of shape (3, ...)
+        c = self.layer(b)           the layer is reached             what is put in its place, (3, ...)
+        return self.head(a + c)     computed                         computed
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+_Function: TypeAlias = Callable[..., Any]
+_Operation: TypeAlias = tuple[_Function, Any]  # a function, and its result with a Noted in place of every tensor
+
+# Never noted: they depend on the number of rows, or change a state of the thread.
+_RUN_ANYWAY = frozenset(
+    [
+        *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "nbytes")),
+        *(Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.__len__, Tensor.numel, Tensor.nelement, torch.numel),
+        torch._C._set_grad_enabled,
+    ]
+)
+
+
+class DivergedError(Exception):
+    """The model does not repeat what it did when it was recorded."""
+
+
+def _storage(tensor: Tensor) -> int:
+    """What tensors share that are views of each other; valid as long as one of them is alive."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
+
+
+def _is_row(tensor: Tensor) -> bool:
+    """Is this the row of one sample? A vector of one float is a factor."""
+    row = tensor.ndim > 0 and len(tensor) == 1 and tensor.layout is torch.strided
+    return row and not (tensor.ndim == 1 and tensor.is_floating_point())
+
+
+def _in_rows(tensor: Tensor, rows: int) -> Tensor:
+    return tensor.expand(rows, *tensor.shape[1:]) if _is_row(tensor) else tensor
+
+
+def _strided(content: Tensor, like: Tensor) -> Tensor:
+    """The part of a storage's content that a tensor stands for."""
+    return content.as_strided(like.shape, like.stride(), like.storage_offset())
+
+
+class _Noted:
+    """A tensor of the front: as it was where the layer was reached, if the tail uses it, and else its shape alone."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._alive = weakref.ref(tensor)
+        self._shell = tensor.new_zeros(()).expand(tensor.shape) if tensor.layout is torch.strided else tensor
+        self._kept: Tensor | None = None
+        self.identity = id(self)  # the same for all results that are one tensor
+        self._content: Tensor | None = None  # of its whole storage, where the tail overwrites that
+
+    def release(self) -> None:
+        self._kept = None
+
+    def hold(self) -> list[Tensor]:
+        """Hold the tensor from here on, if it is alive."""
+        self._kept = self._alive()
+        self.identity = id(self if self._kept is None else self._kept)
+        return [] if self._kept is None else [self._kept]
+
+    def settle(self, uses: "_Uses") -> None:
+        """Let go of a tensor that the tail did not use."""
+        if self._kept is not None and _storage(self._kept) in uses.read:
+            self._content = uses.overwritten.get(_storage(self._kept))
+            self._kept = self._kept.detach()
+        else:
+            self._kept, self.identity = None, id(self)
+
+    def in_rows(self, rows: int, buffers: dict[int, Tensor]) -> Tensor:
+        """The tensor, or its shell, in every row. What the tail overwrites is a view of a copy of its whole storage:
+
+        tensors that share the one share the other, so that one sees what is written to the other.
+        """
+        x, content = self._kept, self._content
+        if x is None or content is None:
+            return _in_rows(self._shell if x is None else x, rows)
+        batched = _is_row(x)
+        key = _storage(x) if batched else -_storage(x)
+        if key not in buffers:
+            buffers[key] = content.expand(rows if batched else 1, -1).clone()
+        shape = (rows, *x.shape[1:]) if batched else x.shape
+        strides = (len(content), *x.stride()[1:]) if batched else x.stride()
+        return buffers[key].as_strided(shape, strides, x.storage_offset())
+
+
+class _Uses(TorchDispatchMode):
+    """Which of the watched storages are used, and what those held that are overwritten, whoever does it and how."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._watched: set[int] = set()
+        self.read: set[int] = set()
+        self.overwritten: dict[int, Tensor] = {}
+
+    def watch(self, tensors: Sequence[Tensor]) -> None:
+        """Watch the storages of these tensors, and forget all others."""
+        self._watched, self.read, self.overwritten = set(map(_storage, tensors)), set(), {}
+
+    def see(self, values: Any) -> list[Tensor]:
+        """Note the use of all tensors in there; gives those that are watched."""
+        tensors = [x for x in tree_leaves(values) if isinstance(x, Tensor) and _storage(x) in self._watched]
+        self.read.update(map(_storage, tensors))
+        return tensors
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if self._watched and self.see((args, kwargs)):
+            arguments = func._schema.arguments if hasattr(func, "_schema") else ()
+            given = {**dict(zip((argument.name for argument in arguments), args, strict=False)), **(kwargs or {})}
+            for argument in arguments:
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self._save(given.get(argument.name))
+        return func(*args, **(kwargs or {}))
+
+    def _save(self, values: Any) -> None:
+        for x in self.see(values):
+            if _storage(x) not in self.overwritten:
+                with torch._C.DisableTorchFunction():
+                    size = x.untyped_storage().nbytes() // x.element_size()
+                    self.overwritten[_storage(x)] = x.as_strided((size,), (1,), 0).clone()
+
+
+class Recording(TorchFunctionMode):
+    """Note the operations of a forward pass. ``recording.uses`` and this are opened around the model, innermost.
+
+    ``given`` is what the model is called with; ``mark`` is called where the layer is reached.
+    """
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.uses = _Uses()
+        self._given = tree_map_only(Tensor, _Noted, given)
+        self._operations: list[_Operation] = []
+        self._length = 0
+
+    def __torch_function__(
+        self, func: _Function, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func not in _RUN_ANYWAY:
+            with torch._C.DisableTorchFunction():
+                self._operations.append((func, tree_map_only(Tensor, _Noted, result)))
+        return result
+
+    def mark(self, at_layer: Sequence[Tensor]) -> None:
+        """The front ends here, with these tensors; if the layer is called again, there."""
+        self._length = len(self._operations)
+        noted = self._noted()
+        for each in noted:
+            each.release()
+        self.uses.watch([*at_layer, *(x for each in noted for x in each.hold())])
+
+    def is_overwritten(self, tensor: Tensor) -> bool:
+        """Did the tail write to a tensor that was there when the layer was reached?"""
+        return _storage(tensor) in self.uses.overwritten
+
+    def as_marked(self, tensor: Tensor) -> Tensor:
+        """What such a tensor was when the layer was reached."""
+        return _strided(self.uses.overwritten[_storage(tensor)], tensor) if self.is_overwritten(tensor) else tensor
+
+    def settle(self, output: Any) -> "Front":
+        """The front, after the model has returned this output."""
+        self.uses.see(output)
+        for noted in self._noted():
+            noted.settle(self.uses)
+        return Front(self._given, self._operations[: self._length])
+
+    def _noted(self) -> list[_Noted]:
+        leaves = tree_leaves((self._given, [result for _, result in self._operations[: self._length]]))
+        return [leaf for leaf in leaves if isinstance(leaf, _Noted)]
+
+
+class Front:
+    """What was noted of a front: what the model was given, and its operations up to the layer."""
+
+    def __init__(self, given: Any, operations: Sequence[_Operation]) -> None:
+        self.given, self.operations = given, operations
+
+    def replay(self, rows: int) -> "Replay":
+        """A mode in which the model repeats the front in that many rows."""
+        return Replay(self, rows)
+
+
+class Replay(TorchFunctionMode):
+    """The operations of the front give what is known. Raises :class:`DivergedError` for any other operation.
+
+    ``given`` is what the model is to be called with; ``finish`` is called where the layer is reached.
+    """
+
+    def __init__(self, front: Front, rows: int) -> None:
+        super().__init__()
+        self._rows = rows
+        self._left: Iterator[_Operation] = iter(front.operations)
+        self._in_front = True
+        self._handed: dict[int, Tensor] = {}
+        self._buffers: dict[int, Tensor] = {}
+        self.given = tree_map_only(_Noted, self._hand_out, front.given)
+
+    def __torch_function__(
+        self, func: _Function, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if not self._in_front or func in _RUN_ANYWAY:
+            return func(*args, **(kwargs or {}))
+        known, result = next(self._left, (None, None))
+        if known != func:
+            raise DivergedError(f"{known} was recorded, not {func}")
+        return tree_map_only(_Noted, self._hand_out, result)
+
+    def finish(self) -> None:
+        """From here on, operations are computed."""
+        if next(self._left, None) is not None:
+            raise DivergedError("the layer is reached too early")
+        self._in_front = False
+
+    def _hand_out(self, noted: _Noted) -> Tensor:
+        """One tensor for all results that were one: what is written to it is seen wherever it was returned."""
+        if noted.identity not in self._handed:
+            with torch._C.DisableTorchFunction(), torch.enable_grad():  # a view made without may not be written to
+                self._handed[noted.identity] = noted.in_rows(self._rows, self._buffers)
+        return self._handed[noted.identity]

@@ -1,0 +1,99 @@
+"""Variants: how much is left of a score where the input, or a layer's activation, is changed."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from saliency.engine.call import Call
+from saliency.engine.contexts import NullContext
+from saliency.engine.record import ContextBuilder
+from saliency.engine.site import Site
+from saliency.engine.tail import Tail
+from saliency.engine.targets import Targets
+
+# run(tensors, rows): the model with B tensors in the place of samples ``rows`` (B,). Gives, until all have had their
+# turn, which of them (a LongTensor on the CPU) and the model's output for those.
+Run: TypeAlias = Callable[[Tensor, Tensor], Iterator[tuple[Tensor, Any]]]
+Progress: TypeAlias = Callable[[int, int], Any] | None  # is told how many are done, of how many
+
+
+def scores(
+    run: Run,
+    targets: Targets,
+    rows: Tensor,
+    variants: Callable[[Tensor], Tensor],
+    size: int | None = None,
+    progress: Progress = None,
+) -> Tensor:
+    r"""The explained scores (B, K) of B variants of N samples.
+
+    .. math:: s_{bk} = f_k(v_b)
+
+    ``rows`` (B,) is the sample that each variant belongs to, and ``variants(index)`` makes the tensors of those of the
+    B that are asked for, ``size`` at a time (``None``: all): LongTensors on the CPU. Nothing waits for the device.
+    ``progress(done, B)`` is called after every chunk. Use it inside ``evaluating(model)``.
+
+    >>> from saliency.engine.call import make_call
+    >>> x, run = replacing_input(make_call(torch.nn.Flatten(), torch.tensor([[[3.0, 4.0]]])), 0)
+    >>> scores(run, Targets([[0, 1]], 1), torch.tensor([0, 0, 0]), lambda index: x * index[:, None, None], size=2)
+    tensor([[0., 0.],
+            [3., 4.],
+            [6., 8.]])
+    """
+    found = []
+    for index in torch.arange(len(rows), device="cpu").split(size or max(1, len(rows))):
+        samples = rows[index]
+        parts = [(at, targets.rows(samples[at]).scores(output)) for at, output in run(variants(index), samples)]
+        found.append(in_order(parts))
+        if progress is not None:
+            progress(int(index[-1]) + 1, len(rows))
+    return torch.cat(found)
+
+
+def in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The rows of a run's parts where they belong: of each part, which rows they are, and what was made of them.
+
+    >>> in_order([(torch.tensor([1]), torch.tensor([5.0])), (torch.tensor([2, 0]), torch.tensor([6.0, 4.0]))])
+    tensor([4., 5., 6.])
+    """
+    if len(parts) == 1:
+        return parts[0][1]
+    order = torch.cat([at for at, _ in parts]).argsort()
+    values = torch.cat([value for _, value in parts])
+    return values[order.to(values.device, non_blocking=True)]
+
+
+def replacing_input(call: Call, at: int) -> tuple[Tensor, Run]:
+    """One of the inputs (N, ...), and how to run the model on others in its place."""
+
+    def run(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
+        yield torch.arange(len(rows), device="cpu"), call.replacing({at: tensors}, rows).run()
+
+    return call.inputs[at].detach(), run
+
+
+def replacing_layer(
+    call: Call,
+    site: Site,
+    record_all: bool = False,
+    context_builder: ContextBuilder = NullContext,
+    copies: bool = False,
+) -> tuple[Tensor, Run]:
+    """A layer's activations (N, ...), and how to run the network behind it on others in their place.
+
+    Samples take turns, each with its :class:`Tail`; the options are those of the tail.
+    """
+    samples = torch.arange(call.samples, device="cpu").split(1)
+    tails = [Tail(site, call.rows(sample), record_all, context_builder, copies) for sample in samples]
+
+    def run(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
+        for sample, tail in enumerate(tails):
+            at = (rows == sample).nonzero().flatten()
+            if len(at) == len(rows):
+                yield at, tail(tensors)
+            elif len(at):
+                yield at, tail(tensors[at.to(tensors.device, non_blocking=True)])
+
+    return torch.cat([tail.activation for tail in tails]), run

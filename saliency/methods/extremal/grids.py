@@ -1,0 +1,56 @@
+"""Grids: a layer's activations as (N, C, h, w), which masks are searched for, whatever the layer's own layout."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from saliency.engine.call import Call
+from saliency.engine.layouts import Layout, to_channels_first
+from saliency.engine.site import Site
+from saliency.engine.variants import Run, replacing_layer
+
+
+def replacing_grid(
+    call: Call, site: Site, size: Sequence[int], layout: Layout, record_all: bool = False, copies: bool = False
+) -> tuple[Tensor, Run]:
+    """A layer's activations as grids (N, C, h, w), and how to run the network on others in their place.
+
+    ``size`` is that of the images, by which the grid is found; other options: see :class:`Tail`.
+    """
+    x, run = replacing_layer(call, site, record_all, copies=copies)
+    index = grid_index(x[:1], size, layout, site.module)
+    if index.shape == x.shape[1:] and bool((index.flatten().diff() == 1).all()):
+        return x, run
+    on_device = index.to(x.device)
+
+    def run_grids(grids: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
+        return run(put_grid(x[rows.to(x.device, non_blocking=True)], on_device, grids), rows)
+
+    return x.flatten(1)[:, on_device], run_grids
+
+
+def grid_index(x: Tensor, size: Sequence[int], layout: Layout, module: Module | None) -> Tensor:
+    """Which entries of a layer's activation (1, ...) stand where in (C, h, w): flat positions, a LongTensor on the CPU.
+
+    Raises ``ValueError`` where the activation has no grid, or a function as ``layout`` does not only rearrange it.
+    """
+    numbers = torch.arange(x.numel(), device="cpu").view(x.shape)
+    index = to_channels_first(numbers, size, layout, module)
+    if not isinstance(index, Tensor) or index.ndim != 4 or len(index) != 1:
+        raise ValueError(
+            f"layout={layout!r} makes no grid (1, C, h, w) of an activation {tuple(x.shape)}; a layout that does is "
+            "accepted."
+        )
+    if index.is_floating_point() or index.unique().numel() < index.numel() or int(index.max()) >= x.numel():
+        raise ValueError(f"layout={layout!r} computes with an activation; a function that rearranges it is accepted.")
+    return index[0]
+
+
+def put_grid(x: Tensor, index: Tensor, grids: Tensor) -> Tensor:
+    """Activations (B, ...), or one for all, but with the grids (B, C, h, w) in the entries of ``index``."""
+    rows = index.flatten().expand(len(grids), -1)
+    flat = x.flatten(1).expand(len(grids), -1)
+    return flat.scatter(1, rows, grids.flatten(1)).view(-1, *x.shape[1:])
