@@ -23,6 +23,7 @@ from saliency.engine.record import SharedForward
 from saliency.engine.search import find_layer
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
 from saliency.methods import METHODS, Method
+from saliency.methods.ablation import feature_ablation, feature_permutation, occlusion
 from saliency.methods.cam import (
     grad_cam,
     grad_cam_plus_plus,
@@ -75,6 +76,7 @@ from saliency.methods.relu_backprop import (
     guided_backprop,
     guided_grad_cam,
 )
+from saliency.methods.scored_cam import ablation_cam, is_cam, recipro_cam, score_cam, ss_cam
 from saliency.rules import shared_forward
 from saliency.wrappers import smooth_grad
 
@@ -105,6 +107,7 @@ __all__ = [
     "RuleContext",
     "SharedForward",
     "Through",
+    "ablation_cam",
     "activation",
     "attach_debug_probes",
     "between",
@@ -115,6 +118,8 @@ __all__ = [
     "excitation_backprop",
     "extremal_perturbation",
     "extremal_perturbation_map",
+    "feature_ablation",
+    "feature_permutation",
     "find_layer",
     "get_backward_gradient",
     "get_module",
@@ -140,20 +145,25 @@ __all__ = [
     "imsmooth",
     "integrated_gradients",
     "internal_influence",
+    "is_cam",
     "layer_cam",
     "line",
     "linear_approx",
     "max_channels",
     "noise",
+    "occlusion",
     "random_masks",
+    "recipro_cam",
     "resize_saliency",
     "rise",
     "rise_class",
     "saliency",
+    "score_cam",
     "shared_forward",
     "simple_reward",
     "smooth_grad",
     "smooth_gradient",
+    "ss_cam",
     "sum_channels",
     "xgrad_cam",
 ]

@@ -17,9 +17,11 @@ from torch.overrides import _get_current_function_mode_stack
 
 import saliency
 from saliency.engine.maps import imsmooth
+from saliency.methods.perturbing import explain as perturb
 from tests import cases
 from tests.cases import METHOD_CASES, MODEL_CASES, MethodCase, ModelCase
 
+METHOD_OF = saliency.METHODS
 METHODS = [pytest.param(case, id=case.name) for case in METHOD_CASES]
 MODELS = [pytest.param(case, id=case.name) for case in MODEL_CASES]
 TARGETED = [pytest.param(case, id=case.name) for case in METHOD_CASES if case.uses_target]
@@ -41,6 +43,8 @@ def explain(method: MethodCase, case: ModelCase, model: Any = None, input: Any =
 def skip_if_not_made_for(method: MethodCase, case: ModelCase) -> None:
     if method.at_input and len(case.shapes) > 1:
         pytest.skip("a method that multiplies with the input takes one input")
+    if method.name == "ablation_cam" and case is cases.TWICE:
+        pytest.skip("the score rises without any of the channels: the map is 0")
     if method.name == "contrastive_excitation_backprop" and case is cases.DENSE:
         pytest.skip("the layer that is explained is the classifier itself")
 
@@ -101,8 +105,8 @@ def test_resize_and_smooth_finish_the_raw_map(method, case):
 def test_a_list_of_layers_gives_the_single_maps(method, case):
     needs(method, "layers")
     skip_if_not_made_for(method, case)
-    if method.name == "integrated_gradients" and case is cases.STOCHASTIC:
-        pytest.skip("each layer has a path, and so random numbers, of its own")
+    if case is cases.STOCHASTIC and (method.name == "integrated_gradients" or METHOD_OF[method.name].engine is perturb):
+        pytest.skip("each layer has passes, and so random numbers, of its own")
     layers = [case.layers[1], case.layers[0], case.layers[1]]
     results = explain(method, case, layer=layers)
     assert isinstance(results, list)
@@ -147,6 +151,7 @@ def test_the_default_layer(method, case):
 @pytest.mark.parametrize("case", [case for case in MODELS if case.values[0].batched])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_is_its_images_one_by_one(method, case):
+    needs(method, "one")
     skip_if_not_made_for(method, case)
     together = explain(method, case)
     input = case.input()
@@ -566,6 +571,8 @@ def test_random_numbers_of_the_forward_pass_are_given_back():
 @pytest.mark.parametrize("method", METHODS)
 def test_autocast(method):
     case = cases.IN_PLACE
+    if method.name in ("feature_ablation", "feature_permutation"):
+        pytest.skip("one entry changes a score by less than the rounding of bfloat16")
     plain = explain(method, case, dtype=torch.float32, smooth=0.05)
     with torch.autocast("cpu", torch.bfloat16):
         result = explain(method, case, dtype=torch.float32, smooth=0.05)

@@ -263,9 +263,10 @@ def _noise(
                 for step in steps.tolist() if deviation else ():
                     if step == 0:
                         generators[i] = make_generator(x.device, seed + 1 + i)
-                    drawn.append(torch.randn(x.shape[1:], generator=generators[i], dtype=x.dtype, device=x.device))
+                    like = torch.empty(x.shape[1:], dtype=torch.float32, device=x.device)  # the same in any precision
+                    drawn.append(like.normal_(generator=generators[i]))
                 rows = x[samples.to(x.device)]
-                noisy.append(rows + deviation * torch.stack(drawn) if deviation else rows)
+                noisy.append(rows + deviation * torch.stack(drawn).to(x.dtype) if deviation else rows)
             return noisy
 
         return add

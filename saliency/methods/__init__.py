@@ -5,6 +5,7 @@ from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 from saliency.engine.driver import saliency
+from saliency.methods.ablation import feature_ablation, feature_permutation, occlusion
 from saliency.methods.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
 from saliency.methods.excitation import contrastive_excitation_backprop, excitation_backprop
 from saliency.methods.extremal import extremal_perturbation, extremal_perturbation_map
@@ -17,7 +18,9 @@ from saliency.methods.paths import (
     internal_influence,
     smooth_gradient,
 )
+from saliency.methods.perturbing import explain
 from saliency.methods.relu_backprop import deconvnet, guided_backprop, guided_grad_cam
+from saliency.methods.scored_cam import ablation_cam, is_cam, recipro_cam, score_cam, ss_cam
 
 
 class Method(NamedTuple):
@@ -57,6 +60,14 @@ METHODS: dict[str, Method] = {
     "conductance": Method(conductance, "Dhamdhere et al., How Important Is a Neuron?, ICLR 2019"),
     "gradient_shap": Method(gradient_shap, "Lundberg and Lee, A Unified Approach, NeurIPS 2017"),
     "smooth_gradient": Method(smooth_gradient, "Smilkov et al., SmoothGrad, 2017"),
+    "feature_ablation": Method(feature_ablation, "Zeiler and Fergus, Visualizing, ECCV 2014", explain),
+    "feature_permutation": Method(feature_permutation, "Breiman, Random Forests, Machine Learning 2001", explain),
+    "occlusion": Method(occlusion, "Zeiler and Fergus, Visualizing Convolutional Networks, ECCV 2014", explain),
+    "score_cam": Method(score_cam, "Wang et al., Score-CAM, CVPR workshop 2020", explain),
+    "ss_cam": Method(ss_cam, "Wang et al., SS-CAM, 2020", explain),
+    "is_cam": Method(is_cam, "Naidu et al., IS-CAM, 2020", explain),
+    "ablation_cam": Method(ablation_cam, "Desai and Ramaswamy, Ablation-CAM, WACV 2020", explain),
+    "recipro_cam": Method(recipro_cam, "Byun and Lee, Recipro-CAM, 2022", explain),
     "rise": Method(rise_class, "Petsiuk et al., RISE, BMVC 2018"),
     "extremal_perturbation": Method(
         extremal_perturbation_map, "Fong et al., Extremal Perturbations, ICCV 2019", extremal_perturbation

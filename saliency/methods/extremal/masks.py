@@ -21,10 +21,10 @@ from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets, main_output
 from saliency.engine.variants import Run, in_order, replacing_input
-from saliency.methods.extremal.grids import replacing_grid
 from saliency.methods.extremal.perturbation import BLUR_PERTURBATION
 from saliency.methods.extremal.rewards import RewardFunction, simple_reward
 from saliency.methods.extremal.search import PRESERVE_VARIANT, Reward, Search, find_masks
+from saliency.methods.grids import replacing_grid
 
 
 def extremal_perturbation(

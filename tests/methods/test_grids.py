@@ -6,7 +6,7 @@ import torch
 from saliency.engine.call import make_call
 from saliency.engine.site import make_site
 from saliency.engine.state import evaluating
-from saliency.methods.extremal.grids import grid_index, put_grid, replacing_grid
+from saliency.methods.grids import grid_index, put_grid, replacing_grid
 from tests import cases
 
 

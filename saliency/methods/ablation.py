@@ -1,0 +1,200 @@
+"""Ablation: how far the score falls when a part of the input, or of a layer's activation, is replaced."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from saliency.engine.call import Input
+from saliency.engine.checks import check_seed, describe, is_positive_int
+from saliency.engine.driver import Maps
+from saliency.engine.layers import Layer
+from saliency.engine.maps import Reduction, sum_channels
+from saliency.engine.paths import Baselines, starts_of
+from saliency.engine.targets import Target
+from saliency.methods.perturbing import PER_EVAL, Perturbed, at, explain
+
+FeatureMask: TypeAlias = "Tensor | Sequence[Tensor] | None"
+
+
+def _columns(numbers: Tensor, x: Tensor) -> Tensor:
+    """Numbers (B,) on the device of x, to be compared with tensors (B, ...) of its dimensions."""
+    return at(numbers, x).view(-1, *[1] * (x.ndim - 1))
+
+
+def _features(mask: FeatureMask, p: Perturbed, argument: str) -> tuple[Tensor, int]:
+    """The feature of every entry, (1, ...) or (N, ...), numbered from 0, and how many there are."""
+    own = mask[p.number] if isinstance(mask, (tuple, list)) else mask
+    if own is None:
+        return torch.arange(p.x[0].numel(), device=p.x.device).view(1, *p.x.shape[1:]), p.x[0].numel()
+    shape = own.shape if isinstance(own, Tensor) and not own.is_floating_point() else torch.Size()
+    sides = zip(shape[1:], p.x.shape[1:], strict=len(shape) == p.x.ndim)
+    if len(shape) != p.x.ndim or shape[0] not in (1, len(p.x)) or any(side not in (1, of) for side, of in sides):
+        raise ValueError(
+            f"{argument}={describe(own)} does not fit what is changed, {tuple(p.x.shape)}; expected a tensor of "
+            "integers that broadcasts to it, of one sample or of all."
+        )
+    numbers, features = torch.as_tensor(own).expand(len(own), *p.x.shape[1:]).unique(return_inverse=True)
+    return features.to(p.x.device), len(numbers)
+
+
+def _spread(drops: Tensor, features: Tensor, x: Tensor) -> Tensor:
+    """Attributions (N, K, ...) of drops (N, F, K): every entry has that of its feature."""
+    index = features.flatten(1)[:, None].expand(len(x), drops.shape[2], -1)
+    return drops.mT.gather(2, index).view(len(x), drops.shape[2], *x.shape[1:])
+
+
+def feature_ablation(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = None,
+    layer_mask: FeatureMask = None,
+    layer_baselines: Baselines = None,
+    perturbations_per_eval: int = PER_EVAL,
+    reduction: Reduction = sum_channels,
+    *,
+    feature_mask: FeatureMask = None,
+    baselines: Baselines = None,
+    **options: Any,
+) -> Maps:
+    r"""Feature ablation: how far the score falls when a feature is replaced by its baseline.
+
+    .. math:: a_i = f(x) - f(x_{i \leftarrow x'_i}), \quad s_{n1u} = \sum_c a_{ncu}
+
+    A feature is one entry of the layer's activation (of the input at ``saliency_layer=''``), or all entries of one
+    number in ``layer_mask`` (``feature_mask``), which get the same attribution; baselines are 0. Behind a layer, the
+    front of the network runs once a sample. Signed; ``reduction=None`` gives the layer's shape. Zeiler and Fergus,
+    Visualizing and Understanding Convolutional Networks, ECCV 2014. Options: see :func:`explain`.
+
+    >>> feature_ablation(torch.nn.Flatten(), torch.tensor([[[[3.0, 4.0]]]]), 1, "")
+    tensor([[[[0., 4.]]]])
+    """
+    mask, argument = (feature_mask, "feature_mask") if layer_mask is None else (layer_mask, "layer_mask")
+    replaced = baselines if layer_baselines is None else layer_baselines
+
+    def attribute(p: Perturbed) -> Tensor:
+        features, count = _features(mask, p, argument)
+        own = replaced[p.number] if isinstance(replaced, (tuple, list)) else replaced
+        (start,) = starts_of(own, [p.x])
+
+        def make(samples: Tensor, numbers: Tensor) -> Tensor:
+            own = at(samples, p.x)
+            of = features if len(features) == 1 else features[own]
+            return torch.where(of == _columns(numbers, p.x), start[own], p.x[own])
+
+        return _spread(p.drops(count, make), features, p.x)
+
+    return explain(model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, **options)
+
+
+def feature_permutation(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = None,
+    layer_mask: FeatureMask = None,
+    seed: int = 0,
+    perturbations_per_eval: int = PER_EVAL,
+    reduction: Reduction = sum_channels,
+    *,
+    feature_mask: FeatureMask = None,
+    **options: Any,
+) -> Maps:
+    r"""Feature permutation: how far the score falls when a feature is that of another sample of the batch.
+
+    .. math:: a_{ni} = f(x_n) - f(x_{n, i \leftarrow x_{\pi_i(n), i}})
+
+    with a permutation :math:`\pi_i` of the batch for each feature, other than the identity; features as for
+    :func:`feature_ablation`. Raises ``ValueError`` for a batch of one. Breiman, Random Forests, Machine Learning 2001.
+    Options: see :func:`explain`.
+    """
+    check_seed(seed)
+    mask, argument = (feature_mask, "feature_mask") if layer_mask is None else (layer_mask, "layer_mask")
+
+    def attribute(p: Perturbed) -> Tensor:
+        if len(p.x) < 2:
+            raise ValueError(f"input={describe(p.x)} is one sample, and nothing to permute; expected two or more.")
+        features, count = _features(mask, p, argument)
+        generator = torch.Generator().manual_seed(seed)
+        others = torch.rand(count, len(p.x), generator=generator, device="cpu").argsort(1)
+        same = (others == torch.arange(len(p.x), device="cpu")).all(1, keepdim=True)
+        others = torch.where(same, others.roll(1, 1), others)
+
+        def make(samples: Tensor, numbers: Tensor) -> Tensor:
+            own, other = at(samples, p.x), at(others[numbers, samples], p.x)
+            of = features if len(features) == 1 else features[own]
+            return torch.where(of == _columns(numbers, p.x), p.x[other], p.x[own])
+
+        return _spread(p.drops(count, make), features, p.x)
+
+    return explain(model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, **options)
+
+
+def occlusion(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = "",
+    sliding_window_shapes: Sequence[int] | int | None = None,
+    strides: Sequence[int] | int | None = None,
+    baselines: Baselines = None,
+    perturbations_per_eval: int = PER_EVAL,
+    reduction: Reduction = sum_channels,
+    **options: Any,
+) -> Maps:
+    r"""Occlusion: how far the score falls when a window is hidden, averaged over the windows that hide a position.
+
+    .. math:: a_i = \frac{\sum_w m_{wi} (f(x) - f(x \odot (1 - m_w) + x' \odot m_w))}{\sum_w m_{wi}}
+
+    ``sliding_window_shapes`` and ``strides`` have an entry for each dimension but the batch; left out, windows span all
+    channels and an eighth of each side, half of which is the stride. Windows are cut off at the end of a side.
+    Signed; ``reduction=None`` gives the input's shape. Zeiler and Fergus, ECCV 2014. Options: see :func:`explain`.
+    """
+
+    def attribute(p: Perturbed) -> Tensor:
+        window, stride = _windows(sliding_window_shapes, strides, tuple(p.x.shape[1:]))
+        own = baselines[p.number] if isinstance(baselines, (tuple, list)) else baselines
+        (start,) = starts_of(own, [p.x])
+        covers = [_covers(*each, p.x) for each in zip(p.x.shape[1:], window, stride, strict=True)]
+        places = torch.cartesian_prod(*[torch.arange(len(cover), device="cpu") for cover in covers])
+        places = places.view(-1, len(covers))
+
+        def make(samples: Tensor, numbers: Tensor) -> Tensor:
+            own, hidden = at(samples, p.x), p.x.new_ones(len(numbers), *[1] * len(covers))
+            for axis, (cover, place) in enumerate(zip(covers, places[numbers].unbind(1), strict=True)):
+                shape = [len(numbers), *[1] * axis, -1, *[1] * (len(covers) - axis - 1)]
+                hidden = hidden * cover[at(place, p.x)].view(shape)
+            return torch.where(hidden > 0, start[own], p.x[own])
+
+        drops = p.drops(len(places), make).mT.unflatten(2, [len(cover) for cover in covers])
+        counts = torch.ones_like(drops[:1, :1])
+        for cover in covers:  # the axis in front is summed and its positions go to the end: all have had their turn
+            drops, counts = (torch.tensordot(x, cover.to(x.dtype), ([2], [0])) for x in (drops, counts))
+        attribution: Tensor = drops / counts
+        return attribution
+
+    return explain(model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, **options)
+
+
+def _windows(windows: Any, strides: Any, sides: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """The side and the stride of windows along each axis."""
+    own = [sides[0], *(math.ceil(side / 8) for side in sides[1:])] if len(sides) > 1 else [math.ceil(sides[0] / 8)]
+    window = own if windows is None else list(windows) if isinstance(windows, (tuple, list)) else [windows] * len(sides)
+    half = [max(1, side // 2) for side in window] if all(map(is_positive_int, window)) else []
+    step = half if strides is None else list(strides) if isinstance(strides, (tuple, list)) else [strides] * len(sides)
+    for argument, asked, found in (("sliding_window_shapes", windows, window), ("strides", strides, step)):
+        if len(found) != len(sides) or not all(map(is_positive_int, found)):
+            raise ValueError(f"{argument}={asked!r} does not fit {sides}; expected an int >= 1 for each dimension.")
+    return [min(pair) for pair in zip(window, sides, strict=True)], step
+
+
+def _covers(side: int, window: int, stride: int, x: Tensor) -> Tensor:
+    """Which positions of a side each window covers, (windows, side)."""
+    first = torch.arange(1 + math.ceil((side - window) / stride), device=x.device)[:, None] * stride
+    place = torch.arange(side, device=x.device)
+    covered: Tensor = (place >= first) & (place < first + window)
+    return covered.to(x.dtype)

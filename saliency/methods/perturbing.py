@@ -1,0 +1,131 @@
+"""Perturbing: what methods share that ask for the scores of changed inputs, or of a layer's changed activations."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, autograd
+from torch.nn import Module
+
+from saliency.engine.call import Call, Input, make_call
+from saliency.engine.checks import check_count
+from saliency.engine.contexts import NullContext
+from saliency.engine.driver import Finish, Maps, as_list
+from saliency.engine.gradients import CutOffError
+from saliency.engine.layers import Layer
+from saliency.engine.layouts import Layout, to_channels_first
+from saliency.engine.maps import Attribution, Reduction, Resize, check_map_options, join_targets
+from saliency.engine.record import recording
+from saliency.engine.site import Site, make_site
+from saliency.engine.state import evaluating
+from saliency.engine.targets import Target, Targets
+from saliency.engine.variants import Progress, Run, replacing_input, replacing_layer, scores
+
+PER_EVAL = 32  # variants that go through the network together, where nothing else is said
+
+
+class Perturbed(NamedTuple):
+    """What is changed, ``x`` (N, ...): an input or a layer's activation; how to run on others; whose scores count."""
+
+    x: Tensor
+    run: Run
+    call: Call
+    site: Site
+    number: int  # which of the inputs it is
+    targets: Targets
+    layout: Layout
+    size: int
+    progress: Progress
+
+    @property
+    def grid(self) -> Tensor:
+        """The activation as (N, C, h, w)."""
+        return to_channels_first(self.x, self.call.image.shape[2:], self.layout, self.site.module)
+
+    def scores(self, count: int, make: Callable[[Tensor, Tensor], Tensor], run: Run | None = None) -> Tensor:
+        """Scores (N, count, K) of the variants 0 to ``count`` - 1 of every sample.
+
+        ``make(samples, numbers)`` makes the tensors of some of them, both LongTensors (B,) on the CPU.
+        """
+        rows = torch.arange(len(self.x), device="cpu").repeat_interleave(count)
+
+        def variants(index: Tensor) -> Tensor:
+            return make(rows[index], index % count)
+
+        found = scores(run or self.run, self.targets, rows, variants, self.size, self.progress)
+        return found.view(len(self.x), count, -1)
+
+    def drops(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """How far the scores fall in such variants, (N, count, K)."""
+        samples = torch.arange(len(self.x), device="cpu")
+        known = scores(self.run, self.targets, samples, lambda index: self.x[at(index, self.x)])
+        return known[:, None] - self.scores(count, make)
+
+
+def at(index: Tensor, x: Tensor) -> Tensor:
+    """An index on the device of what it indexes; nothing waits for that."""
+    return index.to(x.device, non_blocking=True)
+
+
+def explain(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer],
+    attribute: Callable[[Perturbed], Tensor],
+    reduction: Reduction,
+    perturbations_per_eval: int,
+    as_grids: bool = False,
+    *,
+    progress: Progress = None,
+    resize: Resize = False,
+    resize_mode: str = "bilinear",
+    smooth: float = 0,
+    layout: Layout = None,
+    attribute_to_layer_input: bool = False,
+    additional_forward_args: Any = None,
+    forward_kwargs: Mapping[str, Any] | None = None,
+) -> Maps:
+    """The finished maps of what ``attribute`` makes: (N, K, ...), shaped like what is changed, or like its grid.
+
+    Options and results as for :func:`saliency`; ``perturbations_per_eval`` variants go through the model together, and
+    ``progress(done, total)`` is called after each such chunk.
+    """
+    check_map_options(resize, resize_mode, smooth, layout)
+    check_count("perturbations_per_eval", perturbations_per_eval)
+    call = make_call(model, input, additional_forward_args, forward_kwargs)
+    targets = Targets(target, call.samples)
+    sites = [make_site(call, layer, attribute_to_layer_input, target=target) for layer in as_list(saliency_layer)]
+    shape = "channels_first" if as_grids else "layer" if reduction is None else layout
+    finish = Finish(call.image, shape, Attribution(reduction, of="activation"), resize, resize_mode, smooth, call.dtype)
+    results = []
+    with evaluating(call.model, call.modules):
+        for site in sites:
+            _check_influence(call, site, targets)
+            maps = []
+            for number, (x, run) in _perturbed(call, site):
+                p = Perturbed(x, run, call, site, number, targets, layout, perturbations_per_eval, progress)
+                maps.append(join_targets(finish.maps(site, attribute(p).unbind(1)), shape == "layer"))
+            results.append(tuple(maps) if not site.name and isinstance(input, (tuple, list)) else maps[0])
+    return results if isinstance(saliency_layer, (list, tuple)) else results[0]
+
+
+def _check_influence(call: Call, site: Site, targets: Targets) -> None:
+    """Raise ``ValueError`` for a layer on which a differentiable score does not depend: nothing would fall."""
+    if not site.name:
+        return
+    with torch.set_grad_enabled(True), recording(call, [site], NullContext) as recorded:
+        score = targets.scores(recorded.output).sum()
+        x = recorded.tensors[0][0]
+        differentiable = score.requires_grad or any(parameter.requires_grad for parameter in call.parameters)
+        if differentiable and (not score.requires_grad or autograd.grad(score, x, allow_unused=True)[0] is None):
+            raise CutOffError(site)
+
+
+def _perturbed(call: Call, site: Site) -> Iterator[tuple[int, tuple[Tensor, Run]]]:
+    """The tensors at a site that can be changed, one after the other, and how to run the model on others."""
+    if site.name:
+        yield 0, replacing_layer(call, site)
+        return
+    for number in (number for number, x in enumerate(call.inputs) if x.is_floating_point()):
+        yield number, replacing_input(call, number)

@@ -1,0 +1,207 @@
+"""CAMs by scores: channels weighed by what the network makes of them, without a gradient."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+from saliency.engine.call import Input
+from saliency.engine.checks import check_count, check_seed, is_number
+from saliency.engine.driver import Maps
+from saliency.engine.layers import Layer
+from saliency.engine.maps import safe_divide, sum_channels
+from saliency.engine.state import make_generator
+from saliency.engine.targets import Target
+from saliency.engine.variants import replacing_input
+from saliency.methods.grids import grid_index, put_grid
+from saliency.methods.perturbing import PER_EVAL, Perturbed, at, explain
+
+
+def positive_sum(attribution: Tensor) -> Tensor:
+    r"""The reduction of a class activation map, :math:`s_{n1u} = \max\{0, \sum_c a_{ncu}\}`."""
+    return sum_channels(attribution).relu()
+
+
+def _weighed(weights: Tensor, p: Perturbed) -> Tensor:
+    """Attributions (N, K, C, h, w) of channels with weights (N, C, K)."""
+    x = p.grid
+    return weights.mT.to(x.dtype)[(...,) + (None,) * (x.ndim - 2)] * x[:, None]
+
+
+def _masked(p: Perturbed, change: Callable[[Tensor], Tensor] = torch.Tensor.clone) -> Tensor:
+    """Scores (N, C, K) of the image behind each channel, brought to its size, scaled to [0, 1], and changed."""
+    image, run = replacing_input(p.call, p.call.image_at)
+    x, positions = p.grid, tuple(range(2, image.ndim))
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(positions)]
+
+    def make(samples: Tensor, numbers: Tensor) -> Tensor:
+        n = at(samples, image)
+        mask = F.interpolate(x[n, at(numbers, x)][:, None], image.shape[2:], mode=mode, align_corners=False)
+        low, high = mask.amin(positions, keepdim=True), mask.amax(positions, keepdim=True)
+        return image[n] * change(safe_divide(mask - low, high - low))
+
+    return p.scores(x.shape[1], make, run)
+
+
+def score_cam(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = None,
+    perturbations_per_eval: int = PER_EVAL,
+    **options: Any,
+) -> Maps:
+    r"""Score-CAM: channels weighed by the score of the image that each lets through.
+
+    .. math:: s_{n1u} = \max\{0, \sum_c w_{nc} \, x_{ncu}\}, \quad w_{nc} = \operatorname{softmax}_c f(X_n \odot m_{nc})
+
+    with :math:`m` the channel at the image's size, scaled to [0, 1]. (N, 1, h, w), non-negative.
+    Wang et al., Score-CAM, CVPR workshop 2020. Options: see :func:`~saliency.methods.perturbing.explain`.
+    """
+
+    def attribute(p: Perturbed) -> Tensor:
+        return _weighed(_masked(p).softmax(1), p)
+
+    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
+    return explain(*arguments, **options)
+
+
+def ss_cam(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = None,
+    num_samples: int = 35,
+    std: float = 2.0,
+    seed: int = 0,
+    perturbations_per_eval: int = PER_EVAL,
+    **options: Any,
+) -> Maps:
+    r"""SS-CAM: Score-CAM's scores, averaged over noisy masks.
+
+    .. math:: w_{nc} = \operatorname{softmax}_c \frac{1}{T} \sum_t f(X_n \odot (m_{nc} + \epsilon_t)), \quad
+              \epsilon_t \sim N(0, \sigma^2)
+
+    The noise has a generator of its own, and is the same for all channels and samples. (N, 1, h, w), non-negative.
+    Wang et al., SS-CAM, 2020. Options: see :func:`~saliency.methods.perturbing.explain`.
+    """
+    check_count("num_samples", num_samples)
+    check_seed(seed)
+    if not is_number(std) or std < 0:
+        raise ValueError(f"std={std!r} is not a standard deviation; expected a number >= 0.")
+
+    def attribute(p: Perturbed) -> Tensor:
+        image = p.call.image
+        generator = make_generator(image.device, seed)
+        found = []
+        for _ in range(num_samples):
+            noise = torch.empty(1, 1, *image.shape[2:], device=image.device).normal_(0, std, generator=generator)
+            found.append(_masked(p, partial(torch.add, noise.to(image.dtype))))
+        return _weighed(torch.stack(found).mean(0).softmax(1), p)
+
+    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
+    return explain(*arguments, **options)
+
+
+def is_cam(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = None,
+    num_samples: int = 10,
+    perturbations_per_eval: int = PER_EVAL,
+    **options: Any,
+) -> Maps:
+    r"""IS-CAM: Score-CAM's scores, averaged while the mask grows.
+
+    .. math:: w_{nc} = \operatorname{softmax}_c \frac{1}{T} \sum_{t=1}^T f(X_n \odot \tfrac{t}{T} m_{nc})
+
+    (N, 1, h, w), non-negative. Naidu et al., IS-CAM, 2020. Options: see :func:`~saliency.methods.perturbing.explain`.
+    """
+    check_count("num_samples", num_samples)
+
+    def attribute(p: Perturbed) -> Tensor:
+        found = [_masked(p, partial(torch.mul, torch.tensor((t + 1) / num_samples))) for t in range(num_samples)]
+        return _weighed(torch.stack(found).mean(0).softmax(1), p)
+
+    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
+    return explain(*arguments, **options)
+
+
+def ablation_cam(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = None,
+    perturbations_per_eval: int = PER_EVAL,
+    **options: Any,
+) -> Maps:
+    r"""Ablation-CAM: channels weighed by how far the score falls without them.
+
+    .. math:: s_{n1u} = \max\{0, \sum_c w_{nc} \, x_{ncu}\}, \quad
+              w_{nc} = \frac{f(x_n) - f(x_{n, c \leftarrow 0})}{f(x_n)}
+
+    The front of the network runs once a sample. (N, 1, h, w), non-negative. Desai and Ramaswamy, Ablation-CAM, WACV
+    2020. Options: see :func:`~saliency.methods.perturbing.explain`.
+    """
+
+    def attribute(p: Perturbed) -> Tensor:
+        index = at(grid_index(p.x[:1], p.call.image.shape[2:], p.layout, p.site.module), p.x)
+
+        def make(samples: Tensor, numbers: Tensor) -> Tensor:
+            x = p.x[at(samples, p.x)]
+            return x.flatten(1).scatter(1, index[at(numbers, x)].flatten(1), 0).view(x.shape)
+
+        known = p.scores(1, lambda samples, numbers: p.x[at(samples, p.x)])
+        return _weighed(safe_divide(known - p.scores(len(index), make), known), p)
+
+    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
+    return explain(*arguments, **options)
+
+
+def recipro_cam(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layer | Sequence[Layer] = None,
+    perturbations_per_eval: int = PER_EVAL,
+    **options: Any,
+) -> Maps:
+    r"""Recipro-CAM: the score of the network when it sees a layer's activation around one position alone.
+
+    .. math:: s_{n1u} = f(x_n \odot g_u)
+
+    with :math:`g_u` a Gaussian of 3 x 3 positions around u, whose weights sum to 1. Costs a pass of what lies behind
+    the layer for each of its positions. (N, 1, h, w), in the score's own units (the paper's is the softmax's: explain
+    ``lambda output: output.softmax(1)[:, c]`` for it). Byun and Lee, Recipro-CAM, 2022.
+    Options: see :func:`~saliency.methods.perturbing.explain`.
+    """
+
+    def attribute(p: Perturbed) -> Tensor:
+        x = p.grid
+        index = at(grid_index(p.x[:1], p.call.image.shape[2:], p.layout, p.site.module), p.x)
+        near = [_neighbours(side, x) for side in x.shape[2:]]
+
+        def make(samples: Tensor, numbers: Tensor) -> Tensor:
+            row, column = (at(part, x) for part in (numbers // x.shape[3], numbers % x.shape[3]))
+            mask = near[0][row][:, None, :, None] * near[1][column][:, None, None, :]
+            n = at(samples, x)
+            return put_grid(p.x[n], index, x[n] * mask)
+
+        found = p.scores(x.shape[2] * x.shape[3], make)
+        return found.mT.reshape(len(x), -1, 1, *x.shape[2:])
+
+    arguments = (model, input, target, saliency_layer, attribute, sum_channels, perturbations_per_eval, True)
+    return explain(*arguments, **options)
+
+
+def _neighbours(side: int, x: Tensor) -> Tensor:
+    """The weight of each position of an axis around another, (side, side): 1/2 there, 1/4 beside it."""
+    position = torch.arange(side, device=x.device)
+    distance = (position[:, None] - position).abs()
+    weight: Tensor = torch.where(distance == 0, 0.5, torch.where(distance == 1, 0.25, 0.0))
+    return weight.to(x.dtype)
