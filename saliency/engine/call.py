@@ -23,8 +23,8 @@ class Call:
 
     model: Module
     inputs: tuple[Tensor, ...]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
 
     @cached_property
     def modules(self) -> tuple[Module, ...]:
@@ -95,7 +95,7 @@ class Call:
         return replace(call, inputs=tuple(tensors.get(at, x) for at, x in enumerate(call.inputs)))
 
 
-def check_inputs(input: Any) -> tuple[Tensor, ...]:
+def check_inputs(input: object) -> tuple[Tensor, ...]:
     """The tensors of an input. Raises ``ValueError`` for an input that is no batch of tensors."""
     inputs = tuple(input) if isinstance(input, (tuple, list)) else (input,)
     if not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
@@ -117,7 +117,9 @@ def check_parameters(call: Call, grad: bool) -> None:
         )
 
 
-def make_call(model: Module, input: Any, additional_forward_args: Any = None, forward_kwargs: Any = None) -> Call:
+def make_call(
+    model: Module, input: object, additional_forward_args: object = None, forward_kwargs: object = None
+) -> Call:
     """Check what reaches the model. Raises ``ValueError`` for what is no model, or no batch of tensors."""
     model, inputs, extra = unwrap(model), check_inputs(input), additional_forward_args
     args = () if extra is None else tuple(extra) if isinstance(extra, (tuple, list)) else (extra,)

@@ -2,37 +2,37 @@
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import TypeGuard
 
 from torch import Tensor
 
 
-def is_int(value: Any) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Is this a whole number, of Python or NumPy?"""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Is this a finite real number, of Python or NumPy?"""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_positive_int(value: Any) -> bool:
+def is_positive_int(value: object) -> TypeGuard[int]:
     return is_int(value) and int(value) > 0
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """What a value is, in a few words, however large it is."""
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def check_seed(seed: Any) -> None:
+def check_seed(seed: object) -> None:
     """Raise ``ValueError`` for what seeds no generator."""
     if not is_int(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r} is no seed; an int >= 0 is accepted.")
 
 
-def check_count(argument: str, value: Any) -> None:
+def check_count(argument: str, value: object) -> None:
     """Raise ``ValueError`` for what is no positive number of things."""
     if not is_int(value) or value < 1:
         raise ValueError(f"{argument}={value!r} is no positive number of things; an int >= 1 is accepted.")

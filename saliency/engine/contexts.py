@@ -56,7 +56,7 @@ class Patch:
 
     def __init__(self, target: str, new_callable: Callable[..., Any]) -> None:
         path, _, self.attribute = target.rpartition(".")
-        self.target: Any = _import(path) if path else None
+        self.target: object = _import(path) if path else None
         if not callable(getattr(self.target, self.attribute, None)):
             raise ValueError(f"target={target!r} names no callable; a path such as 'torch.relu' is accepted.")
         self.orig_callable = getattr(self.target, self.attribute)
@@ -125,7 +125,7 @@ class RuleContext(TorchFunctionMode):
         return differentiate([(scores, gradient)], tensors, retain)
 
     def __torch_function__(
-        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Function, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if self._keeping and is_inplace(func, *args, **kwargs):
@@ -143,7 +143,7 @@ class RuleContext(TorchFunctionMode):
         finally:
             _state.in_rule = False
 
-    def _execute(self, row: Row, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _execute(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
         if isinstance(row, Instead):
             return row.function(function, *args, **kwargs)
         if not args and "input" in kwargs:
@@ -156,7 +156,7 @@ class RuleContext(TorchFunctionMode):
             return args[0].copy_(self._execute(row, function, (args[0].clone(), *args[1:]), kwargs))
         return self.run_recorded(row, function, args, kwargs)
 
-    def run_recorded(self, row: Row, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
         """Run an operation that a gradient comes back to; the row is that of the table, which does not change."""
         if isinstance(row, Pre):
             output: Tensor = function(*args, **kwargs)
@@ -187,7 +187,7 @@ class RuleContext(TorchFunctionMode):
             self.last.pop(function, None)  # the latest stands at the end
             self.last[function] = noted
 
-    def _keep_copies(self, overwritten: Any) -> None:
+    def _keep_copies(self, overwritten: object) -> None:
         if isinstance(overwritten, Tensor):
             for op in self._keeping.pop(memory_of(overwritten), ()):
                 op.keep_copies(overwritten)
@@ -205,7 +205,7 @@ class RuleContext(TorchFunctionMode):
 
 
 def _replace_relu(
-    relu_func: type[torch.autograd.Function], function: Function, input: Tensor, *args: Any, **kwargs: Any
+    relu_func: type[torch.autograd.Function], function: Function, input: Tensor, *args: object, **kwargs: object
 ) -> Tensor:
     if is_inplace(function, input, *args, **kwargs):
         return input.copy_(relu_func.apply(input.clone()))

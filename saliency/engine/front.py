@@ -118,14 +118,14 @@ class _Uses(TorchDispatchMode):
         """Watch the storages of these tensors, and forget all others."""
         self._watched, self.read, self.overwritten = set(map(_storage, tensors)), set(), {}
 
-    def see(self, values: Any) -> list[Tensor]:
+    def see(self, values: object) -> list[Tensor]:
         """Note the use of all tensors in there; gives those that are watched."""
         tensors = [x for x in tree_leaves(values) if isinstance(x, Tensor) and _storage(x) in self._watched]
         self.read.update(map(_storage, tensors))
         return tensors
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: _Function, types: object, args: tuple[object, ...] = (), kwargs: Mapping[str, object] | None = None
     ) -> Any:
         if self._watched and self.see((args, kwargs)):
             arguments = func._schema.arguments if hasattr(func, "_schema") else ()
@@ -135,7 +135,7 @@ class _Uses(TorchDispatchMode):
                     self._save(given.get(argument.name))
         return func(*args, **(kwargs or {}))
 
-    def _save(self, values: Any) -> None:
+    def _save(self, values: object) -> None:
         for x in self.see(values):
             if _storage(x) not in self.overwritten:
                 with torch._C.DisableTorchFunction():
@@ -149,7 +149,7 @@ class Recording(TorchFunctionMode):
     ``given`` is what the model is called with; ``mark`` is called where the layer is reached.
     """
 
-    def __init__(self, given: Any) -> None:
+    def __init__(self, given: object) -> None:
         super().__init__()
         self.uses = _Uses()
         self._given = tree_map_only(Tensor, _Noted, given)
@@ -157,7 +157,7 @@ class Recording(TorchFunctionMode):
         self._length = 0
 
     def __torch_function__(
-        self, func: _Function, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: _Function, types: object, args: tuple[object, ...] = (), kwargs: Mapping[str, object] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func not in _RUN_ANYWAY:
@@ -181,7 +181,7 @@ class Recording(TorchFunctionMode):
         """What such a tensor was when the layer was reached."""
         return _strided(self.uses.overwritten[_storage(tensor)], tensor) if self.is_overwritten(tensor) else tensor
 
-    def settle(self, output: Any) -> "Front":
+    def settle(self, output: object) -> "Front":
         """The front, after the model has returned this output."""
         self.uses.see(output)
         for noted in self._noted():
@@ -196,7 +196,7 @@ class Recording(TorchFunctionMode):
 class Front:
     """What was noted of a front: what the model was given, and its operations up to the layer."""
 
-    def __init__(self, given: Any, operations: Sequence[_Operation]) -> None:
+    def __init__(self, given: object, operations: Sequence[_Operation]) -> None:
         self.given, self.operations = given, operations
 
     def replay(self, rows: int) -> "Replay":
@@ -220,7 +220,7 @@ class Replay(TorchFunctionMode):
         self.given = tree_map_only(_Noted, self._hand_out, front.given)
 
     def __torch_function__(
-        self, func: _Function, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: _Function, types: object, args: tuple[object, ...] = (), kwargs: Mapping[str, object] | None = None
     ) -> Any:
         if not self._in_front or func in _RUN_ANYWAY:
             return func(*args, **(kwargs or {}))

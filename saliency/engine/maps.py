@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -81,13 +81,13 @@ class Attribution:
         return Attribution(self.reduction, "gradient")
 
 
-def check_mode(argument: str, mode: Any) -> None:
+def check_mode(argument: str, mode: object) -> None:
     """Raise ``ValueError`` for an unknown way to interpolate."""
     if mode not in _MODES:
         raise ValueError(f"{argument}={mode!r} is unknown; one of {', '.join(_MODES)} is accepted.")
 
 
-def check_map_options(resize: Any, resize_mode: Any, smooth: Any, layout: Any) -> None:
+def check_map_options(resize: object, resize_mode: object, smooth: object, layout: object) -> None:
     """Raise ``ValueError`` for an option that no map can be made with."""
     check_mode("resize_mode", resize_mode)
     pair = isinstance(resize, (tuple, list)) and len(resize) == 2 and all(is_positive_int(side) for side in resize)

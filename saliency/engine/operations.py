@@ -72,7 +72,7 @@ def as_table(rules: Table) -> Mapping[Function, Row]:
     return same if len(rows) == len(rules) else {function: as_row(rule) for function, rule in rules.items()}
 
 
-def is_inplace(function: Function, *args: Any, **kwargs: Any) -> bool:
+def is_inplace(function: Function, *args: object, **kwargs: object) -> bool:
     """Does this call overwrite its first argument?
 
     >>> is_inplace(torch.relu_), is_inplace(F.relu, torch.ones(1), True), is_inplace(F.max_pool2d, torch.ones(1), 2)
@@ -85,15 +85,15 @@ def is_inplace(function: Function, *args: Any, **kwargs: Any) -> bool:
     return named or (function in _TAKE_INPLACE and any(argument is True for argument in args))
 
 
-def _is_number(value: Any, number: float) -> bool:
+def _is_number(value: object, number: float) -> bool:
     return isinstance(value, (int, float)) and value == number
 
 
-def _clamps_at_0(input: Any, min: Any = None, max: Any = None, **kwargs: Any) -> bool:  # noqa: A002 - torch's names
+def _clamps_at_0(input: object, min: object = None, max: object = None, **kwargs: object) -> bool:  # noqa: A002 - torch's names
     return _is_number(min, 0) and (max is None or _is_number(max, math.inf))
 
 
-def _has_threshold_0(input: Any, threshold: Any, value: Any, *args: Any, **kwargs: Any) -> bool:
+def _has_threshold_0(input: object, threshold: object, value: object, *args: object, **kwargs: object) -> bool:
     return _is_number(threshold, 0) and _is_number(value, 0)
 
 
@@ -130,7 +130,7 @@ class Operation:
         *("parameters", "places", "recorded", "source"),
     )
 
-    def __init__(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, function: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         self.function, self.args, self.kwargs = function, list(args), dict(kwargs)
         self.source: Operation | None = None  # what made the first tensor, and makes it again when that is asked for
         places: list[int | str] = [at for at, value in enumerate(args) if isinstance(value, Tensor)]
@@ -144,10 +144,14 @@ class Operation:
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the arguments."""
-        kept = [self.args[place] if isinstance(place, int) else self.kwargs[place] for place in self.places]
+        kept = self._kept()
         return kept if self.source is None else [self.source.run(*self.source.tensors), *kept[1:]]
 
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
+    def _kept(self) -> list[Tensor]:
+        values = (self.args[place] if isinstance(place, int) else self.kwargs[place] for place in self.places)
+        return [value for value in values if isinstance(value, Tensor)]
+
+    def argument(self, position: int, name: str, default: object = None) -> Any:
         """An argument, given by position or by name."""
         return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
 
@@ -211,10 +215,9 @@ class Operation:
 
     def check_unchanged(self) -> None:
         """Raise ``RuntimeError`` where an argument was overwritten since, out of sight of the context."""
-        kept = [self.args[place] if isinstance(place, int) else self.kwargs[place] for place in self.places]
         if self.source is not None:
             self.source.check_unchanged()
-        if self._versions != [version_of(tensor) for tensor in kept]:
+        if self._versions != [version_of(tensor) for tensor in self._kept()]:
             raise RuntimeError(f"an argument of {self.function.__name__} was overwritten after the forward pass.")
 
 

@@ -19,7 +19,7 @@ def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any],
     """Register a hook that acts on calls of this thread alone."""
     thread = threading.get_ident()
 
-    def own_calls(*args: Any) -> Any:
+    def own_calls(*args: object) -> Any:
         return hook(*args) if threading.get_ident() == thread else None
 
     with _registering:
@@ -68,13 +68,13 @@ class Probe:
     ) -> None:
         self.remove()
 
-    def _catch_input(self, module: Module, args: Any, kwargs: Any) -> Any:
+    def _catch_input(self, module: Module, args: object, kwargs: object) -> Any:
         return self._record((args, kwargs))
 
-    def _catch_output(self, module: Module, args: Any, output: Any) -> Any:
+    def _catch_output(self, module: Module, args: object, output: object) -> Any:
         return self._record(output)
 
-    def _record(self, values: Any) -> Any:
+    def _record(self, values: object) -> Any:
         with torch._C.DisableTorchFunction():  # what the probe does is no operation of the model
             if self._enable_grad:
                 torch.set_grad_enabled(True)

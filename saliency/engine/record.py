@@ -18,14 +18,14 @@ from saliency.engine.site import Site
 from saliency.engine.state import evaluating, model_device
 
 # What was asked of a kept pass (rules, kind of context, target), with the gradients by the tensor they belong to.
-Found: TypeAlias = list[tuple[list[Any], dict[Tensor, Tensor | None]]]
-ContextBuilder: TypeAlias = Callable[[], AbstractContextManager[Any]]
+Found: TypeAlias = list[tuple[list[object], dict[Tensor, Tensor | None]]]
+ContextBuilder: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 
 class Pass:
     """One forward pass: its output, the tensors at each of its sites, and gradients of scores at tensors of it."""
 
-    def __init__(self, output: Any, tensors: list[list[Tensor]], context: AbstractContextManager[Any]) -> None:
+    def __init__(self, output: object, tensors: list[list[Tensor]], context: AbstractContextManager[object]) -> None:
         self.output, self.tensors, self.context = output, tensors, context
 
     def gradients(
@@ -40,7 +40,7 @@ class Pass:
 class _SiteProbe(Probe):
     """A probe that keeps what every call of the module gave."""
 
-    def _record(self, values: Any) -> Any:
+    def _record(self, values: object) -> Any:
         values = super()._record(values)
         self.calls.append(self.data)
         return values
@@ -86,13 +86,13 @@ def recording(call: Call, sites: Sequence[Site], context_builder: ContextBuilder
             yield Pass(output, [probe.tensors() for probe in probes], context)
 
 
-def _check(call: Call, context_builder: Any, grad: bool) -> AbstractContextManager[Any]:
+def _check(call: Call, context_builder: object, grad: bool) -> AbstractContextManager[object]:
     """The context, if the model can run in it."""
     name = type(call.model).__name__
     check_parameters(call, grad)
     if not callable(context_builder):
         raise ValueError(f"context_builder={context_builder!r} is not callable; a context class is accepted.")
-    context: AbstractContextManager[Any] = context_builder()
+    context: AbstractContextManager[object] = context_builder()
     if isinstance(context, RuleContext) and any(isinstance(part, ScriptModule) for part in call.modules):
         raise ValueError(f"model={name} holds TorchScript, which no rule reaches; an nn.Module does not.")
     return context
@@ -106,12 +106,12 @@ class _Recorder(RuleContext):
         self.force.table = {}
         self.last = {}
 
-    def run_recorded(self, row: Row, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
         if function in RELUS:
             return keep_relu(self.force, function, args, kwargs)
         return self.keep(Operation(function, args, kwargs), graph=True)
 
-    def suits(self, context: AbstractContextManager[Any]) -> bool:
+    def suits(self, context: AbstractContextManager[object]) -> bool:
         """Can a backward pass run under the rules of this context?"""
         if not isinstance(context, RuleContext):
             return type(context) is NullContext
@@ -171,7 +171,9 @@ class SharedForward:
 class _KeptPass(Pass):
     """What an earlier method has asked of a kept pass is not computed again."""
 
-    def __init__(self, output: Any, tensors: list[list[Tensor]], context: Any, found: Found) -> None:
+    def __init__(
+        self, output: object, tensors: list[list[Tensor]], context: AbstractContextManager[object], found: Found
+    ) -> None:
         super().__init__(output, tensors, context)
         self._found = found
 
@@ -200,15 +202,15 @@ def _is(a: object, b: object) -> bool:
     return a is b
 
 
-def _place(site: Site) -> tuple[Any, ...]:
+def _place(site: Site) -> tuple[object, ...]:
     return site.module, site.side, site.call, site.tensors
 
 
-def _given(call: Call) -> tuple[Any, ...]:
+def _given(call: Call) -> tuple[object, ...]:
     return call.inputs, call.args, dict(call.kwargs)
 
 
-def _versions(values: Any) -> list[tuple[Tensor, int]]:
+def _versions(values: object) -> list[tuple[Tensor, int]]:
     with torch._C.DisableTorchFunction():
         return [(x, version_of(x)) for x in tree_leaves(values) if isinstance(x, Tensor)]
 

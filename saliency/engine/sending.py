@@ -1,14 +1,18 @@
 """Sending gradients back: operations whose gradient comes back by a rule of a table."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import GradientEdge
 from torch.nn import Parameter
 
 from saliency.engine.operations import Function, Gradients, Operation, Pre, Row, Rule, Through
+
+Args: TypeAlias = Sequence[object]
+Kwargs: TypeAlias = Mapping[str, object]
 
 
 class Force:
@@ -35,11 +39,21 @@ def _refuse_create_graph(function: Function) -> None:
         )
 
 
+class _Node(FunctionCtx):
+    """What a node of the graph remembers."""
+
+    force: Force
+    op: Operation
+    function: Function
+    row: Row
+    saved_tensors: tuple[Tensor, ...]
+
+
 class _Sent(torch.autograd.Function):
     """An operation whose gradient is made of the output's gradient alone: nothing is kept."""
 
     @staticmethod
-    def forward(ctx: Any, function: Function, row: Row, args: Sequence[Any], kwargs: Any, input: Tensor) -> Tensor:
+    def forward(ctx: _Node, function: Function, row: Row, args: Args, kwargs: Kwargs, input: Tensor) -> Tensor:
         ctx.function, ctx.row = function, row
         output: Tensor = function(input, *args[1:], **kwargs)
         if output is input:
@@ -47,7 +61,7 @@ class _Sent(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_create_graph(ctx.function)
         return None, None, None, None, ctx.row.function(gradient)
 
@@ -56,7 +70,7 @@ class _Kept(torch.autograd.Function):
     """An operation that keeps its arguments, and looks up its rule when the gradient comes back."""
 
     @staticmethod
-    def forward(ctx: Any, force: Force, op: Operation, graph: bool, *tensors: Tensor) -> Tensor:
+    def forward(ctx: _Node, force: Force, op: Operation, graph: bool, *tensors: Tensor) -> Tensor:
         ctx.force, ctx.op = force, op
         output = op.execute(tensors, graph)
         if op.inplace:
@@ -64,8 +78,8 @@ class _Kept(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        op: Operation = ctx.op
+    def backward(ctx: _Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        op = ctx.op
         _refuse_create_graph(op.function)
         op.check_unchanged()
         row = ctx.force.row(op)
@@ -88,7 +102,14 @@ class _KeptReLU(torch.autograd.Function):
     """ReLU keeps no more than its output, in place or not, and knows no :class:`Rule`."""
 
     @staticmethod
-    def forward(ctx: Any, force: Force, function: Function, args: Sequence[Any], kwargs: Any, input: Tensor) -> Tensor:
+    def forward(
+        ctx: _Node,
+        force: Force,
+        function: Function,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        input: Tensor,
+    ) -> Tensor:
         output: Tensor = function(input, *args[1:], **kwargs)
         ctx.force, ctx.function = force, function
         ctx.save_for_backward(output)
@@ -97,7 +118,7 @@ class _KeptReLU(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_create_graph(ctx.function)
         row = ctx.force.table.get(ctx.function)
         gradient = gradient if row is None else row.function(gradient)
@@ -106,13 +127,13 @@ class _KeptReLU(torch.autograd.Function):
         return None, None, None, None, gradient
 
 
-def keep_relu(force: Force, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+def keep_relu(force: Force, function: Function, args: Args, kwargs: Kwargs) -> Tensor:
     """As :func:`keep_operation`, for ReLU by its own name."""
     output: Tensor = _KeptReLU.apply(force, function, args, kwargs, args[0])
     return output
 
 
-def send_through(function: Function, row: Row, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+def send_through(function: Function, row: Row, args: Args, kwargs: Kwargs) -> Tensor:
     """Run an operation that sends back what a row of kind :class:`Through` makes of the gradient."""
     output: Tensor = _Sent.apply(function, row, args, kwargs, args[0])
     return output
@@ -130,7 +151,7 @@ def keep_operation(force: Force, op: Operation, graph: bool, source: Operation |
     return output
 
 
-def is_recorded(values: Sequence[Any]) -> bool:
+def is_recorded(values: Sequence[object]) -> bool:
     """Will a backward pass come through here? In front of the first probe there is none."""
     return torch.is_grad_enabled() and any(
         isinstance(x, Tensor) and x.requires_grad and not isinstance(x, Parameter) for x in values

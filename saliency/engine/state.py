@@ -159,7 +159,7 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
         yield
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Operations on the device are not cast: autocast is off, on devices that have it."""
     available = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if available else nullcontext()

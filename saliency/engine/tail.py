@@ -67,10 +67,10 @@ class Tail:
         x = activations.clone() if self._overwritten else activations.view_as(activations)
         return self._run(replace(self.call, inputs=inputs, args=args, kwargs=kwargs), x, replay, replay.finish)
 
-    def _run(self, call: Call, x: Tensor, mode: AbstractContextManager[Any], reached: Callable[[], None]) -> Any:
+    def _run(self, call: Call, x: Tensor, mode: AbstractContextManager[object], reached: Callable[[], None]) -> Any:
         grad, left = torch.is_grad_enabled(), self._calls
 
-        def put(values: Any) -> Any:
+        def put(values: object) -> Any:
             nonlocal left
             left -= 1
             if left:
@@ -92,7 +92,7 @@ class Tail:
         recording = Recording((own.inputs, own.args, own.kwargs))
         found: list[Tensor] = []
 
-        def mark(values: Any) -> None:
+        def mark(values: object) -> None:
             self._calls += 1
             found[:] = [x for x in tree_leaves(values) if isinstance(x, Tensor) and x.is_floating_point()][:1]
             recording.mark(found)
@@ -128,7 +128,7 @@ class Tail:
     def _hook(self, function: Callable[[Any], Any]) -> RemovableHandle:
         """Hand what goes into the layer, or comes out of it, through a function, which is no operation of the model."""
 
-        def run(values: Any) -> Any:
+        def run(values: object) -> Any:
             with torch._C.DisableTorchFunction():
                 return function(values)
 
@@ -139,7 +139,7 @@ class Tail:
         return add_hook(before, lambda module, args, kwargs: run((args, kwargs)), with_kwargs=True)
 
 
-def _ends_in(output: Any, known: Any, rounding: float) -> bool:
+def _ends_in(output: object, known: object, rounding: float) -> bool:
     """Does every batch of floats in an output have two rows, of which the second is known?"""
     pairs = zip(tree_leaves(output), tree_leaves(known), strict=True)
     batches = [(x, y) for x, y in pairs if isinstance(y, Tensor) and y.is_floating_point() and y.shape[:1] == (1,)]

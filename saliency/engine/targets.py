@@ -1,6 +1,6 @@
 """Targets: which scores of an output are explained, and the gradient that is sent into the backward pass for each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from copy import copy
 from typing import Any, TypeAlias, TypeGuard
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from saliency.engine.checks import describe, is_int
 
 Function: TypeAlias = Callable[[Any], Any]  # the model's output -> scores
-Target: TypeAlias = int | Sequence[Any] | Tensor | Function | None
+Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
 
 # A parsed target: class indices (N, K) or the output's gradient; N entries or N functions; a function of the output
-_Parsed: TypeAlias = Tensor | list[Any] | Function | None
+_Parsed: TypeAlias = Tensor | list[object] | Function | None
 
 _ACCEPTED = (
     "an int, N ints, an (N, K) LongTensor, a float tensor shaped like the output, a tuple of indices or a list of N "
@@ -22,13 +22,13 @@ _ACCEPTED = (
 )
 
 
-def target_error(target: Any, problem: str) -> ValueError:
+def target_error(target: object, problem: str) -> ValueError:
     """The error that every unusable target raises."""
     shown = describe(target) if isinstance(target, Tensor) and target.numel() > 16 else repr(target)
     return ValueError(f"target={shown} {problem}; {_ACCEPTED}.")
 
 
-def main_output(output: Any) -> Any:
+def main_output(output: object) -> Any:
     """What counts of a model's output: of a mapping ``'logits'`` or ``'out'``, of a tuple its first member."""
     if isinstance(output, Mapping):
         output = output.get("logits", output.get("out", output))
@@ -95,7 +95,7 @@ class Targets:
             taken._parsed = [parsed[i] for i in index.tolist()]
         return taken
 
-    def select(self, output: Any) -> list[tuple[Tensor, Any]]:
+    def select(self, output: object) -> list[tuple[Tensor, Any]]:
         """K pairs of scores and what is left to be selected of them, to be given to :func:`get_backward_gradient`."""
         if callable(self._parsed):
             return [(scores, None) for scores in self._called(self._parsed, output)]
@@ -109,7 +109,7 @@ class Targets:
         _check_classes(scores, self.classes, self._target)
         return [(scores, column) for column in self.classes.unbind(1)]
 
-    def scores(self, output: Any) -> Tensor:
+    def scores(self, output: object) -> Tensor:
         """The explained scores (N, K): sums of what each target selects of the output."""
         if callable(self._parsed) or _are_functions(self._parsed):
             return torch.stack([scores for scores, _ in self.select(output)], 1)
@@ -126,7 +126,7 @@ class Targets:
         selected = torch.where(weight == 0, 0, values * weight)  # what is not selected may be infinite
         return selected.reshape(self.samples, -1).sum(1, keepdim=True)
 
-    def _scores_in(self, output: Any) -> Tensor:
+    def _scores_in(self, output: object) -> Tensor:
         found = main_output(output)
         if isinstance(found, Tensor):
             return found
@@ -139,7 +139,7 @@ class Targets:
             shape = tuple(output.shape)
             raise target_error(self._target, f"needs an output of {self.samples} rows, but it has shape {shape}")
 
-    def _called(self, function: Function, output: Any) -> Sequence[Tensor]:
+    def _called(self, function: Function, output: object) -> Sequence[Tensor]:
         scores = function(output)
         fits = isinstance(scores, Tensor) and scores.shape[:1] == (self.samples,)
         if not fits or scores.ndim > 2 or not scores.numel():
@@ -155,7 +155,7 @@ class Targets:
         return torch.stack([score.reshape(()) for score in scores])
 
 
-def get_backward_gradient(pred_y: Tensor, y: Any) -> Tensor:
+def get_backward_gradient(pred_y: Tensor, y: object) -> Tensor:
     r"""The gradient :math:`dy` of the explained score with respect to the output: 1 where it is selected, else 0.
 
     ``pred_y`` is the (N, C, ...) output. An index, or one per sample, selects a channel everywhere; a tuple of
@@ -175,7 +175,7 @@ def get_backward_gradient(pred_y: Tensor, y: Any) -> Tensor:
     return torch.zeros_like(pred_y).scatter_(1, index.expand_as(pred_y[:, :1]), 1)
 
 
-def get_pointing_gradient(pred_y: Tensor, y: Any, normalize: bool = True) -> Tensor:
+def get_pointing_gradient(pred_y: Tensor, y: object, normalize: bool = True) -> Tensor:
     r"""The gradient of the pointing game: :math:`e^{y_c}` at the channel of the target, over all positions.
 
     ``pred_y`` is (N, C) or (N, C, h, w), ``y`` an index or one per sample. With ``normalize`` (the default) the
@@ -192,7 +192,7 @@ def get_pointing_gradient(pred_y: Tensor, y: Any, normalize: bool = True) -> Ten
     return torch.zeros_like(pred_y).scatter_(1, index, weight)
 
 
-def class_indices(output: Tensor, target: Any) -> Tensor:
+def class_indices(output: Tensor, target: object) -> Tensor:
     """One class for each row of the output: a LongTensor (N, 1, ...) on its device, checked against its classes."""
     classes = _parse_classes(target, len(output) if output.ndim else 1)
     _check_classes(output, classes, target)
@@ -201,17 +201,16 @@ def class_indices(output: Tensor, target: Any) -> Tensor:
     return _on_grid(classes, output)
 
 
-def _parse(target: Any, samples: int) -> _Parsed:
+def _parse(target: object, samples: int) -> _Parsed:
     """Recognise a target. Raises ``ValueError`` for all that can be seen without the output."""
-    parsed: _Parsed = target
     if target is None or callable(target):
-        return parsed
+        return target
     if isinstance(target, tuple):
         return [target] * samples
     if isinstance(target, list) and target and (isinstance(target[0], tuple) or callable(target[0])):
         if len(target) != samples:
             raise target_error(target, f"has {len(target)} entries, but the batch holds {samples} samples")
-        return parsed
+        return target
     if isinstance(target, list) and target and all(isinstance(row, list) for row in target):
         if len({len(row) for row in target}) > 1:
             raise target_error(target, "has rows of different length")
@@ -225,7 +224,7 @@ def _parse(target: Any, samples: int) -> _Parsed:
     return _parse_classes(target, samples)
 
 
-def _parse_classes(target: Any, samples: int) -> Tensor:
+def _parse_classes(target: object, samples: int) -> Tensor:
     """Class indices (N, K) on the CPU."""
     try:
         index = target if isinstance(target, Tensor) else torch.as_tensor(target, device="cpu")
@@ -241,7 +240,7 @@ def _parse_classes(target: Any, samples: int) -> Tensor:
     return columns.cpu().long().expand(samples, -1)
 
 
-def _are_functions(parsed: Any) -> TypeGuard[list[Function]]:
+def _are_functions(parsed: object) -> TypeGuard[list[Function]]:
     return isinstance(parsed, list) and bool(parsed) and callable(parsed[0])
 
 
@@ -250,20 +249,20 @@ def _on_grid(classes: Tensor, output: Tensor) -> Tensor:
     return classes.to(output.device, non_blocking=True)[(...,) + (None,) * (output.ndim - 2)]
 
 
-def _check_classes(output: Tensor, classes: Tensor, target: Any) -> None:
+def _check_classes(output: Tensor, classes: Tensor, target: object) -> None:
     if output.ndim < 2:
         raise target_error(target, f"selects a class, but the output has shape {tuple(output.shape)}: pass None")
     if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= output.shape[1]):
         raise target_error(target, f"is out of range: the output has classes 0 to {output.shape[1] - 1}")
 
 
-def _gradient(output: Tensor, parsed: Tensor | list[Any] | None, target: Any) -> Tensor:
+def _gradient(output: Tensor, parsed: Tensor | Sequence[object] | None, target: object) -> Tensor:
     """The gradient of any target but classes and functions."""
     if parsed is None:
         if output.ndim == 0 or output[:1].numel() > 1:
             raise target_error(target, f"needs one score per sample, but the output has shape {tuple(output.shape)}")
         return torch.ones_like(output)
-    if isinstance(parsed, list):
+    if not isinstance(parsed, Tensor):
         flat = _flat_entries(output, parsed, target)
         return torch.zeros_like(output).reshape(len(output), -1).scatter(1, flat, 1).view(output.shape)
     if parsed.shape != output.shape:
@@ -271,10 +270,11 @@ def _gradient(output: Tensor, parsed: Tensor | list[Any] | None, target: Any) ->
     return parsed.to(output, non_blocking=True)
 
 
-def _flat_entries(output: Tensor, entries: list[Any], target: Any) -> Tensor:
+def _flat_entries(output: Tensor, asked: Sequence[object], target: object) -> Tensor:
     """The position (N, 1) of one entry per sample in the flattened rows of an output."""
     sizes = output.shape[1:]
-    if not output.ndim or any(not isinstance(entry, tuple) or len(entry) != len(sizes) for entry in entries):
+    entries = [entry for entry in asked if isinstance(entry, tuple) and len(entry) == len(sizes)]
+    if not output.ndim or len(entries) < len(asked):
         raise target_error(target, f"does not index an output of shape {tuple(output.shape)} with one tuple a sample")
     if any(not is_int(i) for entry in entries for i in entry):
         raise target_error(target, "holds an index that is no int")
@@ -285,14 +285,18 @@ def _flat_entries(output: Tensor, entries: list[Any], target: Any) -> Tensor:
     return torch.tensor(flat, device="cpu")[:, None].to(output.device, non_blocking=True)
 
 
-def split_targets(target: Any) -> list[Any]:
+def split_targets(target: object) -> list[object]:
     """One target per map: the K columns of an (N, K) array of indices, else the target alone."""
     listed = isinstance(target, list) and target and isinstance(target[0], list)
-    parsed = _parse(target, len(target)) if listed or getattr(target, "ndim", 0) == 2 else None
+    parsed = (
+        _parse(target, len(target))
+        if isinstance(target, Sized) and (listed or getattr(target, "ndim", 0) == 2)
+        else None
+    )
     return list(parsed.unbind(1)) if isinstance(parsed, Tensor) and not parsed.is_floating_point() else [target]
 
 
-def select_scores(output: Any, target: Any, samples: int) -> tuple[Tensor, Any]:
+def select_scores(output: object, target: Target, samples: int) -> tuple[Tensor, Any]:
     """The tensor of scores in a model's output, and what is left of the target; a function makes one score a sample."""
     (scores, rest), *others = Targets(target, samples).select(output)
     if callable(target) and others:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import Module
 
 from saliency.engine.call import Input
@@ -124,10 +124,10 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
         self._hooks.close()
         self.last, self._probe, self._classifier, self._site, self._opposite = {}, None, None, None, None
 
-    def _expect_classifier(self, module: Module, args: Any) -> None:
+    def _expect_classifier(self, module: Module, args: object) -> None:
         self.last = {}
 
-    def _note_classifier(self, module: Module, args: Any, output: Any) -> None:
+    def _note_classifier(self, module: Module, args: object, output: object) -> None:
         self._classifier = self._latest()
 
     def _latest(self) -> Noted | None:
@@ -198,7 +198,7 @@ class _OpposingContext(ContrastiveExcitationBackpropContext):
         return super().send_back(scores, gradient, tensors, retain)
 
 
-def _sequence(node: Any) -> int:
+def _sequence(node: Node | None) -> int:
     """When a node of the graph was made; leaves were there before."""
     return -1 if node is None or node.name().endswith("AccumulateGrad") else int(node._sequence_nr())
 

@@ -51,8 +51,8 @@ def rise(
     smooth: float = 0,
     scores: str = "sigmoid",
     progress: Progress = None,
-    additional_forward_args: Any = None,
-    forward_kwargs: Mapping[str, Any] | None = None,
+    additional_forward_args: object = None,
+    forward_kwargs: Mapping[str, object] | None = None,
 ) -> Tensor:
     r"""RISE for all classes from one run, (N, classes, H, W), whatever the target; :func:`rise_class` selects.
 
@@ -93,8 +93,8 @@ def rise_class(
     smooth: float = 0,
     scores: str = "sigmoid",
     progress: Progress = None,
-    additional_forward_args: Any = None,
-    forward_kwargs: Mapping[str, Any] | None = None,
+    additional_forward_args: object = None,
+    forward_kwargs: Mapping[str, object] | None = None,
 ) -> Tensor:
     r"""RISE for the target: where the score is high if the position is visible.
 
@@ -117,7 +117,9 @@ def rise_class(
     return _explain(call, targets, options, of_scores=not targets.of_functions)
 
 
-def _check(model: Module, input: Any, options: _Options, additional_forward_args: Any, forward_kwargs: Any) -> Call:
+def _check(
+    model: Module, input: object, options: _Options, additional_forward_args: object, forward_kwargs: object
+) -> Call:
     """The call of the model with the whole batch. Raises ``ValueError`` for what cannot be used."""
     if not isinstance(input, Tensor):
         raise ValueError(f"input={type(input).__name__} is no single tensor; one of shape (N, C, H, W) is accepted.")
@@ -139,7 +141,7 @@ def _check(model: Module, input: Any, options: _Options, additional_forward_args
     return call
 
 
-def _check_filter_masks(masks: Any, size: tuple[int, ...]) -> None:
+def _check_filter_masks(masks: object, size: tuple[int, ...]) -> None:
     if masks is None:
         return
     if not isinstance(masks, Tensor) or masks.is_complex() or masks.shape[1:] != (1, *size) or not len(masks):
@@ -161,14 +163,14 @@ def _activation(scores: str) -> Callable[[Tensor], Tensor]:
     return lambda output: _SCORES[scores](output.to(torch.promote_types(output.dtype, torch.float32)))
 
 
-def _every_class(score: Any) -> Tensor:
+def _every_class(score: object) -> Tensor:
     """The scores (B, classes) of an output, added up over its positions."""
     if not isinstance(score, Tensor):
         raise _without_scores(score)
     return score.reshape(len(score), 1 if score.ndim == 1 else score.shape[1], -1).sum(2)
 
 
-def _without_scores(output: Any) -> ValueError:
+def _without_scores(output: object) -> ValueError:
     return ValueError(
         f"model returned {describe(output)} for a batch of images; a tensor with a row for each, alone, "
         "first in a tuple, or as 'logits' or 'out' in a dict is accepted."

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,10 +61,10 @@ class DrawnMasks:
         self._size, self._dtype = size, dtype
         # The grids are tiny: all are drawn before the first mask is made, where there is a generator on every machine.
         generator = torch.Generator("cpu").manual_seed(int(seed))
-        draw: dict[str, Any] = {"generator": generator, "device": "cpu", "dtype": torch.float32}
-        cells = torch.rand(num_masks, *[num_cells] * len(size), **draw) < p
+        draw = partial(torch.rand, generator=generator, device="cpu", dtype=torch.float32)
+        cells = draw(num_masks, *[num_cells] * len(size)) < p
         reach = torch.tensor([_cell_sides(side, num_cells)[0] for side in size], device="cpu")
-        shifts = torch.rand(num_masks, len(size), **draw) * reach - 0.5
+        shifts = draw(num_masks, len(size)) * reach - 0.5
         self._cells, self._shifts = (drawn.to(device, non_blocking=True) for drawn in (cells, shifts))
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class DrawnMasks:
         return interpolate(self._cells[part], self._shifts[part], self._size, self._dtype)
 
 
-def check_masks(num_masks: Any, num_cells: Any, p: Any, seed: Any) -> None:
+def check_masks(num_masks: object, num_cells: object, p: object, seed: object) -> None:
     """Raise ``ValueError`` for what no masks can be drawn with."""
     check_count("num_masks", num_masks)
     check_count("num_cells", num_cells)

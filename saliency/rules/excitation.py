@@ -125,7 +125,7 @@ def excite_sum(op: Operation, probability: Tensor) -> list[Tensor] | None:
     tensors = op.tensors if len(op.places) == 2 else []
     if not tensors or _is_constant(op, tensors, 0) or _is_constant(op, tensors, 1):
         return None
-    alpha = op.kwargs.get("alpha", 1)
+    alpha = op.argument(len(op.args), "alpha", 1)
     return shares(lambda x, y: torch.add(x, y, alpha=alpha), tensors, probability)
 
 

@@ -49,8 +49,8 @@ def extremal_perturbation(
     saliency_layer: Layer = "",
     seed: int | None = None,
     tolerance: float = 0,
-    additional_forward_args: Any = None,
-    forward_kwargs: Mapping[str, Any] | None = None,
+    additional_forward_args: object = None,
+    forward_kwargs: Mapping[str, object] | None = None,
     layout: Layout = None,
 ) -> Any:
     r"""Masks (R, 1, h, w) in [0, 1] and their energies (R, 2, ``max_iter``): reward and area term by iteration.
@@ -89,7 +89,7 @@ def extremal_perturbation(
     return (masks, energies, probes) if debug else (masks, energies)
 
 
-def _check(search: Search, areas: Any, reward_func: Any, print_iter: Any, layer: Any) -> list[float]:
+def _check(search: Search, areas: object, reward_func: object, print_iter: object, layer: object) -> list[float]:
     """The areas, if everything that does not depend on the model can be used."""
     search.check()
     shares = _shares(areas)
@@ -104,13 +104,14 @@ def _check(search: Search, areas: Any, reward_func: Any, print_iter: Any, layer:
     return shares
 
 
-def _shares(areas: Any) -> list[float]:
+def _shares(areas: object) -> list[float]:
     """The areas, one or several, as a list."""
     listed = areas.tolist() if hasattr(areas, "tolist") else areas
-    shares = list(listed) if isinstance(listed, (list, tuple)) else [listed]
-    if not shares or not all(is_number(share) and 0 < share <= 1 for share in shares):
+    asked = list(listed) if isinstance(listed, (list, tuple)) else [listed]
+    shares = [float(share) for share in asked if is_number(share) and 0 < share <= 1]
+    if not shares or len(shares) < len(asked):
         raise ValueError(f"areas={areas!r} are no shares of the mask; a number in (0, 1] or several are accepted.")
-    return [float(share) for share in shares]
+    return shares
 
 
 def _perturbed(

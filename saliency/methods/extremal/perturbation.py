@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from saliency.engine.checks import describe, is_int, is_number
 from saliency.engine.maps import imsmooth
@@ -82,13 +81,13 @@ class Perturbation:
         upper = self.pyramid.gather(0, (first + (below.long() + 1).clamp(max=self.num_levels - 1)).expand(size))
         return torch.lerp(lower, upper, level - below)
 
-    def to(self, dev: Any) -> "Perturbation":
+    def to(self, dev: torch.device | torch.dtype | Tensor | str) -> "Perturbation":
         """Move the pyramid to a device, or as ``Tensor.to`` says; returns itself."""
         self.pyramid = self.pyramid.to(dev)
         return self
 
 
-def check_perturbation(argument: str, type: Any, num_levels: Any) -> None:  # noqa: A002 - as above
+def check_perturbation(argument: str, type: object, num_levels: object) -> None:  # noqa: A002 - as above
     """Raise ``ValueError`` for an unknown perturbation, or fewer than two levels of it."""
     if type not in PERTURBATIONS:
         raise ValueError(f"{argument}={type!r} is unknown; one of {', '.join(PERTURBATIONS)} is accepted.")
@@ -96,7 +95,7 @@ def check_perturbation(argument: str, type: Any, num_levels: Any) -> None:  # no
         raise ValueError(f"num_levels={num_levels!r} is no number of levels; an int >= 2 is accepted.")
 
 
-def check_grid(step: Any, sigma: Any) -> None:
+def check_grid(step: object, sigma: object) -> None:
     """Raise ``ValueError`` for a grid of mask parameters that cannot be."""
     if not is_number(step) or int(step) != step or step < 1:
         raise ValueError(f"step={step!r} is no number of positions; an int >= 1 is accepted.")
@@ -176,7 +175,7 @@ class MaskGenerator:
         total = weight @ cells
         return total if self.pooling_method == "sum" else torch.sigmoid(_COLDNESS * total - 3)
 
-    def to(self, dev: Any) -> "MaskGenerator":
+    def to(self, dev: torch.device | torch.dtype | Tensor | str) -> "MaskGenerator":
         """Move the weights to a device, or as ``Tensor.to`` says; returns itself."""
         moved = self.weight.to(dev)
         self.weight = self._kernel(torch.promote_types(moved.dtype, torch.float32)).to(moved.device)
@@ -193,7 +192,7 @@ class _SmoothMaximum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, cells: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, cells: Tensor, weight: Tensor) -> Tensor:
         mask = cells.new_empty(len(cells), len(weight), cells.shape[2])
         inverse = torch.empty_like(mask)
         for block, z, y in _blocks(cells, weight):
@@ -207,8 +206,8 @@ class _SmoothMaximum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        cells, weight, mask, inverse = ctx.saved_tensors
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        cells, weight, mask, inverse = ctx.saved_tensors  # type: ignore[attr-defined]
         slope = gradient * inverse
         constant = slope * (1 - _COLDNESS * mask)
         result = torch.zeros_like(cells)

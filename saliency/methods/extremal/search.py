@@ -57,7 +57,7 @@ class Search(NamedTuple):
         return flips
 
 
-def check_variant(variant: Any) -> None:
+def check_variant(variant: object) -> None:
     """Raise ``ValueError`` for an unknown game."""
     if variant not in VARIANTS:
         raise ValueError(f"variant={variant!r} is unknown; one of {', '.join(VARIANTS)} is accepted.")
