@@ -97,11 +97,12 @@ def saliency(
     whole = isinstance(gradient_to_saliency, Attribution) and gradient_to_saliency.reduction is None
     how = How(context_builder, get_backward_gradient, materialize_grads, shared)
     walking = Walking(path, internal_batch_size, return_convergence_delta)
-    _check_combination(walking, how, gradient_to_saliency, debug)
+    _check_combination(walking, how, layers, call, gradient_to_saliency, debug)
     if not multiply_by_inputs and path is not None:
         walking = walking._replace(path=path.unscaled())
     elif not multiply_by_inputs and isinstance(gradient_to_saliency, Attribution):
         gradient_to_saliency = gradient_to_saliency.unscaled()
+    _check_context(walking.path, context_builder)
     shape = "layer" if whole else layout
     finish = Finish(asked.image, shape, gradient_to_saliency, resize, resize_mode, smooth, asked.dtype)
 
@@ -194,7 +195,12 @@ def _explain(
 
 
 def _check_combination(
-    walking: Walking, how: How, gradient_to_saliency: Callable[[Tensor], Tensor], debug: bool
+    walking: Walking,
+    how: How,
+    layers: list[Layer],
+    call: int | str,
+    gradient_to_saliency: Callable[[Tensor], Tensor],
+    debug: bool,
 ) -> None:
     """Raise ``ValueError`` for options that mean nothing together."""
     path, attribution = walking.path, isinstance(gradient_to_saliency, Attribution)
@@ -211,15 +217,29 @@ def _check_combination(
     if walking.size is not None:
         check_count("internal_batch_size", walking.size)
     refused = {"debug=True": debug, "get_backward_gradient=None": how.get_backward_gradient is None}
-    refused["shared"] = how.shared is not None and not path.at_layer
+    refused["shared"] = how.shared is not None and not (path.at_layer and "" not in layers)
     refused["return_convergence_delta=True"] = walking.delta and not (attribution and path.spans)
     for argument, is_asked in refused.items():
         if is_asked:
             raise ValueError(f"{argument} is not possible on this path; expected a method without a path.")
+    if path.at_layer and call != -1 and layers != [""]:
+        raise ValueError(f"call={call!r} is not possible on a path of the layer's own; expected -1, its last.")
     if path.fold.attribution and not attribution:
         raise ValueError(
             f"gradient_to_saliency={gradient_to_saliency!r} is not possible on a path whose fold is an attribution; "
             "expected Attribution(sum_channels), Attribution(max_channels) or Attribution(None)."
+        )
+
+
+def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
+    """Raise ``ValueError`` for a context that sends back no derivatives, on a path that needs them."""
+    if path is None or not path.displaces or not callable(context_builder):
+        return
+    context = context_builder if isinstance(context_builder, type) else context_builder()
+    if getattr(context, "carries", "gradient") != "gradient":
+        raise ValueError(
+            f"context_builder={context_builder!r} is not possible on a path that multiplies gradients with a "
+            "displacement; expected a context that sends back gradients."
         )
 
 

@@ -96,6 +96,11 @@ class Path:
     baselines: Baselines = 0.0
     spans: int | None = None
 
+    @property
+    def displaces(self) -> bool:
+        """Are gradients multiplied with how far something moves? Then they have to be derivatives."""
+        return self.times == "displacement" or self.fold.moves or self.fold.overlap == 1
+
     def unscaled(self) -> "Path":
         """The path of a method that does not multiply by inputs."""
         return replace(self, times="nothing", fold=replace(self.fold, moves=False))
@@ -166,9 +171,11 @@ def line(
 ) -> Path:
     r"""The straight line from the baselines to the input: :math:`x' + \alpha_t (x - x')`.
 
-    ``method`` is the quadrature, :data:`METHODS`. Raises ``ValueError`` for one that is unknown, or ``n_steps`` < 1.
+    ``method`` is the quadrature, :data:`METHODS`. For a fold that needs each step's successor there is one point more.
+    Raises ``ValueError`` for a method that is unknown, or ``n_steps`` < 1.
     """
-    alphas, weights = quadrature(n_steps, method)
+    check_count("n_steps", n_steps)
+    alphas, weights = quadrature(n_steps + (fold.overlap or 0), method)
 
     def begin(ends: Sequence[Tensor], starts: Sequence[Tensor] | None) -> Walk:
         first = starts_of(baselines, ends) if starts is None else starts
@@ -205,7 +212,7 @@ def noise(
 
 
 def between(
-    baselines: Sequence[Tensor],
+    baselines: Tensor | Sequence[Tensor],
     n_samples: int = 5,
     stdevs: float | Sequence[float] = 0.0,
     seed: int = 0,
@@ -215,18 +222,21 @@ def between(
     r"""Random points between baselines and noisy inputs: :math:`\alpha_t (x + \epsilon_t) + (1 - \alpha_t) x'_t`.
 
     ``baselines`` holds a distribution (M, ...) for each input, of which each step draws one; :math:`\alpha` is uniform.
-    Draws belong to the step, as those of :func:`noise`.
+    Draws belong to the step, as those of :func:`noise`. Raises ``ValueError`` for what is not such a distribution.
     """
+    listed = _distributions(baselines)
     draw = _noise(n_samples, stdevs, seed)
     generator = torch.Generator().manual_seed(seed)
     alphas = torch.rand(n_samples, generator=generator, dtype=torch.float64, device="cpu")
-    chosen = [torch.randint(len(b), (n_samples,), generator=generator, device="cpu") for b in baselines]
+    chosen = [torch.randint(len(b), (n_samples,), generator=generator, device="cpu") for b in listed]
 
     def begin(ends: Sequence[Tensor], starts: Sequence[Tensor] | None) -> Walk:
+        if [b.shape[1:] for b in listed] != [x.shape[1:] for x in ends]:
+            raise _distribution_error(baselines)
         add = draw(ends)
 
         def walk(samples: Tensor, steps: Tensor) -> Rows:
-            a = [b.detach().to(x)[at[steps].to(x.device)] for b, at, x in zip(baselines, chosen, ends, strict=True)]
+            a = [b.detach().to(x)[at[steps].to(x.device)] for b, at, x in zip(listed, chosen, ends, strict=True)]
             b = add(samples, steps)
             points = [x + _column(alphas[steps], x) * (y - x) for x, y in zip(a, b, strict=True)]
             return Rows(points, a, b)
@@ -234,6 +244,22 @@ def between(
         return walk
 
     return Path(begin, _equal_weights(n_samples), fold, spans=n_samples)
+
+
+def _distributions(baselines: Any) -> list[Tensor]:
+    listed = [*baselines] if isinstance(baselines, (tuple, list)) else [baselines]
+    if not all(isinstance(b, Tensor) and b.ndim and len(b) for b in listed):
+        raise _distribution_error(baselines)
+    return listed
+
+
+def _distribution_error(baselines: Any) -> ValueError:
+    listed = baselines if isinstance(baselines, (tuple, list)) else [baselines]
+    shown = ", ".join(describe(b) if isinstance(b, Tensor) else repr(b) for b in listed) or "()"
+    return ValueError(
+        f"baselines={shown} is not a distribution of baselines; expected a tensor (M, ...) for each input that is not "
+        "of integers."
+    )
 
 
 def _equal_weights(count: int) -> Tensor:

@@ -112,6 +112,8 @@ def _along_inputs(
     """Gradients at all sites on one path of the inputs that are no integers."""
     starts = _starts(call, path)
     moving = [at for at, x in enumerate(call.inputs) if x.is_floating_point()]
+    if not moving:
+        raise ValueError(f"input={call.inputs[0].dtype} does not move on a path; expected a floating-point tensor.")
     folds: list[list[Folding]] = []
     structure: list[list[Tensor]] = []
     walk = _begin(call, path, starts, moving)

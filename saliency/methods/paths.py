@@ -9,7 +9,6 @@ from torch.nn import Module
 
 from saliency.engine import paths
 from saliency.engine.call import Input, check_inputs
-from saliency.engine.checks import describe
 from saliency.engine.driver import Maps, saliency
 from saliency.engine.layers import Layer
 from saliency.engine.maps import Attribution, Reduction, max_channels, sum_channels
@@ -98,7 +97,7 @@ def conductance(
     ``reduction=None`` gives the layer's shape. Dhamdhere et al., How Important Is a Neuron?, ICLR 2019.
     Options and errors: see :func:`saliency`.
     """
-    line = paths.line(baselines, n_steps + 1, method, fold=paths.CONDUCTANCE)
+    line = paths.line(baselines, n_steps, method, fold=paths.CONDUCTANCE)
     return saliency(
         model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), path=line, **options
     )
@@ -132,19 +131,12 @@ def gradient_shap(
     )
 
 
-def _distribution(baselines: Distribution, input: Input) -> list[Tensor]:
+def _distribution(baselines: Distribution, input: Input) -> Tensor | Sequence[Tensor]:
     """A tensor (M, ...) for each input that moves."""
     moving = [x for x in check_inputs(input) if x.is_floating_point()]
-    found = baselines(*moving) if callable(baselines) and not isinstance(baselines, Tensor) else baselines
-    found = [torch.zeros_like(x[:1]) for x in moving] if found is None else found
-    listed = [found] if isinstance(found, Tensor) else list(found)
-    if len(listed) != len(moving) or any(
-        not isinstance(b, Tensor) or b.shape[1:] != x.shape[1:] or not len(b)
-        for b, x in zip(listed, moving, strict=True)
-    ):
-        shapes = ", ".join(describe(b) for b in listed)
-        raise ValueError(f"baselines={shapes} is not a distribution of baselines; expected (M, ...) for each input.")
-    return listed
+    if callable(baselines) and not isinstance(baselines, Tensor):
+        return baselines(*moving)
+    return [torch.zeros_like(x[:1]) for x in moving] if baselines is None else baselines
 
 
 def smooth_gradient(
@@ -169,7 +161,7 @@ def smooth_gradient(
     A Benchmark for Interpretability Methods, NeurIPS 2019; Adebayo et al., Sanity Checks, NeurIPS 2018.
     Options and errors: see :func:`saliency` and :func:`~saliency.engine.paths.noise`.
     """
-    if power not in POWERS:
+    if power not in tuple(POWERS):
         raise ValueError(f"power={power!r} is not a power of the gradient; expected one of {', '.join(POWERS)}.")
     noise = paths.noise(n_samples, stdevs, seed, fold=POWERS[power], times="nothing")
     return saliency(
