@@ -1,4 +1,4 @@
-"""GradientSHAP in one call: the baselines are other scenes."""
+"""GradientSHAP in one call: the baselines are scenes without a star."""
 
 import torch
 
@@ -9,6 +9,6 @@ from saliency.scenes import make_scene, scene_network
 model = scene_network()
 scene = make_scene(1)
 image, target = scene.image[None], scene.objects[0].label
-baselines = torch.stack([make_scene(seed).image for seed in range(10, 15)])
+baselines = torch.stack([make_scene(seed).image for seed in range(20, 25)])
 saliency = gradient_shap(model, image, target, baselines=baselines, n_samples=20, smooth=0.02)
 write_png(overlay(scene.image, saliency[0, 0]), "gradient_shap.png")

@@ -1,4 +1,4 @@
-"""GradientSHAP by hand: gradients on the way from other scenes to the image, times that way, on average."""
+"""GradientSHAP by hand: gradients on the way from scenes without a star to the image, times that way, on average."""
 
 import torch
 
@@ -10,7 +10,7 @@ model = scene_network()
 scene = make_scene(1)
 image, target = scene.image[None], scene.objects[0].label
 draws, mean = torch.Generator().manual_seed(0), 0
-alphas, seeds = torch.rand(20, generator=draws, dtype=torch.float64), torch.randint(10, 15, (20,), generator=draws)
+alphas, seeds = torch.rand(20, generator=draws, dtype=torch.float64), torch.randint(20, 25, (20,), generator=draws)
 for alpha, seed in zip(alphas.tolist(), seeds.tolist(), strict=True):
     way = image - make_scene(seed).image
     with Probe(model, target="input") as probe:
