@@ -137,12 +137,12 @@ def _distribution(baselines: Distribution, input: Input) -> list[Tensor]:
     moving = [x for x in check_inputs(input) if x.is_floating_point()]
     found = baselines(*moving) if callable(baselines) and not isinstance(baselines, Tensor) else baselines
     found = [torch.zeros_like(x[:1]) for x in moving] if found is None else found
-    listed = [found] if isinstance(found, Tensor) else list(found)
+    listed = [*found] if isinstance(found, Sequence) else [found]
     if len(listed) != len(moving) or any(
         not isinstance(b, Tensor) or b.shape[1:] != x.shape[1:] or not len(b)
         for b, x in zip(listed, moving, strict=True)
     ):
-        shapes = ", ".join(describe(b) for b in listed)
+        shapes = ", ".join(describe(b) if isinstance(b, Tensor) else repr(b) for b in listed)
         raise ValueError(f"baselines={shapes} is not a distribution of baselines; expected (M, ...) for each input.")
     return listed
 
