@@ -13,7 +13,8 @@ help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-benchmark ## explain the embedded scenes with every method, then play the pointing game
-	$(BIN)/saliency explain --method all --option num_masks=500 --option max_iter=60 --out demo
+	$(BIN)/saliency explain --method all --out demo \
+		--option num_masks=500 --option max_iter=60 --option n_steps=20 --option n_samples=20
 	$(BIN)/python -m benchmarks.pointing_game --dataset scenes
 	@echo "Pictures: $(CURDIR)/demo (all in one: contact_sheet.png)"
 
@@ -41,6 +42,7 @@ benchmark: $(VENV)/.installed-benchmark ## score every method by every metric on
 	$(BIN)/torchrun --standalone --nproc-per-node=$(WORKERS) -m benchmarks.pointing_game --dataset scenes \
 		--method centre --method all --metric all --limit 20 --batch-size 2 --out bench_out/scenes \
 		--option rise.num_masks=100 --option extremal_perturbation.max_iter=10 \
+		--option n_steps=8 --option n_samples=8 \
 		--metric-option cascading_randomisation.steps=3 --metric-option independent_randomisation.steps=3
 	$(BIN)/python -m benchmarks.report bench_out/scenes
 	@echo "Report: $(CURDIR)/bench_out/scenes/report.html"

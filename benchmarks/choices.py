@@ -7,14 +7,18 @@ from typing import Any
 from benchmarks.torchray_loop import LAYERS as RESNET_LAYERS
 from benchmarks.torchray_loop import SMOOTH as TORCHRAY_SMOOTH
 from saliency import METHODS, get_pointing_gradient
-from saliency.catalogue import choose_methods, choose_options, read_value
+from saliency.catalogue import POINTS_AT_ONCE, choose_methods, choose_options, is_path_method, read_value
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.running.explaining import centre
 from saliency.evaluation.running.jobs import Methods
 from saliency.evaluation.running.scoring import AGREEMENT
 
 CENTRE = "centre"
-LONG = ("rise", "extremal_perturbation")  # hundreds of passes for an image: only if they are asked for
+# Dozens or hundreds of passes for an image: only if they are asked for.
+LONG = (
+    *("integrated_gradients", "internal_influence", "conductance", "gradient_shap", "smooth_gradient"),
+    *("rise", "extremal_perturbation"),
+)
 TORCHRAY = (
     *("gradient", "deconvnet", "guided_backprop", "grad_cam", "linear_approx"),
     *("excitation_backprop", "contrastive_excitation_backprop"),
@@ -30,7 +34,11 @@ TORCHRAY_LAYERS: dict[str, dict[str, dict[str, str]]] = {
 }
 # For maps at the resolution of the input, whose single pixels are noise; and for masks, whose maximum is a plateau.
 SMOOTH = dict.fromkeys(
-    ("gradient", "gradient_x_activation", "linear_approx", "deconvnet", "guided_backprop", "guided_grad_cam"), 0.02
+    (
+        *("gradient", "gradient_x_activation", "linear_approx", "deconvnet", "guided_backprop", "guided_grad_cam"),
+        *("integrated_gradients", "gradient_shap", "smooth_gradient"),
+    ),
+    0.02,
 ) | {"extremal_perturbation": 0.09}
 
 
@@ -83,7 +91,9 @@ def _owner(pair: str) -> tuple[str, str] | None:
 def _own_options(name: str, cam_layer: str | None) -> dict[str, Any]:
     """The benchmark's options of a method."""
     options: dict[str, Any] = {"smooth": SMOOTH[name]} if name in SMOOTH else {}
-    if "shared" in METHODS[name].options:
+    if is_path_method(name):
+        options["internal_batch_size"] = POINTS_AT_ONCE
+    elif "shared" in METHODS[name].options:
         options["shared"] = True
     # An activation has no gradient to choose.
     if "get_backward_gradient" in METHODS[name].options and name != "activation":

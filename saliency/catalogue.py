@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from saliency.engine.driver import saliency
 from saliency.engine.search import find_layer
 from saliency.evaluation.networks.models import layer_shapes, load_network, recipe, unknown
 from saliency.methods import METHODS
@@ -14,7 +15,10 @@ from saliency.methods import METHODS
 NOT_WRITTEN = {
     *("saliency_layer", "context_builder", "gradient_to_saliency", "get_backward_gradient", "debug", "reduction"),
     *("additional_forward_args", "forward_kwargs", "filter_masks", "progress", "print_iter", "reward_func", "shared"),
+    *("path", "return_convergence_delta"),
 }
+# A whole path in one batch can exceed the memory: 50 steps of a ResNet-50 keep 5 GB for the backward pass.
+POINTS_AT_ONCE = 16
 
 
 def choose_methods(names: Sequence[str]) -> list[str]:
@@ -50,11 +54,25 @@ def choose_options(methods: Sequence[str], layer: str | None, pairs: Iterable[st
         if option in NOT_WRITTEN or not _any_has(methods, option):
             raise ValueError(f"option={pair!r} is an option of none of the methods; one of theirs is accepted.")
         chosen[option] = read_value(text)
-    return {name: {option: chosen[option] for option in chosen if option in METHODS[name].options} for name in methods}
+    return {name: {option: chosen[option] for option in chosen if _has(name, option)} for name in methods}
 
 
 def _any_has(methods: Sequence[str], option: str) -> bool:
-    return any(option in METHODS[name].options for name in methods)
+    return any(_has(name, option) for name in methods)
+
+
+def _has(name: str, option: str) -> bool:
+    # The other methods take it along with path=, which cannot be written.
+    return option in METHODS[name].options and (option != "internal_batch_size" or is_path_method(name))
+
+
+def is_path_method(name: str) -> bool:
+    """Whether the method takes gradients on a path of its own.
+
+    >>> is_path_method("conductance"), is_path_method("grad_cam")
+    (True, False)
+    """
+    return METHODS[name].engine is saliency and not {"n_steps", "n_samples"}.isdisjoint(METHODS[name].options)
 
 
 def read_value(text: str) -> Any:

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.catalogue import choose_device, choose_methods, choose_options, layers_table, methods_table
+from saliency.catalogue import (
+    POINTS_AT_ONCE,
+    choose_device,
+    choose_methods,
+    choose_options,
+    is_path_method,
+    layers_table,
+    methods_table,
+)
 from saliency.engine.layers import resolve_layer
 from saliency.evaluation.networks.models import (
     DEFAULT,
@@ -144,8 +152,9 @@ def explain_case(
     targets = torch.tensor([case.targets], device=case.input.device)
     maps = {}
     for name, chosen in options.items():
+        own = {"internal_batch_size": POINTS_AT_ONCE} if is_path_method(name) else {}
         with progress_of(name) as progress:
-            maps[name] = METHODS[name].function(model, case.input, targets, **{**progress, **chosen})[0]
+            maps[name] = METHODS[name].function(model, case.input, targets, **{**own, **progress, **chosen})[0]
     rows = []
     for position, target in enumerate(case.targets):
         stem = f"{case.name}_{target}_{slug(names[target])}"

@@ -131,7 +131,7 @@ def test_layer_is_passed_on(folder, squeezenet, tmp_path):
         assert np.load(tmp_path / layer / name).shape == shape
 
 
-FEW = ["--option", "num_masks=20", "--option", "max_iter=2"]
+FEW = [f"--option={pair}" for pair in ("num_masks=20", "max_iter=2", "n_steps=3", "n_samples=2")]
 
 
 def test_all_methods(tmp_path):
@@ -153,9 +153,33 @@ def test_options_reach_the_methods_that_have_them(tmp_path):
         np.testing.assert_allclose(found, expected[0, 0].numpy(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("option", "message"), [("seed", "seed='' is"), ("scores=logit", "scores='logit' is unknown")])
-def test_a_method_refuses_a_value_in_one_line(tmp_path, capsys, option, message):
-    assert main(["explain", "--scenes", "1", "--method", "rise", "--option", option, "--out", str(tmp_path)]) == 2
+@pytest.mark.parametrize(("options", "most"), [([], 16), (["--option", "internal_batch_size=3"], 3)])
+def test_a_path_runs_in_batches_that_fit_the_memory(tmp_path, monkeypatch, options, most):
+    sizes = []
+
+    def counted(*args):
+        model = load_network(*args)
+        model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        return model
+
+    monkeypatch.setattr(cli, "load_network", counted)
+    methods = ["--method", "smooth_gradient", "--method", "gradient", "--option", "n_samples=20"]
+    assert main(["explain", "--scenes", "1", "--target", "0", *methods, *options, "--out", str(tmp_path)]) == 0
+    assert sum(sizes) == 22
+    assert max(sizes) == most
+
+
+REFUSED = [
+    ("rise", "seed", "seed='' is"),
+    ("rise", "scores=logit", "scores='logit' is unknown"),
+    ("gradient_shap", "baselines=0.5", "baselines=0.5 is not a distribution"),
+    ("integrated_gradients", "method=simpson", "method='simpson' is not a quadrature"),
+]
+
+
+@pytest.mark.parametrize(("method", "option", "message"), REFUSED)
+def test_a_method_refuses_a_value_in_one_line(tmp_path, capsys, method, option, message):
+    assert main(["explain", "--scenes", "1", "--method", method, "--option", option, "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
@@ -174,7 +198,7 @@ def test_a_long_method_shows_its_progress(tmp_path, monkeypatch, installed):
     if not installed:
         monkeypatch.setitem(sys.modules, "tqdm", None)
     methods = ["--method", "rise", "--method", "grad_cam"]
-    arguments = ["--scenes", "1", "--target", "0", *methods, *FEW[:2], "--out", str(tmp_path)]
+    arguments = ["--scenes", "1", "--target", "0", *methods, *FEW[:1], "--out", str(tmp_path)]
     assert main(["explain", *arguments]) == 0
     assert [(bar.desc, bar.n, bar.total) for bar in bars] == ([("rise", 20, 20)] if installed else [])
     assert len(contents(tmp_path, ".npy")) == 2
@@ -246,6 +270,8 @@ ERRORS = {
     "option of no method": (["--option", "num_masks=5"], "option='num_masks=5' is an option of none"),
     "option that is a function": (["--option", "context_builder=3"], "option='context_builder=3' is an option of none"),
     "option that changes the form": (["--option", "debug=True"], "option='debug=True' is an option of none"),
+    "option that is a path": (["--option", "path=3"], "option='path=3' is an option of none"),
+    "option of a path": (["--option", "internal_batch_size=3"], "option='internal_batch_size=3' is an option of none"),
     "option of every call": (["--option", "target=5"], "option='target=5' is an option of none"),
 }
 

@@ -1,13 +1,15 @@
 """The benchmark's command line, and the pointing game on the embedded scenes with the embedded network's weights."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks.choices import CENTRE, LONG, TORCHRAY, choose_metrics, choose_names, make_methods
 from benchmarks.pointing_game import build_parser, main
-from saliency import METHODS, get_pointing_gradient
+from saliency import METHODS, get_pointing_gradient, max_channels
+from saliency.catalogue import is_path_method
 from saliency.evaluation.datasets.scenes import SceneSet
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.networks.models import recipe
@@ -20,14 +22,25 @@ from saliency.scenes import CLASSES, make_scene, make_scenes, scene_network
 
 # Percentage points above the centre point. Activation shows every object, whatever the class that is asked for.
 MARGINS = dict.fromkeys(METHODS, 40) | {"activation": 10}
-del MARGINS["deconvnet"]  # see below
-FEW = ("rise.num_masks=300", "extremal_perturbation.areas=0.05", "extremal_perturbation.max_iter=60")
+del MARGINS["deconvnet"], MARGINS["internal_influence"]  # see below
+FEW = {
+    **{name: ("n_steps=8",) for name in METHODS if "n_steps" in METHODS[name].options},
+    **{name: ("n_samples=8",) for name in METHODS if "n_samples" in METHODS[name].options},
+    "rise": ("num_masks=300",),
+    "extremal_perturbation": ("areas=0.05", "max_iter=60"),
+}
+PATH_METHODS = [name for name in MARGINS if is_path_method(name)]
+LONGEST = [name for name in LONG if not is_path_method(name)]
 
 
-def accuracies(names, scenes, folder):
-    """The share of hits in percent by method, in the benchmark's own settings."""
-    options = [option for option in FEW if option.partition(".")[0] in names]
-    methods = make_methods([CENTRE, *names], [], options, "scenes", None, torchray=False)
+def few(names):
+    """The options with which methods of many passes are quick."""
+    return [f"{name}.{option}" for name in names for option in FEW.get(name, ())]
+
+
+def accuracies(names, scenes, folder, others=None):
+    """The share of hits in percent by method: those named in the benchmark's own settings, others in theirs."""
+    methods = make_methods([CENTRE, *names], [], few(names), "scenes", None, torchray=False) | (others or {})
     metrics = {"pointing_game": {}}
     outcome = run(SceneSet(scenes, 500), scene_network(), recipe("scenes"), methods, metrics, folder, gallery=0)
     assert outcome.failed == 0
@@ -44,10 +57,26 @@ def test_a_method_finds_objects_better_than_the_centre_point(accuracy, method):
     assert accuracy[method] >= accuracy[CENTRE] + MARGINS[method]
 
 
+def test_a_path_method_finds_objects_better_than_the_centre_point(tmp_path):
+    accuracy = accuracies(PATH_METHODS, 20, tmp_path)
+    for method in PATH_METHODS:
+        assert accuracy[method] >= accuracy[CENTRE] + MARGINS[method]
+
+
+def test_internal_influence_finds_objects_in_a_layer_that_is_not_only_averaged(tmp_path):
+    """Of the last layer the score is a mean: the gradient there is the same at every position, and so the map."""
+    influence, images = METHODS["internal_influence"].function, torch.stack([scene.image for scene in make_scenes(3)])
+    maps = influence(scene_network(), images, 5, "layer4", n_steps=8)
+    torch.testing.assert_close(maps, maps[:, :, :1, :1].expand_as(maps))
+    before = partial(influence, saliency_layer="layer3", n_steps=8, reduction=max_channels)
+    accuracy = accuracies([], 20, tmp_path, {"internal_influence": (before, {})})
+    assert accuracy["internal_influence"] >= accuracy[CENTRE] + 40
+
+
 @pytest.mark.slow
 def test_a_long_method_finds_objects_better_than_the_centre_point(tmp_path):
-    accuracy = accuracies(LONG, 6, tmp_path)
-    for method in LONG:
+    accuracy = accuracies(LONGEST, 6, tmp_path)
+    for method in LONGEST:
         assert accuracy[method] >= accuracy[CENTRE] + MARGINS[method]
 
 
@@ -263,8 +292,7 @@ def test_layers_of_torchray(arch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_the_options_that_the_benchmark_gives_it(method):
-    few = [option for option in FEW if option.startswith(f"{method}.")]
-    function, options = make_methods([method], [], few, "scenes", None, torchray=False)[method]
+    function, options = make_methods([method], [], few([method]), "scenes", None, torchray=False)[method]
     explainer = make_explainer(method, function, options)
     images = make_scene(0).image[None]
     maps, _ = explain_each(scene_network(), images, torch.tensor([[1, 4]]), {method: explainer})[method]
