@@ -17,7 +17,8 @@ CENTRE = "centre"
 # Dozens or hundreds of passes for an image: only if they are asked for.
 LONG = (
     *("integrated_gradients", "internal_influence", "conductance", "gradient_shap", "smooth_gradient"),
-    *("rise", "extremal_perturbation"),
+    *("feature_ablation", "feature_permutation", "occlusion", "score_cam", "ss_cam", "is_cam", "ablation_cam"),
+    *("recipro_cam", "rise", "extremal_perturbation"),
 )
 TORCHRAY = (
     *("gradient", "deconvnet", "guided_backprop", "grad_cam", "linear_approx"),
