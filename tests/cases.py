@@ -1,12 +1,14 @@
 """The cases of the tests: a row for every method, and small models, each with a difficulty of its own.
 
-A new method needs one row in ``METHOD_CASES``; the contract test then runs it on every model.
+A new method needs one row in ``METHOD_CASES``, with its kind. Methods of one kind run the same code of the engine: the
+contract test runs one of them on every model, the others on three.
 """
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,16 +22,35 @@ def shown(value: Any) -> str:
     return "function" if isinstance(value, types.FunctionType) else str(value)
 
 
+# What of the engine a method runs, and the method that stands for all that run the same.
+KINDS = {
+    "gradient": "gradient",  # a gradient, reduced to a map
+    "activation": "activation",  # no backward pass
+    "cam": "grad_cam",  # a gradient at a layer that is searched for
+    "rules": "guided_backprop",  # another backward pass
+    "excitation": "excitation_backprop",  # another backward pass, of what is no gradient
+    "path": "conductance",  # gradients on a path of the input
+    "layer path": "integrated_gradients",  # gradients on a path of the layer's own
+    "scores": "rise",  # scores of changed inputs
+    "search": "extremal_perturbation",  # changes of the input that are optimised
+}
+
+
 class MethodCase(NamedTuple):
-    """A method of the table: options of every call, and in what its results differ from those of the others."""
+    """A method of the table: its kind, options of every call, and in what its results differ from the others'."""
 
     name: str
+    kind: str
     options: Mapping[str, Any] = {}
     layer: str | None = ""  # the documented default of saliency_layer
     at_input: bool = False  # the map has the input's size, whatever the layer
     uses_target: bool = True
     signed: bool = False
     lacks: tuple[str, ...] = ()  # what other methods have: "layer", "layers" (a list), "probes", "batch" (as it came)
+
+    @property
+    def stands_for_its_kind(self) -> bool:
+        return KINDS[self.kind] == self.name
 
     def __call__(self, model: Any, input: Any, target: Any, *layer: Any, **options: Any) -> Any:
         layer = () if "layer" in self.lacks else layer
@@ -41,27 +62,27 @@ _FEW_MASKS = {"num_masks": 6, "num_cells": 3, "scores": "raw"}
 _FEW_STEPS = {"areas": (0.2, 0.4), "max_iter": 3, "step": 2, "sigma": 2}
 
 METHOD_CASES = (
-    MethodCase("gradient"),
-    MethodCase("gradient_x_activation", signed=True),
-    MethodCase("linear_approx", signed=True),
-    MethodCase("activation", layer=None, uses_target=False, signed=True),
-    MethodCase("deconvnet"),
-    MethodCase("guided_backprop"),
-    MethodCase("guided_grad_cam", layer=None, at_input=True),
-    MethodCase("excitation_backprop", layer=None, signed=True),
-    MethodCase("contrastive_excitation_backprop", layer=None),
-    MethodCase("grad_cam", layer=None),
-    MethodCase("grad_cam_plus_plus", layer=None),
-    MethodCase("layer_cam", layer=None),
-    MethodCase("xgrad_cam", layer=None),
-    MethodCase("hires_cam", layer=None),
-    MethodCase("integrated_gradients", {"n_steps": 5}, signed=True, lacks=("probes", "batch")),
-    MethodCase("internal_influence", {"n_steps": 5}, layer=None, signed=True, lacks=("probes", "batch")),
-    MethodCase("conductance", {"n_steps": 5}, layer=None, signed=True, lacks=("probes", "batch")),
-    MethodCase("gradient_shap", {"n_samples": 3}, signed=True, lacks=("probes", "batch")),
-    MethodCase("smooth_gradient", {"n_samples": 3}, lacks=("probes", "batch")),
-    MethodCase("rise", _FEW_MASKS, at_input=True, signed=True, lacks=("layer", "layers", "probes", "batch")),
-    MethodCase("extremal_perturbation", _FEW_STEPS, lacks=("layers", "batch")),
+    MethodCase("gradient", "gradient"),
+    MethodCase("gradient_x_activation", "gradient", signed=True),
+    MethodCase("linear_approx", "gradient", signed=True),
+    MethodCase("activation", "activation", layer=None, uses_target=False, signed=True),
+    MethodCase("deconvnet", "rules"),
+    MethodCase("guided_backprop", "rules"),
+    MethodCase("guided_grad_cam", "rules", layer=None, at_input=True),
+    MethodCase("excitation_backprop", "excitation", layer=None, signed=True),
+    MethodCase("contrastive_excitation_backprop", "excitation", layer=None),
+    MethodCase("grad_cam", "cam", layer=None),
+    MethodCase("grad_cam_plus_plus", "cam", layer=None),
+    MethodCase("layer_cam", "cam", layer=None),
+    MethodCase("xgrad_cam", "cam", layer=None),
+    MethodCase("hires_cam", "cam", layer=None),
+    MethodCase("integrated_gradients", "layer path", {"n_steps": 5}, signed=True, lacks=("probes", "batch")),
+    MethodCase("internal_influence", "path", {"n_steps": 5}, layer=None, signed=True, lacks=("probes", "batch")),
+    MethodCase("conductance", "path", {"n_steps": 5}, layer=None, signed=True, lacks=("probes", "batch")),
+    MethodCase("gradient_shap", "path", {"n_samples": 3}, signed=True, lacks=("probes", "batch")),
+    MethodCase("smooth_gradient", "path", {"n_samples": 3}, lacks=("probes", "batch")),
+    MethodCase("rise", "scores", _FEW_MASKS, at_input=True, signed=True, lacks=("layer", "layers", "probes", "batch")),
+    MethodCase("extremal_perturbation", "search", _FEW_STEPS, lacks=("layers", "batch")),
 )
 
 
@@ -366,7 +387,30 @@ STOCHASTIC = ModelCase("stochastic", Stochastic, *_FEATURES, batched=False)
 TRAIN_MODE = ModelCase("train mode", TrainMode, *_FEATURES, train=True)
 TWICE = ModelCase("twice", Twice, ("stem", "conv"), (6, 7))
 
+# In place, branched, and of tokens: what every method has to get right by itself.
+FEW_MODELS = (IN_PLACE, RESIDUAL, TRANSFORMER)
+
 MODEL_CASES = (
     *(IN_PLACE, FUNCTIONAL, RESIDUAL, TWICE, TRANSFORMER, CHANNELS_LAST, DICT, TUPLE, COLUMN, ONE_SCORE, DENSE),
     *(TWO_INPUTS, KEYWORDS, FIRST_IN_PLACE, STOCHASTIC, TRAIN_MODE),
 )
+
+
+def crossed(
+    name: str, values: Iterable[Any], few: Iterable[Any], methods: Iterable[MethodCase] = METHOD_CASES
+) -> pytest.MarkDecorator:
+    """Parametrise by ``method`` and another argument: one method of each kind takes all values, the others a few."""
+    values, few = list(values), list(few)
+    pairs = [(method, value) for method in methods for value in (values if method.stands_for_its_kind else few)]
+    return pytest.mark.parametrize(
+        ("method", name), [pytest.param(*pair, id="-".join(map(_name, pair))) for pair in pairs]
+    )
+
+
+def on_models(only: Callable[[ModelCase], bool] = lambda case: True) -> pytest.MarkDecorator:
+    """Parametrise by ``method`` and ``case``: one method of each kind runs on all models, the others on three."""
+    return crossed("case", filter(only, MODEL_CASES), filter(only, FEW_MODELS))
+
+
+def _name(value: Any) -> str:
+    return value.name if isinstance(value, (MethodCase, ModelCase)) else str(value)

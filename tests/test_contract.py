@@ -1,4 +1,4 @@
-"""The contract: what holds for every method on every model, and what a call leaves as it was."""
+"""The contract: what holds for every method on every kind of model, and what a call leaves as it was."""
 
 import copy
 import random
@@ -18,13 +18,13 @@ from torch.overrides import _get_current_function_mode_stack
 import saliency
 from saliency.engine.maps import imsmooth
 from tests import cases
-from tests.cases import METHOD_CASES, MODEL_CASES, MethodCase, ModelCase
+from tests.cases import KINDS, METHOD_CASES, MethodCase, ModelCase, crossed, on_models
 
 METHODS = [pytest.param(case, id=case.name) for case in METHOD_CASES]
-MODELS = [pytest.param(case, id=case.name) for case in MODEL_CASES]
 TARGETED = [pytest.param(case, id=case.name) for case in METHOD_CASES if case.uses_target]
 FAMILIES = [case for case in METHOD_CASES if case.name in ("gradient", "guided_backprop", "deconvnet", "grad_cam")]
 RULED = ("deconvnet", "excitation_backprop", "contrastive_excitation_backprop")  # by rules that replace operations
+NOT_RULED = [case for case in METHOD_CASES if case.name not in RULED]
 FEW_METHODS = [pytest.param(case, id=case.name) for case in FAMILIES]
 
 
@@ -64,11 +64,14 @@ def test_every_method_has_a_row():
     assert [case.name for case in METHOD_CASES] == list(saliency.METHODS)
 
 
+def test_every_kind_is_tested_on_all_models():
+    assert {case.kind: case.name for case in METHOD_CASES if case.stands_for_its_kind} == KINDS
+
+
 # --- the result -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@on_models()
 def test_result_is_a_map_at_the_layers_resolution(method, case):
     skip_if_not_made_for(method, case)
     result = explain(method, case)
@@ -83,8 +86,7 @@ def test_result_is_a_map_at_the_layers_resolution(method, case):
     assert torch.equal(result, explain(method, case))
 
 
-@pytest.mark.parametrize("case", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@on_models()
 def test_resize_and_smooth_finish_the_raw_map(method, case):
     skip_if_not_made_for(method, case)
     raw = explain(method, case)
@@ -96,12 +98,11 @@ def test_resize_and_smooth_finish_the_raw_map(method, case):
     assert torch.equal(wide, imsmooth(F.interpolate(raw, (4, 9)), 0.9, padding_mode="replicate"))
 
 
-@pytest.mark.parametrize("case", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@on_models()
 def test_a_list_of_layers_gives_the_single_maps(method, case):
     needs(method, "layers")
     skip_if_not_made_for(method, case)
-    if method.name == "integrated_gradients" and case is cases.STOCHASTIC:
+    if method.kind == "layer path" and case is cases.STOCHASTIC:
         pytest.skip("each layer has a path, and so random numbers, of its own")
     layers = [case.layers[1], case.layers[0], case.layers[1]]
     results = explain(method, case, layer=layers)
@@ -121,8 +122,7 @@ def test_a_list_may_hold_the_input_a_module_and_the_default(method):
         close(result, explain(method, case, layer=layer))
 
 
-@pytest.mark.parametrize("case", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@on_models()
 def test_a_module_and_its_name_are_the_same_layer(method, case):
     skip_if_not_made_for(method, case)
     model = case.model()
@@ -130,8 +130,7 @@ def test_a_module_and_its_name_are_the_same_layer(method, case):
     assert torch.equal(explain(method, case, model, layer=layer), explain(method, case))
 
 
-@pytest.mark.parametrize("case", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@on_models()
 def test_the_default_layer(method, case):
     """Left out, it is the input for the gradient family, and the last layer with spatial output for the others."""
     skip_if_not_made_for(method, case)
@@ -144,8 +143,7 @@ def test_the_default_layer(method, case):
     assert torch.equal(explain(method, case, layer=None), explain(method, case))
 
 
-@pytest.mark.parametrize("case", [case for case in MODELS if case.values[0].batched])
-@pytest.mark.parametrize("method", METHODS)
+@on_models(lambda case: case.batched)
 def test_a_batch_is_its_images_one_by_one(method, case):
     skip_if_not_made_for(method, case)
     together = explain(method, case)
@@ -174,13 +172,12 @@ def test_dtypes(method, case, dtype):
     expected = explain(method, case, resize=True, smooth=0.05)
     assert result.dtype == dtype
     assert result.isfinite().all()
-    searches = method.name == "extremal_perturbation"  # at its start rounding decides, between positions that tie
+    searches = method.kind == "search"  # at its start rounding decides, between positions that tie
     if dtype == torch.float32 and case is cases.IN_PLACE and not searches:
         torch.testing.assert_close(result.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("case", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@on_models()
 def test_frozen_models_and_modes_of_the_caller_change_nothing(method, case):
     skip_if_not_made_for(method, case)
     expected = explain(method, case)
@@ -227,8 +224,7 @@ def test_spellings_of_a_target(method, case):
         close(explain(method, case, target=target), equal)
 
 
-@pytest.mark.parametrize("case", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@on_models()
 def test_k_targets_are_the_k_single_calls(method, case):
     skip_if_not_made_for(method, case)
     if not isinstance(case.target, int):
@@ -479,8 +475,7 @@ def test_nothing_is_touched(method, layer, mishap):
     untouched.check()
 
 
-@pytest.mark.parametrize("case", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@on_models()
 def test_no_model_is_touched(method, case):
     skip_if_not_made_for(method, case)
     model = case.model()
@@ -651,8 +646,7 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("layer", ["", "features.0", None])
-@pytest.mark.parametrize("method", METHODS)
+@crossed("layer", ["", "features.0", None], few=["features.0"])
 def test_after_torch_compile(compiled, method, layer):
     untouched = Untouched(compiled, cases.IN_PLACE.input())
     result = method(compiled, untouched.input, 1, layer)
@@ -705,8 +699,7 @@ class RegionWithGrad(cases.InPlace):
         return self.classifier(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize("layer", ["", "features.0", "features", None])
-@pytest.mark.parametrize("method", METHODS)
+@crossed("layer", ["", "features.0", "features", None], few=["features.0"])
 def test_a_layer_in_a_region_that_enables_gradients(method, layer):
     torch.manual_seed(0)
     model = RegionWithGrad().double().eval()
@@ -718,8 +711,7 @@ class Checkpointed(cases.InPlace):
         return self.classifier(torch.utils.checkpoint.checkpoint(self.features, x, use_reentrant=False).mean((2, 3)))
 
 
-@pytest.mark.parametrize("layer", ["", "features.0", "features"])
-@pytest.mark.parametrize("method", [m for m in METHODS if m.id not in RULED])
+@crossed("layer", ["", "features.0", "features"], few=["features.0"], methods=NOT_RULED)
 def test_checkpointed_layers(method, layer):
     """As in a memory-efficient DenseNet, where they are recomputed in evaluation mode too.
 
