@@ -52,7 +52,8 @@ def choose_names(asked: Sequence[str] | None) -> list[str]:
     names: list[str] = []
     for name in asked or [CENTRE, *(method for method in METHODS if method not in LONG)]:
         names += [CENTRE] if name == CENTRE else TORCHRAY if name == "torchray" else choose_methods([name])
-    return list(dict.fromkeys(names))
+    # The map of feature permutation depends on the rest of the batch: it is played only if it is asked for by name.
+    return [name for name in dict.fromkeys(names) if name != "feature_permutation" or name in (asked or ())]
 
 
 def make_methods(

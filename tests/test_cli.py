@@ -134,10 +134,13 @@ def test_layer_is_passed_on(folder, squeezenet, tmp_path):
 FEW = [f"--option={pair}" for pair in ("num_masks=20", "max_iter=2", "n_steps=3", "n_samples=2")]
 
 
-def test_all_methods(tmp_path):
+def test_all_methods(tmp_path, capsys):
+    """Of one image, there is nothing to permute: the others are written, and a line says why it is left out."""
     assert main(["explain", "--scenes", "1", "--target", "0", "--method", "all", *FEW, "--out", str(tmp_path)]) == 0
-    stem = f"scene0_0_{CLASSES[0]}"
-    assert contents(tmp_path, ".npy") == sorted(f"{stem}_{method}.npy" for method in METHODS)
+    stem, left_out = f"scene0_0_{CLASSES[0]}", "feature_permutation"
+    assert contents(tmp_path, ".npy") == sorted(f"{stem}_{method}.npy" for method in METHODS if method != left_out)
+    assert re.search(r"^saliency: feature_permutation: input=.* one sample", capsys.readouterr().err, re.MULTILINE)
+    assert main(["explain", "--scenes", "1", "--target", "0", "--method", left_out, "--out", str(tmp_path)]) == 2
 
 
 def test_options_reach_the_methods_that_have_them(tmp_path):

@@ -1,6 +1,6 @@
 """Targets: which scores of an output are explained, and the gradient that is sent into the backward pass for each."""
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any, TypeAlias, TypeGuard
 
@@ -12,9 +12,8 @@ from saliency.engine.checks import describe, is_int
 Function: TypeAlias = Callable[[Any], Any]  # the model's output -> scores
 Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
 
-# A parsed target: class indices (N, K) or the output's gradient; N entries or N functions; a function of the output
+# A parsed target: class indices (N, K) or the output's gradient; N entries or functions; a function of the output
 _Parsed: TypeAlias = Tensor | list[object] | Function | None
-
 _ACCEPTED = (
     "an int, N ints, an (N, K) LongTensor, a float tensor shaped like the output, a tuple of indices or a list of N "
     "of them, None for one score per sample, a function of the output that returns (N,) or (N, K) scores, or N of one "
@@ -283,22 +282,3 @@ def _flat_entries(output: Tensor, asked: Sequence[object], target: object) -> Te
     strides = torch.empty(sizes, device="meta").stride()
     flat = [sum(int(i) * stride for i, stride in zip(entry, strides, strict=True)) for entry in entries]
     return torch.tensor(flat, device="cpu")[:, None].to(output.device, non_blocking=True)
-
-
-def split_targets(target: object) -> list[object]:
-    """One target per map: the K columns of an (N, K) array of indices, else the target alone."""
-    listed = isinstance(target, list) and target and isinstance(target[0], list)
-    parsed = (
-        _parse(target, len(target))
-        if isinstance(target, Sized) and (listed or getattr(target, "ndim", 0) == 2)
-        else None
-    )
-    return list(parsed.unbind(1)) if isinstance(parsed, Tensor) and not parsed.is_floating_point() else [target]
-
-
-def select_scores(output: object, target: Target, samples: int) -> tuple[Tensor, Any]:
-    """The tensor of scores in a model's output, and what is left of the target; a function makes one score a sample."""
-    (scores, rest), *others = Targets(target, samples).select(output)
-    if callable(target) and others:
-        raise target_error(target, f"returned {len(others) + 1} scores of every sample, not one")
-    return scores, rest if rest is None else target
