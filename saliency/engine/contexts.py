@@ -2,7 +2,8 @@
 
 import importlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple
@@ -29,6 +30,17 @@ from saliency.engine.operations import (
 from saliency.engine.sending import Force, differentiate, is_recorded, keep_operation, send_through
 
 _state = threading.local()  # is this thread inside a rule? Then contexts further out leave the operation alone.
+
+
+@contextmanager
+def outside_rules() -> Iterator[None]:
+    """What runs inside is no operation of the model: no context of this thread sees it."""
+    before = getattr(_state, "in_rule", False)
+    _state.in_rule = True
+    try:
+        yield
+    finally:
+        _state.in_rule = before
 
 
 class NullContext:

@@ -12,7 +12,7 @@ from torch.nn import Module
 from saliency.engine import maps, targets
 from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import check_count
-from saliency.engine.contexts import NullContext
+from saliency.engine.contexts import NullContext, outside_rules
 from saliency.engine.gradients import CutOffError, GetGradient, How
 from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout, to_channels_first
@@ -141,6 +141,7 @@ class Finish(NamedTuple):
     smooth: float
     dtype: torch.dtype
 
+    @outside_rules()
     @torch.no_grad()
     def maps(self, site: Site, tensors: Sequence[Tensor]) -> list[Tensor]:
         """One map a tensor; of all calls of a layer, their sum."""

@@ -860,3 +860,15 @@ def test_no_weight_stays_behind_in_a_contrastive_context():
         context.oppose(score, torch.tensor([[1.0, 0.0]]))
         assert positive_part._memory
     assert not positive_part._memory
+
+
+def test_the_convolutions_that_smooth_a_map_are_not_taken_for_the_classifier():
+    """Of K targets, each map is finished before the next is computed."""
+    torch.manual_seed(0)
+    model, input = Net().double().eval(), torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    target = torch.tensor([[0, 1, 2], [2, 0, 1]])
+    for reduce in ({}, {"gradient_to_saliency": lambda x: F.conv2d(x.grad, torch.ones(1, 4, 1, 1, dtype=x.dtype))}):
+        options = {"smooth": 0.1, **reduce}
+        together = contrastive_excitation_backprop(model, input, target, "conv1", **options)
+        alone = [contrastive_excitation_backprop(model, input, target[:, k], "conv1", **options) for k in range(3)]
+        torch.testing.assert_close(together, torch.cat(alone, 1), **EXACT)
