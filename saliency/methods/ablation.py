@@ -194,6 +194,8 @@ def _windows(windows: Any, strides: Any, sides: tuple[int, ...]) -> tuple[list[i
     for argument, asked, found in (("sliding_window_shapes", windows, window), ("strides", strides, step)):
         if len(found) != len(sides) or not all(map(is_positive_int, found)):
             raise ValueError(f"{argument}={asked!r} does not fit {sides}; expected an int >= 1 for each dimension.")
+    if any(by > side for by, side in zip(step, window, strict=True)):
+        raise ValueError(f"strides={step} leaves positions between windows; expected at most their sides {window}.")
     return [min(pair) for pair in zip(window, sides, strict=True)], step
 
 
