@@ -55,11 +55,23 @@ class Perturbed(NamedTuple):
         found = scores(run or self.run, self.targets, rows, variants, self.size, self.progress)
         return found.view(len(self.x), count, -1)
 
+    def known(self) -> Tensor:
+        """The scores (N, 1, K) where nothing is changed."""
+        samples = torch.arange(len(self.x), device="cpu")
+        return scores(self.run, self.targets, samples, lambda index: self.x[at(index, self.x)], self.size)[:, None]
+
     def drops(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """How far the scores fall in such variants, (N, count, K)."""
-        samples = torch.arange(len(self.x), device="cpu")
-        known = scores(self.run, self.targets, samples, lambda index: self.x[at(index, self.x)])
-        return known[:, None] - self.scores(count, make)
+        return self.known() - self.scores(count, make)
+
+    def own(self, argument: str, given: Any) -> Any:
+        """Of what was given for each input, that of the one that is changed; what is no tuple is for all of them."""
+        if not isinstance(given, (tuple, list)):
+            return given
+        expected = 1 if self.site.name else len(self.call.inputs)
+        if len(given) != expected:
+            raise ValueError(f"{argument}={len(given)} values do not fit; expected one for each of {expected} tensors.")
+        return given[self.number]
 
 
 def at(index: Tensor, x: Tensor) -> Tensor:
