@@ -17,14 +17,14 @@ _Parsed: TypeAlias = Tensor | list[object] | Function | None
 _ACCEPTED = (
     "an int, N ints, an (N, K) LongTensor, a float tensor shaped like the output, a tuple of indices or a list of N "
     "of them, None for one score per sample, a function of the output that returns (N,) or (N, K) scores, or N of one "
-    "sample's output is accepted"
+    "sample's output"
 )
 
 
 def target_error(target: object, problem: str) -> ValueError:
     """The error that every unusable target raises."""
     shown = describe(target) if isinstance(target, Tensor) and target.numel() > 16 else repr(target)
-    return ValueError(f"target={shown} {problem}; {_ACCEPTED}.")
+    return ValueError(f"target={shown} {problem}; expected {_ACCEPTED}.")
 
 
 def main_output(output: object) -> Any:
@@ -167,7 +167,7 @@ def get_backward_gradient(pred_y: Tensor, y: object) -> Tensor:
     """
     parsed = _parse(y, len(pred_y) if pred_y.ndim else 1)
     if callable(parsed) or _are_functions(parsed):
-        raise target_error(y, "is no class index")
+        raise target_error(y, "is not a class index")
     if parsed is None or isinstance(parsed, list) or parsed.is_floating_point():
         return _gradient(pred_y, parsed, y)
     index = class_indices(pred_y, y)
@@ -228,9 +228,9 @@ def _parse_classes(target: object, samples: int) -> Tensor:
     try:
         index = target if isinstance(target, Tensor) else torch.as_tensor(target, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise target_error(target, "is no class index") from error
+        raise target_error(target, "is not a class index") from error
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise target_error(target, f"is of type {index.dtype}, no class index")
+        raise target_error(target, f"is of type {index.dtype}, not a class index")
     if index.ndim == 2 and not index.shape[1]:
         raise target_error(target, "asks for no map")
     columns = index if index.ndim == 2 else index.reshape(-1, 1)

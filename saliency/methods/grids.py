@@ -44,11 +44,11 @@ def grid_index(x: Tensor, size: Sequence[int], layout: Layout, module: Module | 
     index = to_channels_first(numbers, size, layout, module)
     if not isinstance(index, Tensor) or index.ndim not in (4, len(size) + 2) or len(index) != 1:
         raise ValueError(
-            f"layout={layout!r} makes no grid (1, C, h, w) of an activation {tuple(x.shape)}; a layout that does is "
-            "accepted."
+            f"layout={layout!r} makes no grid (1, C, h, w) of an activation {tuple(x.shape)}; expected a layout "
+            "that does."
         )
     if index.is_floating_point() or index.unique().numel() < index.numel() or int(index.max()) >= x.numel():
-        raise ValueError(f"layout={layout!r} computes with an activation; a function that rearranges it is accepted.")
+        raise ValueError(f"layout={layout!r} computes with an activation; expected a function that rearranges it.")
     return index[0]
 
 

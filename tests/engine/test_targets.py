@@ -79,13 +79,13 @@ BAD_TARGETS = [
     ([0, 1, 2], "the batch holds 2 samples"),
     (torch.zeros(3, dtype=torch.long), "the batch holds 2 samples"),
     ([], "[]"),
-    (1.0, "no class index"),
-    (float("nan"), "no class index"),
+    (1.0, "class index"),
+    (float("nan"), "class index"),
     (np.float64(1), "shape ()"),
     (True, "bool"),
     (torch.tensor([True, False]), "bool"),
     (np.array([True, False]), "bool"),
-    (1j, "no class index"),
+    (1j, "class index"),
     ("dog", "'dog'"),
     (["dog", "cat"], "dog"),
     ({"class": 1}, "class"),
@@ -135,8 +135,8 @@ class Scores(torch.nn.Module):
 
 @pytest.mark.parametrize(("target", "words"), BAD_TARGETS, ids=lambda value: cases.shown(value)[:40])
 def test_unusable_targets(target, words):
-    """The message begins with the user's own words, says what is wrong, and ends with what is accepted."""
-    with pytest.raises(ValueError, match=r"(?s)^target=.*accepted\.$") as error:
+    """The message begins with the user's own words, says what is wrong, and ends with what is expected."""
+    with pytest.raises(ValueError, match=r"(?s)^target=.*expected .*\.$") as error:
         saliency.gradient(Scores(), torch.zeros(2, 3), target)
     message = str(error.value)
     assert words in message
@@ -181,7 +181,7 @@ def test_select_scores():
 
 @pytest.mark.parametrize("output", [{"a": torch.ones(2, 3)}, (), None, 3.0, "text", (None, torch.ones(2, 3))], ids=str)
 def test_outputs_of_which_nothing_can_be_chosen(output):
-    with pytest.raises(ValueError, match=r"target=1 cannot choose .*function.*accepted"):
+    with pytest.raises(ValueError, match=r"target=1 cannot choose .*function.*expected"):
         Targets(1, 2).select(output)
 
 
@@ -347,5 +347,5 @@ def test_nothing_waits_for_the_device_of_the_output(target):
 
 def test_an_output_without_the_rows_of_the_batch():
     for target in (1, None, (1,), torch.ones(2, 3), [lambda row: row[0]] * 2):
-        with pytest.raises(ValueError, match=r"(?s)target=.* needs .*2 rows.* shape \(1, 3\).*accepted"):
+        with pytest.raises(ValueError, match=r"(?s)target=.* needs .*2 rows.* shape \(1, 3\).*expected"):
             Targets(target, 2).scores(torch.zeros(1, 3))
