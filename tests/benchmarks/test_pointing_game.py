@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.choices import CENTRE, LONG, TORCHRAY, choose_metrics, choose_names, make_methods
+from benchmarks.choices import BATCHED, CENTRE, LONG, TORCHRAY, choose_metrics, choose_names, make_methods
 from benchmarks.pointing_game import build_parser, main
 from saliency import METHODS, get_pointing_gradient
 from saliency.evaluation.datasets.scenes import SceneSet
@@ -21,6 +21,7 @@ from saliency.scenes import CLASSES, make_scene, make_scenes, scene_network
 # Percentage points above the centre point. Activation shows every object, whatever the class that is asked for.
 MARGINS = dict.fromkeys(METHODS, 40) | {"activation": 10}
 del MARGINS["deconvnet"]  # see below
+del MARGINS["feature_permutation"]  # a map of what differs from the other images of a batch, and none of one image
 FEW = ("rise.num_masks=300", "extremal_perturbation.areas=0.05", "extremal_perturbation.max_iter=60")
 
 
@@ -226,10 +227,11 @@ def test_a_network_that_scores_no_classes_is_named(played, monkeypatch):
 
 
 def test_names_and_their_groups():
-    assert set(choose_names(None)) == {CENTRE, *METHODS} - set(LONG)
+    assert set(choose_names(None)) == {CENTRE, *METHODS} - set(LONG) - set(BATCHED)
     assert choose_names(["torchray"]) == list(TORCHRAY)
     assert choose_names(["rise", "torchray", "centre", "gradient"]) == ["rise", *TORCHRAY, "centre"]
-    assert set(choose_names(["all"])) == set(METHODS)
+    assert set(choose_names(["all"])) == set(METHODS) - set(BATCHED)
+    assert choose_names(["feature_permutation"]) == ["feature_permutation"]
     assert set(choose_metrics(["all"], [], None)) == {*METRICS, "agreement"}
     assert choose_metrics(None, ["pointing_game.tolerance=3"], 5) == {"pointing_game": {"tolerance": 3}}
 
