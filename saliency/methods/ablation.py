@@ -75,9 +75,9 @@ def feature_ablation(
 
     A feature is one entry of the layer's activation (of the input at ``saliency_layer=''``), or all entries of one
     number in ``layer_mask`` (at the input, ``feature_mask``), which get the same attribution. ``layer_baselines``
-    (``baselines``) are 0, another number or tensors; for several inputs, a tuple has an entry for each. Behind a layer,
-    the front of the network runs once a sample. Signed; ``reduction=None`` gives the layer's shape. Zeiler and Fergus,
-    Visualizing and Understanding Convolutional Networks, ECCV 2014. Options: see :func:`explain`.
+    (``baselines``) are 0, another number or tensors. For several inputs, a tuple has an entry for each, whose features
+    are its own. Behind a layer, the front of the network runs once a sample. Signed; ``reduction=None`` gives the
+    layer's shape. Zeiler and Fergus, ECCV 2014. Options: see :func:`explain`.
 
     >>> feature_ablation(torch.nn.Flatten(), torch.tensor([[[[3.0, 4.0]]]]), 1, "")
     tensor([[[[0., 4.]]]])

@@ -73,7 +73,11 @@ MASKS = {
     "blocks, numbers with gaps": lambda shape: numbers(*shape) // 7 * 5 - 3,
     "of each sample": lambda shape: torch.stack([numbers(*shape)[0] % 4, numbers(*shape)[0] // 9]),
 }
-PLACES = {"in place": ["", "features.0", "features"], "residual": ["stem", "shortcut"], "transformer": ["blocks.0"]}
+PLACES = {
+    "in place": ["", "features.0", "features"],
+    "residual": ["stem", "shortcut", "norm"],
+    "transformer": ["blocks.0"],
+}
 PLACES["channels last"] = ["mlp"]
 OF_NAME = {case.name: case for case in cases.MODEL_CASES}
 SMALL = {"in place": (2, 3, 5, 4), "residual": (2, 3, 5, 4)}  # one run an entry
