@@ -155,7 +155,7 @@ def ablation_cam(
 
         def make(samples: Tensor, numbers: Tensor) -> Tensor:
             x = p.x[at(samples, p.x)]
-            return x.flatten(1).scatter(1, index[at(numbers, x)].flatten(1), 0).view(x.shape)
+            return x.flatten(1).scatter_(1, index[at(numbers, x)].flatten(1), 0).view(x.shape)
 
         known = p.known()
         return _weighed(safe_divide(known - p.scores(len(index), make), known), p)
