@@ -25,6 +25,11 @@ def _columns(numbers: Tensor, x: Tensor) -> Tensor:
     return at(numbers, x).view(-1, *[1] * (x.ndim - 1))
 
 
+def _rows(x: Tensor, samples: Tensor) -> Tensor:
+    """The rows of these samples; of a single one no copies, since it broadcasts."""
+    return x if len(x) == 1 else x[at(samples, x)]
+
+
 def _features(layer_mask: FeatureMask, feature_mask: FeatureMask, p: Perturbed) -> tuple[Tensor, int]:
     """The feature of every entry, (1, ...) or (N, ...), numbered from 0, and how many there are."""
     argument, own = _meant(p, layer_mask=layer_mask, feature_mask=feature_mask)
@@ -89,9 +94,8 @@ def feature_ablation(
         (start,) = starts_of(replaced, [p.x])
 
         def make(samples: Tensor, numbers: Tensor) -> Tensor:
-            own = at(samples, p.x)
-            of = features if len(features) == 1 else features[own]
-            return torch.where(of == _columns(numbers, p.x), start[own], p.x[own])
+            of, a, x = (_rows(tensor, samples) for tensor in (features, start, p.x))
+            return torch.where(of == _columns(numbers, p.x), a, x)
 
         return _spread(p.drops(count, make), features, p.x)
 
@@ -131,9 +135,8 @@ def feature_permutation(
         others = torch.where(same, others.roll(1, 1), others)
 
         def make(samples: Tensor, numbers: Tensor) -> Tensor:
-            own, other = at(samples, p.x), at(others[numbers, samples], p.x)
-            of = features if len(features) == 1 else features[own]
-            return torch.where(of == _columns(numbers, p.x), p.x[other], p.x[own])
+            other, of = at(others[numbers, samples], p.x), _rows(features, samples)
+            return torch.where(of == _columns(numbers, p.x), p.x[other], _rows(p.x, samples))
 
         return _spread(p.drops(count, make), features, p.x)
 

@@ -16,7 +16,6 @@ from saliency.engine.layers import Layer
 from saliency.engine.maps import safe_divide, sum_channels
 from saliency.engine.state import make_generator
 from saliency.engine.targets import Target
-from saliency.engine.variants import replacing_input
 from saliency.methods.grids import grid_index, put_grid
 from saliency.methods.perturbing import PER_EVAL, Perturbed, at, explain
 
@@ -34,9 +33,9 @@ def _weighed(weights: Tensor, p: Perturbed) -> Tensor:
 
 def _masked(p: Perturbed, change: Callable[[Tensor], Tensor] = torch.Tensor.clone) -> Tensor:
     """Scores (N, C, K) of the image behind each channel, brought to its size, scaled to [0, 1], and changed."""
-    image, run = replacing_input(p.call, p.call.image_at)
-    x, positions = p.grid, tuple(range(2, image.ndim))
-    if not 3 <= x.ndim == image.ndim <= 5:
+    image, x = p.call.image.detach(), p.grid
+    positions = tuple(range(2, image.ndim))
+    if not 3 <= x.ndim == image.ndim <= 5 or len(x) != len(image):
         raise ValueError(f"input={describe(image)} is not masked by a layer's channels; expected (N, C, h, w).")
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(positions)]
 
@@ -46,7 +45,7 @@ def _masked(p: Perturbed, change: Callable[[Tensor], Tensor] = torch.Tensor.clon
         low, high = mask.amin(positions, keepdim=True), mask.amax(positions, keepdim=True)
         return image[n] * change(safe_divide(mask - low, high - low))
 
-    return p.scores(x.shape[1], make, run)
+    return p.scores(x.shape[1], make)
 
 
 def score_cam(
@@ -68,7 +67,7 @@ def score_cam(
     def attribute(p: Perturbed) -> Tensor:
         return _weighed(_masked(p).softmax(1), p)
 
-    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
+    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True, True)
     return explain(*arguments, **options)
 
 
@@ -105,7 +104,7 @@ def ss_cam(
             found.append(_masked(p, partial(torch.add, noise.to(image.dtype))))
         return _weighed(torch.stack(found).mean(0).softmax(1), p)
 
-    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
+    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True, True)
     return explain(*arguments, **options)
 
 
@@ -130,7 +129,7 @@ def is_cam(
         found = [_masked(p, partial(torch.mul, other=(t + 1) / num_samples)) for t in range(num_samples)]
         return _weighed(torch.stack(found).mean(0).softmax(1), p)
 
-    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
+    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True, True)
     return explain(*arguments, **options)
 
 
@@ -156,7 +155,7 @@ def ablation_cam(
 
         def make(samples: Tensor, numbers: Tensor) -> Tensor:
             x = p.x[at(samples, p.x)]
-            return x.flatten(1).scatter(1, index[at(numbers, x)].flatten(1), 0).view(x.shape)
+            return x.flatten(1).scatter_(1, index[at(numbers, x)].flatten(1), 0).view(x.shape)
 
         known = p.known()
         return _weighed(safe_divide(known - p.scores(len(index), make), known), p)
