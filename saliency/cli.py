@@ -168,7 +168,8 @@ def maps_of(case: Case, model: Module, options: dict[str, dict[str, Any]]) -> di
     Of several methods, one that raises ``ValueError`` is named on stderr and left out; if none is left, it is raised.
     """
     targets = torch.tensor([case.targets], device=case.input.device)
-    maps, refused = {}, {}
+    maps: dict[str, Tensor] = {}
+    refused: dict[str, ValueError] = {}
     for name, chosen in options.items():
         own = {"internal_batch_size": POINTS_AT_ONCE} if is_path_method(name) else {}
         try:
