@@ -179,8 +179,8 @@ def maps_of(case: Case, model: Module, options: dict[str, dict[str, Any]]) -> di
             refused[name] = error
     if not maps:
         raise next(iter(refused.values()))
-    for name, error in refused.items():
-        sys.stderr.write(f"saliency: {name}: {' '.join(str(error).split())}\n")
+    for name, problem in refused.items():
+        sys.stderr.write(f"saliency: {name}: {' '.join(str(problem).split())}\n")
     return maps
 
 

@@ -133,7 +133,8 @@ def _influential(call: Call, site: Site, targets: Targets) -> Tensor | None:
         score = targets.scores(recorded.output).sum()
         x = recorded.tensors[0][0]
         differentiable = score.requires_grad or any(parameter.requires_grad for parameter in call.parameters)
-        if differentiable and node_of(x) not in Graph(score, (), ()):  # nothing would fall
+        node = node_of(x)
+        if differentiable and (node is None or node not in Graph(score, (), ())):  # nothing would fall
             raise CutOffError(site)
         return x.detach()
 
