@@ -137,7 +137,7 @@ WRONG = {
     "tolerance": (["--tolerance", "x"], "--tolerance"),
     "limit": (["--limit", "0"], "--limit"),
     "arch": (["--arch", "resnet5O"], "did you mean 'resnet50'?"),
-    "layer": (["--method", "grad_cam", "--layer", "blok4"], "saliency_layer='blok4' is no layer of the model"),
+    "layer": (["--method", "grad_cam", "--layer", "blok4"], "saliency_layer='blok4' is not a layer of the model"),
     "layer of one method": (["--option", "contrastive_excitation_backprop.contrast_layer=x"], "contrast_layer='x'"),
     "network": (["--import", "nowhere:build"], "import='nowhere:build'"),
     "two networks": (["--import", "torch.nn:Identity", "--arch", "scenes"], "import='torch.nn:Identity' goes without"),
