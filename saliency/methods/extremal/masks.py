@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import Module
 
 from saliency.engine.call import Call, Input, make_call
@@ -151,7 +152,17 @@ def _check_width(sigma: float, x: Tensor) -> None:
 
 
 def _depends(score: Tensor, x: Tensor) -> bool:
-    return score.requires_grad and torch.autograd.grad(score, x, allow_unused=True)[0] is not None
+    """Does the graph lead from the score back to the tensor? A walk, not a backward pass."""
+    source, seen = get_gradient_edge(x).node, set()
+    nodes = [score.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is source:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [earlier for earlier, _ in node.next_functions]
+    return False
 
 
 def _reward(run: Run, targets: Targets, count: int, areas: int, reward_func: RewardFunction, variant: str) -> Reward:
