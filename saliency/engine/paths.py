@@ -151,8 +151,8 @@ def starts_of(baselines: Baselines, inputs: Sequence[Tensor]) -> list[Tensor]:
                 f"baselines={shown} is not a baseline of an input of shape {tuple(x.shape)}; expected a number, or a "
                 "tensor of its shape with a batch of 1 or of the input's."
             )
-        value = torch.as_tensor(0 if baseline is None else baseline, dtype=x.dtype, device=x.device)
-        found.append(value.detach().expand_as(x))
+        value = baseline.detach() if isinstance(baseline, Tensor) else x.new_full((), float(baseline or 0))
+        found.append(value.to(x.device, x.dtype).expand_as(x))
     return found
 
 

@@ -261,7 +261,7 @@ def test_baselines_may_be_none_a_number_one_for_all_or_one_for_each(method, laye
     for baselines, start in (
         (None, torch.zeros_like(each)),
         (0, torch.zeros_like(each)),
-        (0.5, torch.full_like(each, 0.5)),
+        (0.3, torch.full_like(each, 0.3)),  # in the input's precision
         (np.float32(0.5), torch.full_like(each, 0.5)),
         (one, one.expand_as(each)),
         (one.float(), one.float().double().expand_as(each)),
