@@ -114,6 +114,11 @@ def our_grad_cam_of_the_last_layer(work: Workload) -> Explain:
     return lambda target: saliency.grad_cam(work.model, work.input, target)
 
 
+def our_grad_cam_at_the_found_layer(work: Workload) -> Explain:
+    layer = saliency.find_layer(work.model, work.input, target=work.target)
+    return lambda target: saliency.grad_cam(work.model, work.input, target, layer)
+
+
 def our_grad_cam_of_all_targets(work: Workload) -> Run:
     return lambda: saliency.grad_cam(work.model, work.input, work.targets, work.layer)
 

@@ -213,25 +213,26 @@ def our_score_cam(work: Workload) -> Run:
 CLASSES = 200
 
 
-def _four(work: Workload, **options: Any) -> Run:
+def _four(work: Workload, is_shared: bool) -> Run:
     model, input, target = work.model, work.input[:1], work.target[:1]
     methods: list[Callable[..., Any]] = [saliency.gradient, saliency.guided_backprop, saliency.deconvnet]
 
     def run() -> list[Any]:
-        shared = {name: make() for name, make in options.items()}
-        maps = [method(model, input, target, **shared) for method in methods]
-        return [*maps, saliency.excitation_backprop(model, input, target, work.earlier, **shared)]
+        # The same tensor: a pass of another one, be it a view of the same memory, is not shared.
+        shared = saliency.shared_forward(model, input, ["", work.earlier]) if is_shared else None
+        maps = [method(model, input, target, shared=shared) for method in methods]
+        return [*maps, saliency.excitation_backprop(model, input, target, work.earlier, shared=shared)]
 
     return run
 
 
 def four_methods_alone(work: Workload) -> Run:
     """Gradient, guided backpropagation and DeConvNet at the input, excitation backprop at the earlier layer."""
-    return _four(work)
+    return _four(work, is_shared=False)
 
 
 def four_methods_of_one_pass(work: Workload) -> Run:
-    return _four(work, shared=shared_pass(work))
+    return _four(work, is_shared=True)
 
 
 def shared_pass(work: Workload) -> Run:

@@ -108,7 +108,8 @@ def check_inputs(input: object) -> tuple[Tensor, ...]:
 
 def check_parameters(call: Call, grad: bool) -> None:
     """Raise ``ValueError`` for a model that cannot run, or, with ``grad``, that can have no gradients."""
-    if any(is_lazy(parameter) for parameter in call.parameters):
+    others = [parameter for parameter in call.parameters if type(parameter) is not Parameter]  # most are, and not lazy
+    if any(is_lazy(parameter) for parameter in others):
         raise ValueError(f"model={type(call.model).__name__} has lazy parameters; expected a model that ran once.")
     if grad and any(parameter.is_inference() for parameter in call.parameters):
         raise ValueError(
