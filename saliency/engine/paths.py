@@ -250,9 +250,10 @@ def between(
 
 def _distributions(baselines: object) -> list[Tensor]:
     listed = [*baselines] if isinstance(baselines, (tuple, list)) else [baselines]
-    if not all(isinstance(b, Tensor) and b.ndim and len(b) for b in listed):
+    found = [b for b in listed if isinstance(b, Tensor) and b.ndim and len(b)]
+    if len(found) < max(len(listed), 1):
         raise _distribution_error(baselines)
-    return listed
+    return found
 
 
 def _distribution_error(baselines: object) -> ValueError:
