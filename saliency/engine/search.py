@@ -154,21 +154,18 @@ def _score(output: object, targets: Targets | None) -> Tensor:
 
 def _judge(outputs: list[Output], graph: Graph) -> None:
     """Note which of the outputs are no map by where they stand in the graph of the score."""
-    queries: set[int] = set()  # the numbers of tokens of streams that began without the input
-    for found in outputs:
-        if found.edge is None:
-            continue
-        node = found.edge.node
-        if not all(map(graph.depends, found.stream)):
-            queries.add(found.shape[1])
-        made_by = origins(node)
+    nodes = [(found, found.edge.node) for found in outputs if found.edge is not None]
+    # A module that makes what depends on the input of tokens that do not asks the input: these tokens are queries.
+    asking = [found for found, node in nodes if graph.depends(node) and not all(map(graph.depends, found.stream))]
+    queries = {found.shape[1] for found in asking}
+    for found, node in nodes:
         if node not in graph:
             found.problem = "no gradient of this target"
         elif not graph.depends(node):
             found.problem = "does not depend on the input"
         elif graph.is_returned(node):
             found.problem = "the score itself"
-        elif all(name.startswith(("Softmax", "Adaptive")) for name in made_by):
+        elif all(name.startswith(("Softmax", "Adaptive")) for name in origins(node)):
             found.problem = "attention weights, or an adaptive pool"
         elif len(found.shape) == 3 and found.shape[1] in queries:
             found.problem = "queries"

@@ -250,6 +250,19 @@ def test_queries_are_no_tokens(queries, frozen):
         assert find_layer(net, image(1, 3, 224, 224), target=target) == "bb"
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_positions_make_no_queries_of_tokens(frozen):
+    """As many positions as tokens pass through modules of their own, and know nothing of the image."""
+
+    def positioned(s: Net, x: Tensor) -> Tensor:
+        positions = s.drop(s.mix(s.table(torch.arange(64)[None])))
+        return s.fc(s.norm(s.embed(x).flatten(2).mT + positions).mean(1))
+
+    more = {"table": nn.Embedding(64, 64), "mix": nn.LayerNorm(64), "drop": nn.Dropout()}
+    net = Net(positioned, **patches(**more)).requires_grad_(not frozen)
+    assert find_layer(net, image(), target=1) == "norm"
+
+
 @pytest.mark.parametrize("anchors", [9, 4, 16])
 def test_anchors_are_no_tokens(anchors):
     """(N, cells * anchors, 5) of 4 x 4 cells: 4 and 16 anchors a cell could be read as 8 x 8 and 16 x 16."""
