@@ -144,14 +144,16 @@ def starts_of(baselines: Baselines, inputs: Sequence[Tensor]) -> list[Tensor]:
         raise ValueError(f"baselines={len(each)} tensors do not fit; expected one for each of {len(inputs)} inputs.")
     found = []
     for baseline, x in zip(each, inputs, strict=True):
-        fits = isinstance(baseline, Tensor) and baseline.shape[1:] == x.shape[1:] and len(baseline) in (1, len(x))
-        if not (baseline is None or is_number(baseline) or fits):
+        if baseline is None or is_number(baseline):
+            value = x.new_full((), float(baseline or 0))
+        elif isinstance(baseline, Tensor) and baseline.shape[1:] == x.shape[1:] and len(baseline) in (1, len(x)):
+            value = baseline.detach()
+        else:
             shown = describe(baseline) if isinstance(baseline, Tensor) else repr(baseline)
             raise ValueError(
                 f"baselines={shown} is not a baseline of an input of shape {tuple(x.shape)}; expected a number, or a "
                 "tensor of its shape with a batch of 1 or of the input's."
             )
-        value = baseline.detach() if isinstance(baseline, Tensor) else x.new_full((), float(baseline or 0))
         found.append(value.to(x.device, x.dtype).expand_as(x))
     return found
 
