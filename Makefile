@@ -13,7 +13,7 @@ help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-benchmark ## explain the embedded scenes with every method, then play the pointing game
-	$(BIN)/saliency explain --method all --out demo \
+	$(BIN)/saliency explain --method all --out demo --option num_samples=3 \
 		--option num_masks=500 --option max_iter=60 --option n_steps=20 --option n_samples=20
 	$(BIN)/python -m benchmarks.pointing_game --dataset scenes
 	@echo "Pictures: $(CURDIR)/demo (all in one: contact_sheet.png)"

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from inspect import signature
 from typing import Any
 
+import torch
+
 from benchmarks.torchray_loop import LAYERS as RESNET_LAYERS
 from benchmarks.torchray_loop import SMOOTH as TORCHRAY_SMOOTH
 from saliency import METHODS, get_pointing_gradient
@@ -14,12 +16,13 @@ from saliency.evaluation.running.jobs import Methods
 from saliency.evaluation.running.scoring import AGREEMENT
 
 CENTRE = "centre"
-# Dozens or hundreds of passes for an image: only if they are asked for.
+# Dozens or hundreds of passes for an image, or more: only if they are asked for, by name or with 'all'.
 LONG = (
     *("integrated_gradients", "internal_influence", "conductance", "gradient_shap", "smooth_gradient"),
-    *("feature_ablation", "feature_permutation", "occlusion", "score_cam", "ss_cam", "is_cam", "ablation_cam"),
-    *("recipro_cam", "rise", "extremal_perturbation"),
+    *("feature_ablation", "occlusion", "score_cam", "ss_cam", "is_cam", "rise", "extremal_perturbation"),
 )
+# Its map of an image depends on the rest of the batch, and so on the batch size: only if it is asked for by name.
+BATCHED = ("feature_permutation",)
 TORCHRAY = (
     *("gradient", "deconvnet", "guided_backprop", "grad_cam", "linear_approx"),
     *("excitation_backprop", "contrastive_excitation_backprop"),
@@ -42,16 +45,26 @@ SMOOTH = dict.fromkeys(
     0.02,
 ) | {"extremal_perturbation": 0.09}
 
+# Of the embedded network, for a second a map: each of the 16 x 16 positions of ``layer4`` is a feature; few samples.
+SCENES_OPTIONS: dict[str, dict[str, Any]] = {
+    "feature_ablation": {"saliency_layer": "layer4", "layer_mask": torch.arange(256).view(1, 1, 16, 16)},
+    "ss_cam": {"num_samples": 2},
+    "is_cam": {"num_samples": 3},
+}
+
 
 def choose_names(asked: Sequence[str] | None) -> list[str]:
     """The names of the methods; ``'all'``, ``'torchray'`` and ``'centre'`` are understood, None is all that are quick.
+
+    Left out of both is :data:`BATCHED`.
 
     >>> choose_names(["centre", "grad_cam", "torchray"])[:3]
     ['centre', 'grad_cam', 'gradient']
     """
     names: list[str] = []
-    for name in asked or [CENTRE, *(method for method in METHODS if method not in LONG)]:
-        names += [CENTRE] if name == CENTRE else TORCHRAY if name == "torchray" else choose_methods([name])
+    groups = {CENTRE: [CENTRE], "torchray": TORCHRAY, "all": [method for method in METHODS if method not in BATCHED]}
+    for name in asked or [CENTRE, *(method for method in groups["all"] if method not in LONG)]:
+        names += groups[name] if name in groups else choose_methods([name])
     return list(dict.fromkeys(names))
 
 
@@ -65,6 +78,8 @@ def make_methods(
     """
     real = [name for name in names if name != CENTRE]
     options = {name: _own_options(name, cam_layer) for name in real}
+    for name in (own for own in SCENES_OPTIONS if arch == "scenes" and own in options):
+        options[name] |= SCENES_OPTIONS[name]
     family = next((found for prefix, found in TORCHRAY_LAYERS.items() if arch.startswith(prefix)), {})
     for name in (own for own in TORCHRAY if torchray and own in options):
         options[name].pop("smooth", None)

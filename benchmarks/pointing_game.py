@@ -106,7 +106,7 @@ def build_parser() -> Parser:
         "--method",
         action="append",
         metavar="NAME",
-        help="repeatable; 'centre', 'torchray', 'all' methods (centre and all quick ones)",
+        help="repeatable; 'centre', 'torchray', 'all' but feature_permutation (centre and all quick ones)",
     )
     add("--layer", action="append", metavar="[METHOD=]NAME", help="where to look (each method's own)")
     add("--option", action="append", metavar="[METHOD.]NAME=VALUE", help="for the methods that have it; repeatable")

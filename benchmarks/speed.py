@@ -3,7 +3,8 @@
     python -m benchmarks.speed --rounds 7 --batch 8 --image 224 --threads 2 --json speed.json
 
 Only ratios are reported, and only of runs that took turns: every candidate is timed right after its baseline, round by
-round; the first round is dropped and the median of the others is shown, with the range. Peak memory is the most that
+round; the first round is dropped and the median of the others is shown, with the range. Where a baseline does only a
+part of its work, its time is that of the whole. Peak memory is the most that
 the model, the batch and what a run allocates take together, and is measured once. What is compared stands in
 ``comparisons.py``; ``--only`` chooses from it by words of the names.
 """
@@ -24,16 +25,21 @@ from typing import Any
 import torch
 import torchvision
 
-from benchmarks.comparisons import COMPARISONS, OURS, Comparison, Run, Workload
+from benchmarks.candidates import OURS, Run, Workload
+from benchmarks.comparisons import COMPARISONS, Comparison
 
 
 class Result:
-    """What has been measured of a comparison: per candidate the ratios of all rounds, and the ratio of peak memory."""
+    """What has been measured of a comparison: per candidate the ratios of all rounds, and peak memory.
+
+    ``megabytes`` are those above the baseline's peak.
+    """
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
         self.times: dict[str, list[float]] = {}
         self.memory: dict[str, float] = {}
+        self.megabytes: dict[str, float] = {}
         self.missing: set[str] = set()
 
 
@@ -99,11 +105,16 @@ def measure(result: Result, work: Workload, rounds: int, progress: Callable[[str
         there = resident_memory(work)
         bytes_of_baseline = there + peak_memory(baseline, device)
         for name, run in runs.items():
-            result.memory[name] = (there + peak_memory(run, device)) / bytes_of_baseline
+            bytes_of_run = there + peak_memory(run, device)
+            result.memory[name] = bytes_of_run / bytes_of_baseline
+            result.megabytes[name] = (bytes_of_run - bytes_of_baseline) / 1e6
+        if comparison.megabytes_goal is not None:
+            progress(f"{comparison.name}: measured once")
+            return
         for number in range(rounds + 1):
             progress(f"{comparison.name}: " + (f"round {number} of {rounds}" if number else "warm-up"))
             for name, run in runs.items():
-                base = seconds(baseline, device)
+                base = seconds(baseline, device) / comparison.share
                 ratio = seconds(run, device) / base
                 if number:
                     result.times.setdefault(name, []).append(ratio)
@@ -120,14 +131,27 @@ def _build(result: Result, work: Workload) -> dict[str, Run]:
 
 def verdict(result: Result, name: str) -> str:
     """Whether our own candidate keeps within the goals of its comparison."""
-    comparison = result.comparison
-    if name != OURS or (comparison.time_goal is None and comparison.memory_goal is None):
+    comparison, times = result.comparison, result.times.get(name)
+    measured = [
+        (comparison.time_goal, statistics.median(times) if times else None),
+        (comparison.memory_goal, result.memory.get(name)),
+        (comparison.megabytes_goal, result.megabytes.get(name)),
+    ]
+    checked = [(goal, figure) for goal, figure in measured if goal is not None]
+    if name != OURS or not checked:
         return ""
-    if not result.times.get(name):
+    if any(figure is None for _, figure in checked):
         return "not measured"
-    slow = comparison.time_goal is not None and statistics.median(result.times[name]) > comparison.time_goal
-    large = comparison.memory_goal is not None and result.memory[name] > comparison.memory_goal
-    return "not met" if slow or large else "met"
+    return "met" if all(figure <= goal for goal, figure in checked if figure is not None) else "not met"
+
+
+def shown(ratio: float) -> str:
+    """A ratio with two decimals, a small one with two digits.
+
+    >>> shown(1.046), shown(1 / 15), shown(1 / 200)
+    ('1.05', '0.067', '0.005')
+    """
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def table(results: Sequence[Result]) -> str:
@@ -138,19 +162,29 @@ def table(results: Sequence[Result]) -> str:
     ]
     for result in results:
         for name in result.comparison.candidates:
-            goals = [result.comparison.time_goal, result.comparison.memory_goal] if name == OURS else [None, None]
-            limits = ["" if goal is None else f"≤ {goal:.2f}" for goal in goals]
+            limits = _limits(result.comparison) if name == OURS else ("", "")
             cells = [result.comparison.name, name, *_figures(result, name), *limits, verdict(result, name)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _limits(comparison: Comparison) -> tuple[str, str]:
+    time, memory = (
+        "" if goal is None else f"≤ {shown(goal)}" for goal in (comparison.time_goal, comparison.memory_goal)
+    )
+    return time, memory if comparison.megabytes_goal is None else f"≤ +{comparison.megabytes_goal:.0f} MB"
+
+
 def _figures(result: Result, name: str) -> tuple[str, str]:
     if name in result.missing:
         return "not installed", ""
-    times = result.times.get(name)
-    time = f"{statistics.median(times):.2f} ({min(times):.2f}–{max(times):.2f})" if times else "not measured"
-    return time, f"{result.memory[name]:.2f}" if name in result.memory else "not measured"
+    times, in_megabytes = result.times.get(name), result.comparison.megabytes_goal is not None
+    time = "" if in_megabytes else "not measured"
+    if times:
+        time = f"{shown(statistics.median(times))} ({shown(min(times))}–{shown(max(times))})"
+    if name not in result.memory:
+        return time, "not measured"
+    return time, f"+{result.megabytes[name]:.0f} MB" if in_megabytes else f"{result.memory[name]:.2f}"
 
 
 def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
@@ -161,6 +195,7 @@ def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
             "candidate": name,
             "time_ratios": result.times.get(name, []),
             "memory_ratio": result.memory.get(name),
+            "megabytes_above_baseline": result.megabytes.get(name),
             "installed": name not in result.missing,
             "verdict": verdict(result, name),
         }

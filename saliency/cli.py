@@ -141,20 +141,15 @@ def explain(arguments: argparse.Namespace) -> None:
 
 def explain_case(
     case: Case, model: Module, options: dict[str, dict[str, Any]], wanted: Recipe, out: Path
-) -> list[tuple[Tensor, str, list[Tensor]]]:
-    """Write the files of a case; return (picture, title, maps of all methods) for each of its targets.
+) -> list[tuple[Tensor, str, dict[str, Tensor]]]:
+    """Write the files of a case; return (picture, title, map by method) for each of its targets.
 
     All targets of the case share one forward pass of each method.
     """
     names = class_names(wanted, case.scores)
     top = case.scores.argsort(descending=True)[:5].tolist()
     say(f"{case.name}: " + ", ".join(f"{names[index]} {case.scores[index]:.1%}" for index in top))
-    targets = torch.tensor([case.targets], device=case.input.device)
-    maps = {}
-    for name, chosen in options.items():
-        own = {"internal_batch_size": POINTS_AT_ONCE} if is_path_method(name) else {}
-        with progress_of(name) as progress:
-            maps[name] = METHODS[name].function(model, case.input, targets, **{**own, **progress, **chosen})[0]
+    maps = maps_of(case, model, options)
     rows = []
     for position, target in enumerate(case.targets):
         stem = f"{case.name}_{target}_{slug(names[target])}"
@@ -163,8 +158,30 @@ def explain_case(
             write_png(overlay(case.picture, method_maps[position]), out / f"{stem}_{name}.png")
             say(f"  {out / stem}_{name}.png, .npy")
         title = f"{case.name}\n{names[target]}\n{case.scores[target]:.1%}"
-        rows.append((case.picture, title, [method_maps[position] for method_maps in maps.values()]))
+        rows.append((case.picture, title, {name: method_maps[position] for name, method_maps in maps.items()}))
     return rows
+
+
+def maps_of(case: Case, model: Module, options: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+    """The maps (targets, h, w) of a case, by method.
+
+    Of several methods, one that raises ``ValueError`` is named on stderr and left out; if none is left, it is raised.
+    """
+    targets = torch.tensor([case.targets], device=case.input.device)
+    maps: dict[str, Tensor] = {}
+    refused: dict[str, ValueError] = {}
+    for name, chosen in options.items():
+        own = {"internal_batch_size": POINTS_AT_ONCE} if is_path_method(name) else {}
+        try:
+            with progress_of(name) as progress:
+                maps[name] = METHODS[name].function(model, case.input, targets, **{**own, **progress, **chosen})[0]
+        except ValueError as error:
+            refused[name] = error
+    if not maps:
+        raise next(iter(refused.values()))
+    for name, problem in refused.items():
+        sys.stderr.write(f"saliency: {name}: {' '.join(str(problem).split())}\n")
+    return maps
 
 
 @contextmanager
@@ -186,10 +203,13 @@ def progress_of(name: str) -> Iterator[dict[str, Any]]:
         yield {"progress": show}
 
 
-def write_sheet(rows: list[tuple[Tensor, str, list[Tensor]]], methods: list[str], out: Path) -> None:
-    """Write ``contact_sheet.png``, or one line on stderr where matplotlib is not installed."""
+def write_sheet(rows: list[tuple[Tensor, str, dict[str, Tensor]]], methods: list[str], out: Path) -> None:
+    """Write ``contact_sheet.png``, or one line on stderr where matplotlib is not installed.
+
+    A column is a method that has a map of every row.
+    """
     pictures, titles, maps = zip(*rows, strict=True)
-    columns = {name: [row[position] for row in maps] for position, name in enumerate(methods)}
+    columns = {name: [row[name] for row in maps] for name in methods if all(name in row for row in maps)}
     try:
         contact_sheet(pictures, columns, titles, out / "contact_sheet.png")
     except ImportError as error:

@@ -28,14 +28,14 @@ def smooth_grad(
     tensor([[1., 1., 1.]])
     """
     if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
-        raise ValueError(f"n_samples={n_samples!r} is no number of samples; an int >= 1 is accepted.")
+        raise ValueError(f"n_samples={n_samples!r} is not a number of samples; expected an int >= 1.")
     if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma={sigma!r} is no fraction of the input's range; a number >= 0 is accepted.")
+        raise ValueError(f"sigma={sigma!r} is not a fraction of the input's range; expected a number >= 0.")
 
     @wraps(method)
     def smoothed(model: Any, input: Any, *args: Any, **options: Any) -> Any:
         if options.get("debug"):
-            raise ValueError("debug=True has no mean over noisy inputs; it is accepted by the method itself.")
+            raise ValueError("debug=True is not possible for a mean over noisy inputs; expected debug=False.")
         inputs = check_inputs(input)
         generator = torch.Generator(inputs[0].device).manual_seed(seed)
         total: Any = None

@@ -131,13 +131,40 @@ def test_layer_is_passed_on(folder, squeezenet, tmp_path):
         assert np.load(tmp_path / layer / name).shape == shape
 
 
-FEW = [f"--option={pair}" for pair in ("num_masks=20", "max_iter=2", "n_steps=3", "n_samples=2")]
+FEW = [f"--option={pair}" for pair in ("num_masks=20", "max_iter=2", "num_samples=2", "n_samples=2", "n_steps=3")]
 
 
-def test_all_methods(tmp_path):
+def test_all_methods(tmp_path, capsys):
     assert main(["explain", "--scenes", "1", "--target", "0", "--method", "all", *FEW, "--out", str(tmp_path)]) == 0
     stem = f"scene0_0_{CLASSES[0]}"
-    assert contents(tmp_path, ".npy") == sorted(f"{stem}_{method}.npy" for method in METHODS)
+    written = [method for method in METHODS if method != "feature_permutation"]  # one image has nothing to permute
+    assert contents(tmp_path, ".npy") == sorted(f"{stem}_{method}.npy" for method in written)
+    assert contents(tmp_path, ".png") == sorted(["contact_sheet.png", *(f"{stem}_{method}.png" for method in written)])
+    error = capsys.readouterr().err
+    assert error.startswith("saliency: feature_permutation: input=")
+    assert error.count("\n") == 1
+
+
+def test_of_several_methods_one_that_raises_is_left_out(tmp_path, capsys, monkeypatch):
+    columns = []
+    monkeypatch.setattr(cli, "contact_sheet", lambda pictures, maps, titles, path: columns.append((list(maps), titles)))
+    methods = ["--method", "gradient", "--method", "feature_permutation", "--method", "grad_cam"]
+    assert main(["explain", "--scenes", "2", "--target", "0", *methods, "--out", str(tmp_path)]) == 0
+    assert columns[0][0] == ["gradient", "grad_cam"]
+    assert len(columns[0][1]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("saliency: feature_permutation: input=") == said.err.count("\n") == 2
+    assert "feature_permutation" not in said.out
+    assert not list(tmp_path.glob("*permutation*"))
+
+
+def test_a_method_alone_that_raises_ends_the_command(tmp_path, capsys):
+    arguments = ["--scenes", "1", "--target", "0", "--method", "feature_permutation", "--out", str(tmp_path)]
+    assert main(["explain", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("saliency: error: input=")
+    assert error.count("\n") == 1
+    assert contents(tmp_path, ".png") == []
 
 
 def test_options_reach_the_methods_that_have_them(tmp_path):
@@ -252,7 +279,7 @@ ERRORS = {
     "arch": (["{folder}/wide.png", "--arch", "resnet5O"], "arch='resnet5O' is unknown; did you mean 'resnet50'?"),
     "no classifier": (["{folder}/wide.png", "--arch", "fcn_resnet50"], "arch='fcn_resnet50' is unknown"),
     "method": (["--method", "gradcam"], "method='gradcam' is unknown; did you mean 'grad_cam'?"),
-    "layer": (["--layer", "layr4"], "layer='layr4' is no layer of the model; did you mean 'layer4'?"),
+    "layer": (["--layer", "layr4"], "layer='layr4' is not a layer of the model (did you mean 'layer4'?)"),
     "class": (["--target", "sqare"], "target='sqare' is unknown; did you mean 'square'?"),
     "class of no letters": (["--target", ""], "target='' is unknown"),
     "index": (["--target", "8"], "target='8' is no class of the network; accepted is 0 to 7."),

@@ -934,7 +934,7 @@ def test_many_threads_at_random():
 def test_errors_name_the_argument_the_value_and_what_is_accepted(method, options, words):
     model = cases.IN_PLACE.model()
     untouched = Untouched(model, torch.zeros(1))
-    with pytest.raises(ValueError, match=r"=.*accepted\.$") as error:
+    with pytest.raises(ValueError, match=r"=.*expected .*\.$") as error:
         explain(method, cases.IN_PLACE, model, **options)
     assert [word for word in words if word not in str(error.value)] == []
     untouched.check()
@@ -942,13 +942,13 @@ def test_errors_name_the_argument_the_value_and_what_is_accepted(method, options
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_that_is_no_module_is_an_error(method):
-    with pytest.raises(ValueError, match=r"model=.*accepted"):
+    with pytest.raises(ValueError, match=r"model=.*expected"):
         method(lambda x: x, cases.IN_PLACE.input(), 1, "")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_swapped_arguments_are_an_error(method):
-    with pytest.raises(ValueError, match=r"(model|input)=.*accepted"):
+    with pytest.raises(ValueError, match=r"(model|input)=.*expected"):
         method(cases.IN_PLACE.input(), cases.IN_PLACE.model(), 1, "")
 
 
@@ -957,7 +957,7 @@ def test_a_layer_that_is_not_called_is_an_error(method):
     needs(method, "layer")
     model = cases.IN_PLACE.model()
     model.spare = nn.Conv2d(3, 3, 1)
-    with pytest.raises(ValueError, match=r"saliency_layer='spare' .*accepted"):
+    with pytest.raises(ValueError, match=r"saliency_layer='spare' .*expected"):
         explain(method, cases.IN_PLACE, model, layer="spare")
 
 
@@ -974,7 +974,7 @@ def test_a_layer_without_influence_on_the_score_is_an_error(method):
             self.aside(x)
             return self.scores(x)
 
-    with pytest.raises(ValueError, match=r"saliency_layer='aside' .*gradient.*accepted"):
+    with pytest.raises(ValueError, match=r"saliency_layer='aside' .*gradient.*expected"):
         explain(method, cases.IN_PLACE, Aside().double(), layer="aside")
 
 
@@ -988,7 +988,7 @@ def test_an_integer_input_has_no_saliency(method):
         def forward(self, x: Tensor) -> Tensor:
             return self.embed(x).mean((1, 2))
 
-    with pytest.raises(ValueError, match=r"(input|saliency_layer)=.*accepted"):
+    with pytest.raises(ValueError, match=r"(input|saliency_layer)=.*expected"):
         method(Embedded(), torch.zeros(2, 3, 4, dtype=torch.long), 1, "")
 
 

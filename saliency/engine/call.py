@@ -99,21 +99,22 @@ def check_inputs(input: object) -> tuple[Tensor, ...]:
     """The tensors of an input. Raises ``ValueError`` for an input that is no batch of tensors."""
     inputs = tuple(input) if isinstance(input, (tuple, list)) else (input,)
     if not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
-        raise ValueError(f"input={type(input).__name__} is no tensor; a tensor (N, C, H, W) or a tuple is accepted.")
+        raise ValueError(f"input={type(input).__name__} is not a tensor; expected a tensor (N, C, H, W) or a tuple.")
     if any(tensor.ndim < 2 or not len(tensor) for tensor in inputs):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
-        raise ValueError(f"input={shapes} is no batch of samples; a tensor (N, C, H, W) with N > 0 is accepted.")
+        raise ValueError(f"input={shapes} is not a batch of samples; expected a tensor (N, C, H, W) with N > 0.")
     return inputs
 
 
 def check_parameters(call: Call, grad: bool) -> None:
     """Raise ``ValueError`` for a model that cannot run, or, with ``grad``, that can have no gradients."""
-    if any(is_lazy(parameter) for parameter in call.parameters):
-        raise ValueError(f"model={type(call.model).__name__} has lazy parameters; a model that ran once is accepted.")
+    others = [parameter for parameter in call.parameters if type(parameter) is not Parameter]  # most are, and not lazy
+    if any(is_lazy(parameter) for parameter in others):
+        raise ValueError(f"model={type(call.model).__name__} has lazy parameters; expected a model that ran once.")
     if grad and any(parameter.is_inference() for parameter in call.parameters):
         raise ValueError(
-            f"model={type(call.model).__name__} was built inside inference_mode, which rules out gradients; "
-            "a model built outside is accepted, and may be explained inside."
+            f"model={type(call.model).__name__} was built inside inference_mode, which rules out gradients; expected "
+            "a model built outside, which may be explained inside."
         )
 
 
@@ -124,5 +125,5 @@ def make_call(
     model, inputs, extra = unwrap(model), check_inputs(input), additional_forward_args
     args = () if extra is None else tuple(extra) if isinstance(extra, (tuple, list)) else (extra,)
     if not isinstance(forward_kwargs, (Mapping, type(None))):
-        raise ValueError(f"forward_kwargs={forward_kwargs!r} is no mapping; a dict of keyword arguments is accepted.")
+        raise ValueError(f"forward_kwargs={forward_kwargs!r} is not a mapping; expected a dict of keyword arguments.")
     return Call(model, inputs, args, dict(forward_kwargs or {}))

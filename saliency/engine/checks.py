@@ -29,10 +29,10 @@ def describe(value: object) -> str:
 def check_seed(seed: object) -> None:
     """Raise ``ValueError`` for what seeds no generator."""
     if not is_int(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!r} is no seed; an int >= 0 is accepted.")
+        raise ValueError(f"seed={seed!r} is not a seed; expected an int >= 0.")
 
 
 def check_count(argument: str, value: object) -> None:
     """Raise ``ValueError`` for what is no positive number of things."""
     if not is_int(value) or value < 1:
-        raise ValueError(f"{argument}={value!r} is no positive number of things; an int >= 1 is accepted.")
+        raise ValueError(f"{argument}={value!r} is not a positive number; expected an int >= 1.")

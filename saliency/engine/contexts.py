@@ -70,7 +70,7 @@ class Patch:
         path, _, self.attribute = target.rpartition(".")
         self.target: object = _import(path) if path else None
         if not callable(getattr(self.target, self.attribute, None)):
-            raise ValueError(f"target={target!r} names no callable; a path such as 'torch.relu' is accepted.")
+            raise ValueError(f"target={target!r} names no callable; expected a path such as 'torch.relu'.")
         self.orig_callable = getattr(self.target, self.attribute)
         setattr(self.target, self.attribute, new_callable)
 
@@ -230,6 +230,6 @@ class ReLUContext(RuleContext):
 
     def __init__(self, relu_func: type[torch.autograd.Function]) -> None:
         if not (isinstance(relu_func, type) and issubclass(relu_func, torch.autograd.Function)):
-            raise ValueError(f"relu_func={relu_func!r} is no subclass of torch.autograd.Function; one is accepted.")
+            raise ValueError(f"relu_func={relu_func!r} is not a subclass of torch.autograd.Function; expected one.")
         super().__init__(relu_rules(partial(_replace_relu, relu_func)))
         self.relu_func = relu_func

@@ -126,7 +126,7 @@ def as_list(layers: Layer | Sequence[Layer]) -> list[Layer]:
     """The layers of a call; ``ValueError`` where there are none."""
     listed: list[Layer] = [*layers] if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
     if not listed:
-        raise ValueError(f"saliency_layer={layers!r} names no layer; a layer or a list of layers is accepted.")
+        raise ValueError(f"saliency_layer={layers!r} names no layer; expected a layer or a list of layers.")
     return listed
 
 
@@ -158,9 +158,7 @@ class Finish(NamedTuple):
         reference, layout = (self.image, self.layout) if site.name else (x, "layer" if x.ndim > 2 else self.layout)
         saliency = self.gradient_to_saliency(_to_grid(x, reference, layout, site))
         if not isinstance(saliency, Tensor):
-            raise ValueError(
-                f"gradient_to_saliency={self.gradient_to_saliency!r} returned no tensor; a map is accepted."
-            )
+            raise ValueError(f"gradient_to_saliency={self.gradient_to_saliency!r} returned no tensor; expected a map.")
         return finish_map(saliency, reference, self.resize, self.resize_mode, self.smooth)
 
 
@@ -255,8 +253,8 @@ def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
 def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
     if x.shape[:1] != image.shape[:1] and not (layout == "layer" or callable(layout)):
         raise ValueError(
-            f"saliency_layer={site.name!r} makes {tuple(x.shape)}, no batch of {len(image)} images; "
-            "a layer with one row an image, or layout=function, is accepted."
+            f"saliency_layer={site.name!r} makes {tuple(x.shape)}, no batch of {len(image)} images; expected "
+            "a layer with one row an image, or layout=function."
         )
     grid = to_channels_first(x, image.shape[2:], layout, site.module)
     if grid is x or x.grad is None:

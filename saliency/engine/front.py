@@ -44,9 +44,14 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Can it be repeated without memory?"""
+    return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+
+
 def _is_row(tensor: Tensor) -> bool:
     """Is this the row of one sample? A vector of one float is a factor."""
-    row = tensor.ndim > 0 and len(tensor) == 1 and tensor.layout is torch.strided
+    row = _is_plain(tensor) and tensor.ndim > 0 and tensor.shape[0] == 1
     return row and not (tensor.ndim == 1 and tensor.is_floating_point())
 
 
@@ -64,7 +69,8 @@ class _Noted:
 
     def __init__(self, tensor: Tensor) -> None:
         self._alive = weakref.ref(tensor)
-        self._shell = tensor.new_zeros(()).expand(tensor.shape) if tensor.layout is torch.strided else tensor
+        self._shape, self._dtype, self._device = tensor.shape, tensor.dtype, tensor.device
+        self._shell = None if _is_plain(tensor) else tensor
         self._kept: Tensor | None = None
         self.identity = id(self)  # the same for all results that are one tensor
         self._content: Tensor | None = None  # of its whole storage, where the tail overwrites that
@@ -86,20 +92,23 @@ class _Noted:
         else:
             self._kept, self.identity = None, id(self)
 
-    def in_rows(self, rows: int, buffers: dict[int, Tensor]) -> Tensor:
-        """The tensor, or its shell, in every row. What the tail overwrites is a view of a copy of its whole storage:
+    def in_rows(self, rows: int, buffers: dict[tuple[int, int], Tensor]) -> Tensor:
+        """The tensor, or its shell, in every row. What the tail overwrites is a view of a copy of its whole storage.
 
-        tensors that share the one share the other, so that one sees what is written to the other.
+        Tensors that share a storage share its copy, in ``buffers``: one sees what is written to the other.
         """
         x, content = self._kept, self._content
-        if x is None or content is None:
-            return _in_rows(self._shell if x is None else x, rows)
-        batched = _is_row(x)
-        key = _storage(x) if batched else -_storage(x)
+        if x is None:
+            if self._shell is None:
+                self._shell = torch.zeros((), dtype=self._dtype, device=self._device).expand(self._shape)
+            return _in_rows(self._shell, rows)
+        if content is None:
+            return _in_rows(x.detach(), rows)
+        shape, strides, key = (rows, *x.shape[1:]), (len(content), *x.stride()[1:]), (_storage(x), rows)
+        if not _is_row(x):
+            shape, strides, key = tuple(x.shape), x.stride(), (_storage(x), 1)
         if key not in buffers:
-            buffers[key] = content.expand(rows if batched else 1, -1).clone()
-        shape = (rows, *x.shape[1:]) if batched else x.shape
-        strides = (len(content), *x.stride()[1:]) if batched else x.stride()
+            buffers[key] = content.expand(key[1], -1).clone()
         return buffers[key].as_strided(shape, strides, x.storage_offset())
 
 
@@ -107,6 +116,10 @@ class _Uses(TorchDispatchMode):
     """Which of the watched storages are used, and what those held that are overwritten, whoever does it and how."""
 
     supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to be skipped by the compiler, it would be imported first, which takes a second
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -162,7 +175,8 @@ class Recording(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func not in _RUN_ANYWAY:
             with torch._C.DisableTorchFunction():
-                self._operations.append((func, tree_map_only(Tensor, _Noted, result)))
+                noted = _Noted(result) if isinstance(result, Tensor) else tree_map_only(Tensor, _Noted, result)
+                self._operations.append((func, noted))
         return result
 
     def mark(self, at_layer: Sequence[Tensor]) -> None:
@@ -216,7 +230,7 @@ class Replay(TorchFunctionMode):
         self._left: Iterator[_Operation] = iter(front.operations)
         self._in_front = True
         self._handed: dict[int, Tensor] = {}
-        self._buffers: dict[int, Tensor] = {}
+        self._buffers: dict[tuple[int, int], Tensor] = {}
         self.given = tree_map_only(_Noted, self._hand_out, front.given)
 
     def __torch_function__(
@@ -227,7 +241,8 @@ class Replay(TorchFunctionMode):
         known, result = next(self._left, (None, None))
         if known != func:
             raise DivergedError(f"{known} was recorded, not {func}")
-        return tree_map_only(_Noted, self._hand_out, result)
+        # Most results are one tensor, and this is all that a front costs.
+        return self._hand_out(result) if isinstance(result, _Noted) else tree_map_only(_Noted, self._hand_out, result)
 
     def finish(self) -> None:
         """From here on, operations are computed."""

@@ -27,8 +27,9 @@ class CutOffError(ValueError):
         self.site = site
         super().__init__(
             f"saliency_layer={None if site.found else site.name!r} is reached by no gradient: the score does not "
-            "depend on it, or is computed without gradients (quantised, reentrant checkpointing); a layer on the way "
-            "to the score is accepted."
+            "depend on it, or is computed without gradients (quantised, reentrant checkpointing); expected a "
+            "layer on the way "
+            "to the score."
         )
 
 
@@ -57,8 +58,8 @@ def send_gradients(
         gradient = get(scores, wanted)
         if not isinstance(gradient, Tensor) or gradient.shape != scores.shape:
             raise ValueError(
-                f"get_backward_gradient={get!r} returned {describe(gradient)}; "
-                f"a tensor of the output's shape {tuple(scores.shape)} is accepted."
+                f"get_backward_gradient={get!r} returned {describe(gradient)}; expected "
+                f"a tensor of the output's shape {tuple(scores.shape)}."
             )
         found: list[Tensor | None] = [None] * (len(tensors) + len(watched))
         if scores.requires_grad:

@@ -16,7 +16,7 @@ _WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 def unwrap(model: Module) -> Module:
     """The network inside DataParallel, DistributedDataParallel and ``torch.compile``."""
     if not isinstance(model, Module):
-        raise ValueError(f"model={type(model).__name__} is no network; a torch.nn.Module is accepted.")
+        raise ValueError(f"model={type(model).__name__} is not a network; expected a torch.nn.Module.")
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
@@ -60,15 +60,15 @@ def _descend(module: Module, name: str) -> Module | None:
 def resolve_layer(model: Module, layer: str | Module, argument: str = "saliency_layer") -> Module:
     """As :func:`get_module`, but an unknown layer raises ``ValueError`` with the nearest name."""
     if not isinstance(layer, (str, Module)):
-        raise ValueError(f"{argument}={layer!r} is no layer; a dotted name, a module, '' or None is accepted.")
+        raise ValueError(f"{argument}={layer!r} is not a layer; expected a dotted name, a module, '' or None.")
     found, inner = get_module(model, layer), unwrap(model)
     if found is not None and (isinstance(layer, str) or unwrap(found) in modules_of(inner)):
         return unwrap(found)
     if isinstance(layer, Module):
-        raise ValueError(f"{argument}={type(layer).__name__} is not part of the model; one of its modules is accepted.")
+        raise ValueError(f"{argument}={type(layer).__name__} is not part of the model; expected one of its modules.")
     names = [plain_name(name) for name, _ in inner.named_modules() if name]
     near = get_close_matches(layer, names, n=1, cutoff=0.0)
-    hint = f"did you mean {near[0]!r}? A" if near else "a"
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(
-        f"{argument}={layer!r} is no layer of the model; {hint} name in model.named_modules() is accepted."
+        f"{argument}={layer!r} is not a layer of the model{hint}; expected a name in model.named_modules()."
     )

@@ -57,8 +57,8 @@ def _check_unambiguous(x: Tensor, size: Sequence[int], module: Module | None) ->
     kinds = (torch.nn.Linear, torch.nn.LayerNorm)  # what works on channels that stand last
     if both and x.shape[1] > 1 and module is not None and any(isinstance(part, kinds) for part in module.modules()):
         raise ValueError(
-            f"layout=None is ambiguous for an activation of shape {tuple(x.shape)}; "
-            "layout='channels_first' or 'channels_last' is accepted."
+            f"layout=None is ambiguous for an activation of shape {tuple(x.shape)}; expected "
+            "layout='channels_first' or 'channels_last'."
         )
 
 
@@ -84,8 +84,9 @@ def to_channels_first(x: Tensor, size: Sequence[int], layout: Layout = None, mod
     grid = layout or (token_grid(x.shape[1], size) if x.ndim == 3 and len(size) == 2 else None)
     if grid is None or x.ndim != 3 or x.shape[1] < grid[0] * grid[1]:
         raise ValueError(
-            f"layout={layout!r} gives an activation of shape {tuple(x.shape)} no grid; layout=(height, width) for "
-            "tokens, 'channels_first', 'channels_last', or a function that returns (N, C, h, w) is accepted."
+            f"layout={layout!r} gives an activation of shape {tuple(x.shape)} no grid; expected layout=(height, "
+            "width) for "
+            "tokens, 'channels_first', 'channels_last', or a function that returns (N, C, h, w)."
         )
     patches = x[:, x.shape[1] - grid[0] * grid[1] :]
     return patches.reshape(len(x), *grid, -1).movedim(-1, 1)

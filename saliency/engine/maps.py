@@ -40,7 +40,7 @@ def gradient_to_saliency(x: Tensor) -> Tensor:
 def gradient_of(x: Tensor) -> Tensor:
     """The gradient of a tensor; ``ValueError`` where it has none."""
     if x.grad is None:
-        raise ValueError(f"x={tuple(x.shape)} has no gradient; a tensor after a backward pass is accepted.")
+        raise ValueError(f"x={tuple(x.shape)} has no gradient; expected a tensor after a backward pass.")
     return x.grad
 
 
@@ -84,7 +84,7 @@ class Attribution:
 def check_mode(argument: str, mode: object) -> None:
     """Raise ``ValueError`` for an unknown way to interpolate."""
     if mode not in _MODES:
-        raise ValueError(f"{argument}={mode!r} is unknown; one of {', '.join(_MODES)} is accepted.")
+        raise ValueError(f"{argument}={mode!r} is unknown; expected one of {', '.join(_MODES)}.")
 
 
 def check_map_options(resize: object, resize_mode: object, smooth: object, layout: object) -> None:
@@ -92,14 +92,14 @@ def check_map_options(resize: object, resize_mode: object, smooth: object, layou
     check_mode("resize_mode", resize_mode)
     pair = isinstance(resize, (tuple, list)) and len(resize) == 2 and all(is_positive_int(side) for side in resize)
     if not (isinstance(resize, bool) or pair):
-        raise ValueError(f"resize={resize!r} is no size; True, False or (width, height) is accepted.")
+        raise ValueError(f"resize={resize!r} is not a size; expected True, False or (width, height).")
     if not is_number(smooth) or smooth < 0:
-        raise ValueError(f"smooth={smooth!r} is no fraction of the map's side; a number >= 0 is accepted.")
+        raise ValueError(f"smooth={smooth!r} is not a fraction of the map's side; expected a number >= 0.")
     grid = isinstance(layout, tuple) and len(layout) == 2 and all(is_positive_int(side) for side in layout)
     if not (layout in (None, "channels_first", "channels_last", "layer") or grid or callable(layout)):
         raise ValueError(
-            f"layout={layout!r} is unknown; 'channels_first', 'channels_last', 'layer', (height, width), "
-            "a function of the activation or None is accepted."
+            f"layout={layout!r} is unknown; expected 'channels_first', 'channels_last', 'layer', (height, width), "
+            "a function of the activation or None."
         )
 
 
@@ -134,7 +134,7 @@ def imsmooth(
     True
     """
     if not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma={sigma!r} is no standard deviation in pixels; a number >= 0 is accepted.")
+        raise ValueError(f"sigma={sigma!r} is not a standard deviation in pixels; expected a number >= 0.")
     width = math.ceil(4 * sigma)
     precision = torch.promote_types(tensor.dtype, torch.float32)
     at = torch.arange(-width, width + 1, dtype=precision, device=tensor.device)
@@ -158,8 +158,8 @@ def finish_map(saliency: Tensor, input: Tensor, resize: Resize, resize_mode: str
         return saliency
     if saliency.ndim != 4 or input.ndim != 4:
         raise ValueError(
-            f"resize={resize!r}, smooth={smooth!r} do not apply to a map of shape {tuple(saliency.shape)}; "
-            "an input and a map of two spatial dimensions are accepted."
+            f"resize={resize!r}, smooth={smooth!r} do not apply to a map of shape {tuple(saliency.shape)}; expected "
+            "an input and a map of two spatial dimensions."
         )
     saliency = resize_saliency(input, saliency, resize, resize_mode)
     if smooth > 0:

@@ -248,20 +248,18 @@ def between(
     return Path(begin, _equal_weights(n_samples), fold, spans=n_samples)
 
 
-def _distributions(baselines: Any) -> list[Tensor]:
+def _distributions(baselines: object) -> list[Tensor]:
     listed = [*baselines] if isinstance(baselines, (tuple, list)) else [baselines]
-    if not all(isinstance(b, Tensor) and b.ndim and len(b) for b in listed):
+    found = [b for b in listed if isinstance(b, Tensor) and b.ndim and len(b)]
+    if len(found) < max(len(listed), 1):
         raise _distribution_error(baselines)
-    return listed
+    return found
 
 
-def _distribution_error(baselines: Any) -> ValueError:
+def _distribution_error(baselines: object) -> ValueError:
     listed = baselines if isinstance(baselines, (tuple, list)) else [baselines]
     shown = ", ".join(describe(b) if isinstance(b, Tensor) else repr(b) for b in listed) or "()"
-    return ValueError(
-        f"baselines={shown} is not a distribution of baselines; expected a tensor (M, ...) for each input that is not "
-        "of integers."
-    )
+    return ValueError(f"baselines={shown} is not a distribution of baselines; expected a tensor (M, ...) an input.")
 
 
 def _equal_weights(count: int) -> Tensor:

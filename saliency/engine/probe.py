@@ -26,7 +26,7 @@ def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any],
         try:
             return register(own_calls, **options)
         except RuntimeError as error:  # PyTorch's own refusal
-            raise ValueError("model=TorchScript takes no hook; the nn.Module it was made of is accepted.") from error
+            raise ValueError("model=TorchScript takes no hook; expected the nn.Module it was made of.") from error
 
 
 class Probe:
@@ -46,7 +46,7 @@ class Probe:
 
     def __init__(self, module: Module, target: str = "input", *, enable_grad: bool = False) -> None:
         if target not in ("input", "output"):
-            raise ValueError(f"target={target!r} is no side of a layer; 'input' or 'output' is accepted.")
+            raise ValueError(f"target={target!r} is not a side of a layer; expected 'input' or 'output'.")
         self.module = module
         self.target = target
         self.data: list[Tensor] = []

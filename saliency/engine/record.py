@@ -63,7 +63,7 @@ class _SiteProbe(Probe):
         found = [x for tensors in calls for x in tensors[: site.tensors]]
         if not found:
             raise ValueError(
-                f"saliency_layer={site.name!r} gave no tensor in the forward pass; a layer in use is accepted."
+                f"saliency_layer={site.name!r} gave no tensor in the forward pass; expected a layer in use."
             )
         return found
 
@@ -91,7 +91,7 @@ def _check(call: Call, context_builder: object, grad: bool) -> AbstractContextMa
     name = type(call.model).__name__
     check_parameters(call, grad)
     if not callable(context_builder):
-        raise ValueError(f"context_builder={context_builder!r} is not callable; a context class is accepted.")
+        raise ValueError(f"context_builder={context_builder!r} is not callable; expected a context class.")
     context: AbstractContextManager[object] = context_builder()
     if isinstance(context, RuleContext) and any(isinstance(part, ScriptModule) for part in call.modules):
         raise ValueError(f"model={name} holds TorchScript, which no rule reaches; an nn.Module does not.")

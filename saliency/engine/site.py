@@ -45,7 +45,7 @@ def make_site(
     if isinstance(layer, str) and not layer:
         floats = sum(tensor.is_floating_point() for tensor in call.inputs)
         if not floats:
-            raise ValueError(f"input={call.inputs[0].dtype} has no gradient; a floating-point tensor is accepted.")
+            raise ValueError(f"input={call.inputs[0].dtype} has no gradient; expected a floating-point tensor.")
         return Site("", call.model, "input", floats)
     side, tensors = "input" if attribute_to_layer_input else "output", None if whole else 1
     if layer is None:

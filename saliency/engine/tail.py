@@ -104,14 +104,14 @@ class Tail:
             output = own.run()
         name = f"saliency_layer={self.site.name!r}"
         if not found:
-            raise ValueError(f"{name} gave no tensor in the forward pass; a layer in use is accepted.")
+            raise ValueError(f"{name} gave no tensor in the forward pass; expected a layer in use.")
         front = recording.settle(output)
         self.output = tree_map_only(Tensor, torch.Tensor.detach, output)
         self.activation = recording.as_marked(found[0]).detach()
         self._overwritten = recording.is_overwritten(found[0])
         if self.activation.shape[:1] != (1,):
             shape = tuple(self.activation.shape)
-            raise ValueError(f"{name} makes {shape}, no batch of 1 image; a layer with one row an image is accepted.")
+            raise ValueError(f"{name} makes {shape}, no batch of 1 image; expected a layer with one row an image.")
         return front
 
     def _comes_to_the_known_output(self) -> bool:

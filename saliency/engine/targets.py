@@ -1,6 +1,6 @@
 """Targets: which scores of an output are explained, and the gradient that is sent into the backward pass for each."""
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any, TypeAlias, TypeGuard
 
@@ -12,20 +12,19 @@ from saliency.engine.checks import describe, is_int
 Function: TypeAlias = Callable[[Any], Any]  # the model's output -> scores
 Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
 
-# A parsed target: class indices (N, K) or the output's gradient; N entries or N functions; a function of the output
+# A parsed target: class indices (N, K) or the output's gradient; N entries or functions; a function of the output
 _Parsed: TypeAlias = Tensor | list[object] | Function | None
-
 _ACCEPTED = (
     "an int, N ints, an (N, K) LongTensor, a float tensor shaped like the output, a tuple of indices or a list of N "
     "of them, None for one score per sample, a function of the output that returns (N,) or (N, K) scores, or N of one "
-    "sample's output is accepted"
+    "sample's output"
 )
 
 
 def target_error(target: object, problem: str) -> ValueError:
     """The error that every unusable target raises."""
     shown = describe(target) if isinstance(target, Tensor) and target.numel() > 16 else repr(target)
-    return ValueError(f"target={shown} {problem}; {_ACCEPTED}.")
+    return ValueError(f"target={shown} {problem}; expected {_ACCEPTED}.")
 
 
 def main_output(output: object) -> Any:
@@ -168,7 +167,7 @@ def get_backward_gradient(pred_y: Tensor, y: object) -> Tensor:
     """
     parsed = _parse(y, len(pred_y) if pred_y.ndim else 1)
     if callable(parsed) or _are_functions(parsed):
-        raise target_error(y, "is no class index")
+        raise target_error(y, "is not a class index")
     if parsed is None or isinstance(parsed, list) or parsed.is_floating_point():
         return _gradient(pred_y, parsed, y)
     index = class_indices(pred_y, y)
@@ -229,9 +228,9 @@ def _parse_classes(target: object, samples: int) -> Tensor:
     try:
         index = target if isinstance(target, Tensor) else torch.as_tensor(target, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise target_error(target, "is no class index") from error
+        raise target_error(target, "is not a class index") from error
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise target_error(target, f"is of type {index.dtype}, no class index")
+        raise target_error(target, f"is of type {index.dtype}, not a class index")
     if index.ndim == 2 and not index.shape[1]:
         raise target_error(target, "asks for no map")
     columns = index if index.ndim == 2 else index.reshape(-1, 1)
@@ -283,22 +282,3 @@ def _flat_entries(output: Tensor, asked: Sequence[object], target: object) -> Te
     strides = torch.empty(sizes, device="meta").stride()
     flat = [sum(int(i) * stride for i, stride in zip(entry, strides, strict=True)) for entry in entries]
     return torch.tensor(flat, device="cpu")[:, None].to(output.device, non_blocking=True)
-
-
-def split_targets(target: object) -> list[object]:
-    """One target per map: the K columns of an (N, K) array of indices, else the target alone."""
-    listed = isinstance(target, list) and target and isinstance(target[0], list)
-    parsed = (
-        _parse(target, len(target))
-        if isinstance(target, Sized) and (listed or getattr(target, "ndim", 0) == 2)
-        else None
-    )
-    return list(parsed.unbind(1)) if isinstance(parsed, Tensor) and not parsed.is_floating_point() else [target]
-
-
-def select_scores(output: object, target: Target, samples: int) -> tuple[Tensor, Any]:
-    """The tensor of scores in a model's output, and what is left of the target; a function makes one score a sample."""
-    (scores, rest), *others = Targets(target, samples).select(output)
-    if callable(target) and others:
-        raise target_error(target, f"returned {len(others) + 1} scores of every sample, not one")
-    return scores, rest if rest is None else target

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.call import Input
+from saliency.engine.call import Input, check_inputs
 from saliency.engine.checks import check_seed, describe, is_positive_int
 from saliency.engine.driver import Maps
 from saliency.engine.layers import Layer
@@ -25,9 +25,14 @@ def _columns(numbers: Tensor, x: Tensor) -> Tensor:
     return at(numbers, x).view(-1, *[1] * (x.ndim - 1))
 
 
-def _features(mask: FeatureMask, p: Perturbed, argument: str) -> tuple[Tensor, int]:
+def _rows(x: Tensor, samples: Tensor) -> Tensor:
+    """The rows of these samples; of a single one no copies, since it broadcasts."""
+    return x if len(x) == 1 else x[at(samples, x)]
+
+
+def _features(layer_mask: FeatureMask, feature_mask: FeatureMask, p: Perturbed) -> tuple[Tensor, int]:
     """The feature of every entry, (1, ...) or (N, ...), numbered from 0, and how many there are."""
-    own = mask[p.number] if isinstance(mask, (tuple, list)) else mask
+    argument, own = _meant(p, layer_mask=layer_mask, feature_mask=feature_mask)
     if own is None:
         return torch.arange(p.x[0].numel(), device=p.x.device).view(1, *p.x.shape[1:]), p.x[0].numel()
     shape = own.shape if isinstance(own, Tensor) and not own.is_floating_point() else torch.Size()
@@ -39,6 +44,14 @@ def _features(mask: FeatureMask, p: Perturbed, argument: str) -> tuple[Tensor, i
         )
     numbers, features = torch.as_tensor(own).expand(len(own), *p.x.shape[1:]).unique(return_inverse=True)
     return features.to(p.x.device), len(numbers)
+
+
+def _meant(p: Perturbed, **given: Any) -> tuple[str, Any]:
+    """Of an option of layers and one of inputs, that of what is changed; one alone is for both. Its name, its value."""
+    at_layer, at_input = given
+    first, second = (at_layer, at_input) if p.site.name else (at_input, at_layer)
+    argument = second if given[first] is None else first
+    return argument, p.own(argument, given[argument])
 
 
 def _spread(drops: Tensor, features: Tensor, x: Tensor) -> Tensor:
@@ -66,25 +79,23 @@ def feature_ablation(
     .. math:: a_i = f(x) - f(x_{i \leftarrow x'_i}), \quad s_{n1u} = \sum_c a_{ncu}
 
     A feature is one entry of the layer's activation (of the input at ``saliency_layer=''``), or all entries of one
-    number in ``layer_mask`` (``feature_mask``), which get the same attribution; baselines are 0. Behind a layer, the
-    front of the network runs once a sample. Signed; ``reduction=None`` gives the layer's shape. Zeiler and Fergus,
-    Visualizing and Understanding Convolutional Networks, ECCV 2014. Options: see :func:`explain`.
+    number in ``layer_mask`` (at the input, ``feature_mask``), which get the same attribution. ``layer_baselines``
+    (``baselines``) are 0, another number or tensors. For several inputs, a tuple has an entry for each, whose features
+    are its own. Behind a layer, the front of the network runs once a sample. Signed; ``reduction=None`` gives the
+    layer's shape. Zeiler and Fergus, ECCV 2014. Options: see :func:`explain`.
 
     >>> feature_ablation(torch.nn.Flatten(), torch.tensor([[[[3.0, 4.0]]]]), 1, "")
     tensor([[[[0., 4.]]]])
     """
-    mask, argument = (feature_mask, "feature_mask") if layer_mask is None else (layer_mask, "layer_mask")
-    replaced = baselines if layer_baselines is None else layer_baselines
 
     def attribute(p: Perturbed) -> Tensor:
-        features, count = _features(mask, p, argument)
-        own = replaced[p.number] if isinstance(replaced, (tuple, list)) else replaced
-        (start,) = starts_of(own, [p.x])
+        features, count = _features(layer_mask, feature_mask, p)
+        replaced = _meant(p, layer_baselines=layer_baselines, baselines=baselines)[1]
+        (start,) = starts_of(replaced, [p.x])
 
         def make(samples: Tensor, numbers: Tensor) -> Tensor:
-            own = at(samples, p.x)
-            of = features if len(features) == 1 else features[own]
-            return torch.where(of == _columns(numbers, p.x), start[own], p.x[own])
+            of, a, x = (_rows(tensor, samples) for tensor in (features, start, p.x))
+            return torch.where(of == _columns(numbers, p.x), a, x)
 
         return _spread(p.drops(count, make), features, p.x)
 
@@ -113,21 +124,19 @@ def feature_permutation(
     Options: see :func:`explain`.
     """
     check_seed(seed)
-    mask, argument = (feature_mask, "feature_mask") if layer_mask is None else (layer_mask, "layer_mask")
+    if len(check_inputs(input)[0]) < 2:
+        raise ValueError("input=a batch of 1 sample has nothing to permute; expected a batch of two or more.")
 
     def attribute(p: Perturbed) -> Tensor:
-        if len(p.x) < 2:
-            raise ValueError(f"input={describe(p.x)} is one sample, and nothing to permute; expected two or more.")
-        features, count = _features(mask, p, argument)
+        features, count = _features(layer_mask, feature_mask, p)
         generator = torch.Generator().manual_seed(seed)
         others = torch.rand(count, len(p.x), generator=generator, device="cpu").argsort(1)
         same = (others == torch.arange(len(p.x), device="cpu")).all(1, keepdim=True)
         others = torch.where(same, others.roll(1, 1), others)
 
         def make(samples: Tensor, numbers: Tensor) -> Tensor:
-            own, other = at(samples, p.x), at(others[numbers, samples], p.x)
-            of = features if len(features) == 1 else features[own]
-            return torch.where(of == _columns(numbers, p.x), p.x[other], p.x[own])
+            other, of = at(others[numbers, samples], p.x), _rows(features, samples)
+            return torch.where(of == _columns(numbers, p.x), p.x[other], _rows(p.x, samples))
 
         return _spread(p.drops(count, make), features, p.x)
 
@@ -157,8 +166,7 @@ def occlusion(
 
     def attribute(p: Perturbed) -> Tensor:
         window, stride = _windows(sliding_window_shapes, strides, tuple(p.x.shape[1:]))
-        own = baselines[p.number] if isinstance(baselines, (tuple, list)) else baselines
-        (start,) = starts_of(own, [p.x])
+        (start,) = starts_of(p.own("baselines", baselines), [p.x])
         covers = [_covers(*each, p.x) for each in zip(p.x.shape[1:], window, stride, strict=True)]
         places = torch.cartesian_prod(*[torch.arange(len(cover), device="cpu") for cover in covers])
         places = places.view(-1, len(covers))
@@ -189,6 +197,8 @@ def _windows(windows: Any, strides: Any, sides: tuple[int, ...]) -> tuple[list[i
     for argument, asked, found in (("sliding_window_shapes", windows, window), ("strides", strides, step)):
         if len(found) != len(sides) or not all(map(is_positive_int, found)):
             raise ValueError(f"{argument}={asked!r} does not fit {sides}; expected an int >= 1 for each dimension.")
+    if any(by > side for by, side in zip(step, window, strict=True)):
+        raise ValueError(f"strides={step} leaves positions between windows; expected at most their sides {window}.")
     return [min(pair) for pair in zip(window, sides, strict=True)], step
 
 

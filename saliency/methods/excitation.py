@@ -146,8 +146,9 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
         if classifier is None:
             name = None if self.classifier_layer is None else type(self.classifier_layer).__name__
             raise ValueError(
-                f"classifier_layer={name} has run no operation with weights; one that runs a linear or convolutional "
-                "operation is accepted."
+                f"classifier_layer={name} has run no operation with weights; expected one that runs a linear or "
+                "convolutional "
+                "operation."
             )
         site = self._find_site(classifier)
         (opposite,) = differentiate([(scores, gradient)], [classifier.output], retain=True)
@@ -157,7 +158,7 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
         if opposite is not None and self._probe is not None:
             (opposite,) = differentiate([(classifier.input, opposite)], self._probe.data[:1], retain=True)
         if opposite is None:
-            raise ValueError(f"{self._named()} is reached by no gradient; a layer on the way to the score is accepted.")
+            raise ValueError(f"{self._named()} is reached by no gradient; expected a layer on the way to the score.")
         if self._site is None:
             self._hooks.callback(site.node.register_prehook(self._subtract).remove)
         self._site, self._opposite = site, opposite
@@ -173,7 +174,7 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
         if self._probe is None:
             return classifier.input
         if not self._probe.data:
-            raise ValueError(f"{self._named()} gave no tensor in the forward pass; a layer in use is accepted.")
+            raise ValueError(f"{self._named()} gave no tensor in the forward pass; expected a layer in use.")
         if self._probe.data[0].is_leaf:  # nothing was recorded in front of it
             raise _BehindContrastError
         return get_gradient_edge(self._probe.data[0])
@@ -236,7 +237,8 @@ def contrastive_excitation_backprop(
         ]
     if "context_builder" in options:
         raise ValueError(
-            f"context_builder={options['context_builder']!r} has no contrast; for excitation_backprop it is accepted."
+            f"context_builder={options['context_builder']!r} has no contrast; expected excitation_backprop, which "
+            "takes a context."
         )
     contrast = None if contrast_layer is None else resolve_layer(model, contrast_layer, "contrast_layer")
     classifier = None if classifier_layer is None else resolve_layer(model, classifier_layer, "classifier_layer")
@@ -249,6 +251,7 @@ def contrastive_excitation_backprop(
             return saliency(model, input, target, layer, debug=True, **options) if debug else result
     shown = [type(layer).__name__ if isinstance(layer, Module) else layer for layer in (saliency_layer, contrast_layer)]
     raise ValueError(
-        f"saliency_layer={shown[0]!r} does not lie in front of contrast_layer={shown[1]!r} and the classifier; a layer "
-        "that does is accepted."
+        f"saliency_layer={shown[0]!r} does not lie in front of contrast_layer={shown[1]!r} and the classifier; "
+        "expected a layer "
+        "that does."
     )

@@ -122,12 +122,12 @@ def _check(
 ) -> Call:
     """The call of the model with the whole batch. Raises ``ValueError`` for what cannot be used."""
     if not isinstance(input, Tensor):
-        raise ValueError(f"input={type(input).__name__} is no single tensor; one of shape (N, C, H, W) is accepted.")
+        raise ValueError(f"input={type(input).__name__} is not a single tensor; expected one of shape (N, C, H, W).")
     call = make_call(model, input, additional_forward_args, forward_kwargs)
     if not input.is_floating_point():
-        raise ValueError(f"input={input.dtype} cannot be masked; a floating-point tensor is accepted.")
+        raise ValueError(f"input={input.dtype} cannot be masked; expected a floating-point tensor.")
     if input.ndim < 3 or not input.numel():
-        raise ValueError(f"input={tuple(input.shape)} has no positions to mask; a tensor (N, C, H, W) is accepted.")
+        raise ValueError(f"input={tuple(input.shape)} has no positions to mask; expected a tensor (N, C, H, W).")
     check_masks(options.num_masks, options.num_cells, options.p, options.seed)
     check_count("batch_size", options.batch_size)
     _check_filter_masks(options.filter_masks, tuple(input.shape[2:]))
@@ -135,9 +135,9 @@ def _check(
     if input.ndim != 4:  # raise now what would be raised after the run
         finish_map(input, input, options.resize, options.resize_mode, options.smooth)
     if options.scores not in tuple(_SCORES):
-        raise ValueError(f"scores={options.scores!r} is unknown; one of {', '.join(_SCORES)} is accepted.")
+        raise ValueError(f"scores={options.scores!r} is unknown; expected one of {', '.join(_SCORES)}.")
     if not (options.progress is None or callable(options.progress)):
-        raise ValueError(f"progress={options.progress!r} cannot be called; a function of two ints or None is accepted.")
+        raise ValueError(f"progress={options.progress!r} cannot be called; expected a function of two ints or None.")
     return call
 
 
@@ -146,12 +146,12 @@ def _check_filter_masks(masks: object, size: tuple[int, ...]) -> None:
         return
     if not isinstance(masks, Tensor) or masks.is_complex() or masks.shape[1:] != (1, *size) or not len(masks):
         shape = ", ".join(map(str, size))
-        raise ValueError(f"filter_masks={describe(masks)} does not fit; a tensor of shape (M, 1, {shape}) is accepted.")
+        raise ValueError(f"filter_masks={describe(masks)} does not fit; expected a tensor of shape (M, 1, {shape}).")
 
 
 def _softmax(output: Tensor) -> Tensor:
     if output.ndim < 2 or output.shape[1] < 2:
-        raise ValueError("scores='softmax' makes 1 of an only score; 'sigmoid' or 'raw' is accepted.")
+        raise ValueError("scores='softmax' makes 1 of an only score; expected 'sigmoid' or 'raw'.")
     return output.softmax(1)
 
 
@@ -172,8 +172,8 @@ def _every_class(score: object) -> Tensor:
 
 def _without_scores(output: object) -> ValueError:
     return ValueError(
-        f"model returned {describe(output)} for a batch of images; a tensor with a row for each, alone, "
-        "first in a tuple, or as 'logits' or 'out' in a dict is accepted."
+        f"model returned {describe(output)} for a batch of images; expected a tensor with a row for each, alone, "
+        "first in a tuple, or as 'logits' or 'out' in a dict."
     )
 
 

@@ -35,9 +35,9 @@ def random_masks(
     """
     check_masks(num_masks, num_cells, p, seed)
     if not isinstance(size, Sequence) or not size or not all(is_int(side) and side > 0 for side in size):
-        raise ValueError(f"size={size!r} is no size of an image; (height, width) is accepted.")
+        raise ValueError(f"size={size!r} is not a size of an image; expected (height, width).")
     if not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype} holds no shares; a floating-point dtype is accepted.")
+        raise ValueError(f"dtype={dtype} holds no shares; expected a floating-point dtype.")
     masks = torch.empty(num_masks, 1, *size, device=device, dtype=dtype)
     drawn = DrawnMasks(num_masks, size, num_cells, p, seed, masks.device, dtype)
     for start in range(0, num_masks, _AT_ONCE):
@@ -79,7 +79,7 @@ def check_masks(num_masks: object, num_cells: object, p: object, seed: object) -
     check_count("num_masks", num_masks)
     check_count("num_cells", num_cells)
     if not is_number(p) or not 0 < p <= 1:
-        raise ValueError(f"p={p!r} is no probability to keep a cell; a number in (0, 1] is accepted.")
+        raise ValueError(f"p={p!r} is not a probability to keep a cell; expected a number in (0, 1].")
     check_seed(seed)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, autograd
+from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Call, Input, make_call
@@ -12,6 +12,7 @@ from saliency.engine.checks import check_count
 from saliency.engine.contexts import NullContext
 from saliency.engine.driver import Finish, Maps, as_list
 from saliency.engine.gradients import CutOffError
+from saliency.engine.graph import Graph, node_of
 from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.maps import Attribution, Reduction, Resize, check_map_options, join_targets
@@ -42,7 +43,7 @@ class Perturbed(NamedTuple):
         """The activation as (N, C, h, w)."""
         return to_channels_first(self.x, self.call.image.shape[2:], self.layout, self.site.module)
 
-    def scores(self, count: int, make: Callable[[Tensor, Tensor], Tensor], run: Run | None = None) -> Tensor:
+    def scores(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Scores (N, count, K) of the variants 0 to ``count`` - 1 of every sample.
 
         ``make(samples, numbers)`` makes the tensors of some of them, both LongTensors (B,) on the CPU.
@@ -52,14 +53,26 @@ class Perturbed(NamedTuple):
         def variants(index: Tensor) -> Tensor:
             return make(rows[index], index % count)
 
-        found = scores(run or self.run, self.targets, rows, variants, self.size, self.progress)
+        found = scores(self.run, self.targets, rows, variants, self.size, self.progress)
         return found.view(len(self.x), count, -1)
+
+    def known(self) -> Tensor:
+        """The scores (N, 1, K) where nothing is changed."""
+        samples = torch.arange(len(self.x), device="cpu")
+        return scores(self.run, self.targets, samples, lambda index: self.x[at(index, self.x)], self.size)[:, None]
 
     def drops(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """How far the scores fall in such variants, (N, count, K)."""
-        samples = torch.arange(len(self.x), device="cpu")
-        known = scores(self.run, self.targets, samples, lambda index: self.x[at(index, self.x)])
-        return known[:, None] - self.scores(count, make)
+        return self.known() - self.scores(count, make)
+
+    def own(self, argument: str, given: Any) -> Any:
+        """Of what was given for each input, that of the one that is changed; what is no tuple is for all of them."""
+        if not isinstance(given, (tuple, list)):
+            return given
+        expected = 1 if self.site.name else len(self.call.inputs)
+        if len(given) != expected:
+            raise ValueError(f"{argument}={len(given)} values do not fit; expected one for each of {expected} tensors.")
+        return given[self.number]
 
 
 def at(index: Tensor, x: Tensor) -> Tensor:
@@ -76,6 +89,7 @@ def explain(
     reduction: Reduction,
     perturbations_per_eval: int,
     as_grids: bool = False,
+    masks_image: bool = False,
     *,
     progress: Progress = None,
     resize: Resize = False,
@@ -89,7 +103,8 @@ def explain(
     """The finished maps of what ``attribute`` makes: (N, K, ...), shaped like what is changed, or like its grid.
 
     Options and results as for :func:`saliency`; ``perturbations_per_eval`` variants go through the model together, and
-    ``progress(done, total)`` is called after each such chunk.
+    ``progress(done, total)`` is called after each such chunk. With ``masks_image`` it is the image whose scores
+    ``attribute`` asks for, whatever the layer.
     """
     check_map_options(resize, resize_mode, smooth, layout)
     check_count("perturbations_per_eval", perturbations_per_eval)
@@ -101,31 +116,39 @@ def explain(
     results = []
     with evaluating(call.model, call.modules):
         for site in sites:
-            _check_influence(call, site, targets)
+            activation = _influential(call, site, targets)
             maps = []
-            for number, (x, run) in _perturbed(call, site):
+            for number, x, run in _perturbed(call, site, activation, masks_image):
                 p = Perturbed(x, run, call, site, number, targets, layout, perturbations_per_eval, progress)
                 maps.append(join_targets(finish.maps(site, attribute(p).unbind(1)), shape == "layer"))
             results.append(tuple(maps) if not site.name and isinstance(input, (tuple, list)) else maps[0])
     return results if isinstance(saliency_layer, (list, tuple)) else results[0]
 
 
-def _check_influence(call: Call, site: Site, targets: Targets) -> None:
-    """Raise ``ValueError`` for a layer on which a differentiable score does not depend: nothing would fall."""
+def _influential(call: Call, site: Site, targets: Targets) -> Tensor | None:
+    """A layer's activation (N, ...). Raises ``ValueError`` where a differentiable score does not depend on it."""
     if not site.name:
-        return
+        return None
     with torch.set_grad_enabled(True), recording(call, [site], NullContext) as recorded:
         score = targets.scores(recorded.output).sum()
         x = recorded.tensors[0][0]
         differentiable = score.requires_grad or any(parameter.requires_grad for parameter in call.parameters)
-        if differentiable and (not score.requires_grad or autograd.grad(score, x, allow_unused=True)[0] is None):
+        node = node_of(x)
+        if differentiable and (node is None or node not in Graph(score, (), ())):  # nothing would fall
             raise CutOffError(site)
+        return x.detach()
 
 
-def _perturbed(call: Call, site: Site) -> Iterator[tuple[int, tuple[Tensor, Run]]]:
+def _perturbed(
+    call: Call, site: Site, activation: Tensor | None, masks_image: bool
+) -> Iterator[tuple[int, Tensor, Run]]:
     """The tensors at a site that can be changed, one after the other, and how to run the model on others."""
-    if site.name:
-        yield 0, replacing_layer(call, site)
-        return
-    for number in (number for number, x in enumerate(call.inputs) if x.is_floating_point()):
-        yield number, replacing_input(call, number)
+    _, run_image = replacing_input(call, call.image_at)
+    if activation is None:
+        for number in (number for number, x in enumerate(call.inputs) if x.is_floating_point()):
+            x, run = replacing_input(call, number)
+            yield number, x, run_image if masks_image else run
+    elif masks_image:  # the network behind the layer has nothing to do
+        yield 0, activation, run_image
+    else:
+        yield 0, *replacing_layer(call, site)

@@ -105,7 +105,7 @@ def guided_grad_cam(
     check_map_options(resize, resize_mode, smooth, layout)
     check_mode("interpolate_mode", interpolate_mode)
     if not isinstance(input, Tensor):
-        raise ValueError(f"input={type(input).__name__} is no single tensor; one of shape (N, C, H, W) is accepted.")
+        raise ValueError(f"input={type(input).__name__} is not a single tensor; expected one of shape (N, C, H, W).")
     at_layer = {"resize": True, "resize_mode": interpolate_mode, "layout": layout}
     cams = grad_cam(model, input, target, saliency_layer, **at_layer, **options)
     guided = guided_backprop(model, input, target, gradient_to_saliency=gradient_of, debug=debug, **options)

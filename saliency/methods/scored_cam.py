@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Input
-from saliency.engine.checks import check_count, check_seed, is_number
+from saliency.engine.checks import check_count, check_seed, describe, is_number
 from saliency.engine.driver import Maps
 from saliency.engine.layers import Layer
 from saliency.engine.maps import safe_divide, sum_channels
 from saliency.engine.state import make_generator
 from saliency.engine.targets import Target
-from saliency.engine.variants import replacing_input
 from saliency.methods.grids import grid_index, put_grid
 from saliency.methods.perturbing import PER_EVAL, Perturbed, at, explain
 
@@ -34,8 +33,10 @@ def _weighed(weights: Tensor, p: Perturbed) -> Tensor:
 
 def _masked(p: Perturbed, change: Callable[[Tensor], Tensor] = torch.Tensor.clone) -> Tensor:
     """Scores (N, C, K) of the image behind each channel, brought to its size, scaled to [0, 1], and changed."""
-    image, run = replacing_input(p.call, p.call.image_at)
-    x, positions = p.grid, tuple(range(2, image.ndim))
+    image, x = p.call.image.detach(), p.grid
+    positions = tuple(range(2, image.ndim))
+    if not 3 <= x.ndim == image.ndim <= 5 or len(x) != len(image):
+        raise ValueError(f"input={describe(image)} is not masked by a layer's channels; expected (N, C, h, w).")
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(positions)]
 
     def make(samples: Tensor, numbers: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def _masked(p: Perturbed, change: Callable[[Tensor], Tensor] = torch.Tensor.clon
         low, high = mask.amin(positions, keepdim=True), mask.amax(positions, keepdim=True)
         return image[n] * change(safe_divide(mask - low, high - low))
 
-    return p.scores(x.shape[1], make, run)
+    return p.scores(x.shape[1], make)
 
 
 def score_cam(
@@ -66,7 +67,7 @@ def score_cam(
     def attribute(p: Perturbed) -> Tensor:
         return _weighed(_masked(p).softmax(1), p)
 
-    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
+    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True, True)
     return explain(*arguments, **options)
 
 
@@ -103,7 +104,7 @@ def ss_cam(
             found.append(_masked(p, partial(torch.add, noise.to(image.dtype))))
         return _weighed(torch.stack(found).mean(0).softmax(1), p)
 
-    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
+    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True, True)
     return explain(*arguments, **options)
 
 
@@ -125,10 +126,10 @@ def is_cam(
     check_count("num_samples", num_samples)
 
     def attribute(p: Perturbed) -> Tensor:
-        found = [_masked(p, partial(torch.mul, torch.tensor((t + 1) / num_samples))) for t in range(num_samples)]
+        found = [_masked(p, partial(torch.mul, other=(t + 1) / num_samples)) for t in range(num_samples)]
         return _weighed(torch.stack(found).mean(0).softmax(1), p)
 
-    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
+    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True, True)
     return explain(*arguments, **options)
 
 
@@ -154,9 +155,9 @@ def ablation_cam(
 
         def make(samples: Tensor, numbers: Tensor) -> Tensor:
             x = p.x[at(samples, p.x)]
-            return x.flatten(1).scatter(1, index[at(numbers, x)].flatten(1), 0).view(x.shape)
+            return x.flatten(1).scatter_(1, index[at(numbers, x)].flatten(1), 0).view(x.shape)
 
-        known = p.scores(1, lambda samples, numbers: p.x[at(samples, p.x)])
+        known = p.known()
         return _weighed(safe_divide(known - p.scores(len(index), make), known), p)
 
     arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
@@ -175,9 +176,9 @@ def recipro_cam(
 
     .. math:: s_{n1u} = f(x_n \odot g_u)
 
-    with :math:`g_u` a Gaussian of 3 x 3 positions around u, whose weights sum to 1. Costs a pass of what lies behind
-    the layer for each of its positions. (N, 1, h, w), in the score's own units (the paper's is the softmax's: explain
-    ``lambda output: output.softmax(1)[:, c]`` for it). Byun and Lee, Recipro-CAM, 2022.
+    with :math:`g_u` a Gaussian of 3 x 3 positions around u: 1/4 there, 1/8 beside it, 1/16 across a corner. What lies
+    behind the layer runs once for each of its positions. (N, 1, h, w), in the score's own units (the paper's is the
+    softmax's: explain ``lambda output: output.softmax(1)[:, c]`` for it). Byun and Lee, Recipro-CAM, 2022.
     Options: see :func:`~saliency.methods.perturbing.explain`.
     """
 
@@ -185,14 +186,15 @@ def recipro_cam(
         x = p.grid
         index = at(grid_index(p.x[:1], p.call.image.shape[2:], p.layout, p.site.module), p.x)
         near = [_neighbours(side, x) for side in x.shape[2:]]
+        places = torch.ones(x.shape[2:], device="cpu").nonzero()
 
         def make(samples: Tensor, numbers: Tensor) -> Tensor:
-            row, column = (at(part, x) for part in (numbers // x.shape[3], numbers % x.shape[3]))
-            mask = near[0][row][:, None, :, None] * near[1][column][:, None, None, :]
-            n = at(samples, x)
+            n, mask = at(samples, x), x.new_ones(len(numbers), *[1] * (x.ndim - 1))
+            for axis, (weights, place) in enumerate(zip(near, places[numbers].unbind(1), strict=True), 2):
+                mask = mask * weights[at(place, x)].view(len(n), *[1] * (axis - 1), -1, *[1] * (x.ndim - axis - 1))
             return put_grid(p.x[n], index, x[n] * mask)
 
-        found = p.scores(x.shape[2] * x.shape[3], make)
+        found = p.scores(len(places), make)
         return found.mT.reshape(len(x), -1, 1, *x.shape[2:])
 
     arguments = (model, input, target, saliency_layer, attribute, sum_channels, perturbations_per_eval, True)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from benchmarks import comparisons, speed
-from benchmarks.comparisons import OURS, Comparison
+from benchmarks import candidates, comparisons, speed
+from benchmarks.candidates import OURS
+from benchmarks.comparisons import Comparison
 from benchmarks.speed import Result
 
 
@@ -18,11 +19,13 @@ def threads():
     torch.set_num_threads(before)
 
 
-def result(times=(), memory=None, time_goal=None, memory_goal=None):
-    made = Result(Comparison("a / b", None, {OURS: None}, time_goal, memory_goal))
+def result(times=(), memory=None, time_goal=None, memory_goal=None, megabytes=None, megabytes_goal=None):
+    made = Result(Comparison("a / b", None, {OURS: None}, time_goal, memory_goal, megabytes_goal=megabytes_goal))
     made.times[OURS] = list(times)
     if memory is not None:
         made.memory[OURS] = memory
+    if megabytes is not None:
+        made.megabytes[OURS] = megabytes
     return made
 
 
@@ -54,6 +57,38 @@ class TestArithmetic:
         speed.measure(measured, work(), 3, lambda line: None)
         assert measured.times == {OURS: [1.5, 1.0, 0.5]}
 
+    def test_the_time_of_a_baseline_that_does_a_share_of_its_work_is_that_of_the_whole(self, monkeypatch):
+        clock = Clock(monkeypatch)
+        baseline, candidate = clock.lasting(50, 2, 4, 8), clock.lasting(50, 3, 4, 4)
+        comparison = Comparison("a / b", lambda work: baseline, {OURS: lambda work: candidate}, share=1 / 64)
+        measured = Result(comparison)
+        speed.measure(measured, work(), 3, lambda line: None)
+        assert measured.times == {OURS: [1.5 / 64, 1 / 64, 0.5 / 64]}
+
+    def test_a_goal_in_megabytes_is_above_the_baseline_and_time_is_not_taken(self):
+        def allocating(megabytes):
+            return lambda work: lambda: torch.empty(megabytes * 250_000)
+
+        measured, lines = Result(Comparison("a / b", allocating(3), {OURS: allocating(5)}, megabytes_goal=2)), []
+        speed.measure(measured, work(), 3, lines.append)
+        assert measured.megabytes == {OURS: 2.0}
+        assert not measured.times
+        assert len(lines) == 1
+        assert speed.verdict(measured, OURS) == "met"
+        assert speed.table([measured]).endswith(f"| a / b | {OURS} |  | +2 MB |  | ≤ +2 MB | met |")
+
+    @pytest.mark.parametrize(("megabytes", "verdict"), [(150.1, "not met"), (149.9, "met"), (None, "not measured")])
+    def test_verdict_on_megabytes(self, megabytes, verdict):
+        assert speed.verdict(result(megabytes=megabytes, megabytes_goal=150), OURS) == verdict
+
+    @pytest.mark.parametrize(
+        ("times", "verdict"), [([0.06, 0.06, 0.9], "met"), ([0.07, 0.07, 0.01], "not met"), ([1 / 15], "met")]
+    )
+    def test_so_many_times_faster(self, times, verdict):
+        made = result(times, 1.0, comparisons.times_faster(15))
+        assert speed.verdict(made, OURS) == verdict
+        assert "| ≤ 0.067 |" in speed.table([made])
+
     @pytest.mark.parametrize(
         ("times", "memory", "time_goal", "memory_goal", "verdict"),
         [
@@ -64,6 +99,7 @@ class TestArithmetic:
             ([2.0], 1.06, None, 1.05, "not met"),
             ([2.0], 2.0, None, None, ""),
             ([], None, 1.1, 1.05, "not measured"),
+            ([], 1.0, 1.1, None, "not measured"),
         ],
     )
     def test_verdict(self, times, memory, time_goal, memory_goal, verdict):
@@ -98,7 +134,7 @@ def work():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 6))
     targets = torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])
-    return comparisons.Workload(model.eval(), torch.randn(2, 3, 8, 8), [0, 5], targets, "1", "0")
+    return candidates.Workload(model.eval(), torch.randn(2, 3, 8, 8), [0, 5], targets, "1", "0")
 
 
 @pytest.mark.parametrize("comparison", comparisons.COMPARISONS, ids=lambda comparison: comparison.name)
@@ -108,6 +144,10 @@ def test_every_comparison_runs(comparison):
     if measured.missing == set(comparison.candidates) != {OURS}:
         pytest.skip("the library of the baseline is not installed")
     assert OURS not in measured.missing
+    assert set(measured.memory) | measured.missing == set(comparison.candidates)
+    if comparison.megabytes_goal is not None:
+        assert not measured.times
+        return
     assert set(measured.times) | measured.missing == set(comparison.candidates)
     assert all(len(ratios) == 2 and min(ratios) > 0 for ratios in measured.times.values())
     assert all(measured.memory[name] > 0 for name in measured.times)
@@ -134,8 +174,8 @@ class TestCommand:
         raise KeyboardInterrupt
 
     def test_prints_a_table_and_writes_every_ratio(self, tmp_path, capsys):
-        candidates = {OURS: comparisons.once(comparisons.our_grad_cam), "TorchRay": self.not_installed}
-        comparison = Comparison("Grad-CAM / forward pass", comparisons.forward, candidates, time_goal=1e9)
+        both = {OURS: candidates.once(candidates.our_grad_cam), "TorchRay": self.not_installed}
+        comparison = Comparison("Grad-CAM / forward pass", candidates.forward, both, time_goal=1e9)
         file = tmp_path / "speed.json"
         assert speed.main([*self.ARGUMENTS, f"--json={file}"], [comparison]) == 0
         printed = capsys.readouterr()
@@ -150,11 +190,11 @@ class TestCommand:
         assert [row["installed"] for row in written["rows"]] == [True, False]
 
     def test_prints_the_table_so_far_when_it_is_stopped(self, capsys):
-        ours = {OURS: comparisons.once(comparisons.our_gradient)}
+        ours = {OURS: candidates.once(candidates.our_gradient)}
         three = [
-            Comparison("first", comparisons.forward, ours, time_goal=1e9),
+            Comparison("first", candidates.forward, ours, time_goal=1e9),
             Comparison("second", self.stopped, ours, time_goal=1e9),
-            Comparison("third", comparisons.forward, ours),
+            Comparison("third", candidates.forward, ours),
         ]
         assert speed.main(self.ARGUMENTS, three) == 130
         printed = capsys.readouterr()

@@ -102,7 +102,7 @@ def test_distributed_wrappers_are_unwrapped():
 def test_did_you_mean(name, near):
     net = cases.TRANSFORMER.model()
     net.layer = nn.Identity()
-    with pytest.raises(ValueError, match=rf"saliency_layer='{name}' .*did you mean '{near}'\?.*accepted\.$"):
+    with pytest.raises(ValueError, match=rf"saliency_layer='{name}' .*did you mean '{near}'\?.*expected .*\.$"):
         resolve_layer(net, name)
     with pytest.raises(ValueError, match=rf"^contrast_layer='{name}' "):
         resolve_layer(net, name, "contrast_layer")
@@ -110,7 +110,7 @@ def test_did_you_mean(name, near):
 
 @pytest.mark.parametrize("wrong", [0, 1.5, True, ("conv",), b"conv", object, nn.ReLU])
 def test_what_is_no_layer(wrong):
-    with pytest.raises(ValueError, match=r"^saliency_layer=.*accepted\.$"):
+    with pytest.raises(ValueError, match=r"^saliency_layer=.*expected .*\.$"):
         resolve_layer(model(), wrong)
 
 
@@ -120,7 +120,7 @@ def test_a_layer_of_another_model():
 
 
 def test_a_model_without_layers():
-    with pytest.raises(ValueError, match=r"^saliency_layer='conv' .*accepted\.$"):
+    with pytest.raises(ValueError, match=r"^saliency_layer='conv' .*expected .*\.$"):
         resolve_layer(nn.ReLU(), "conv")
 
 
@@ -151,7 +151,7 @@ def test_find_layer_passes_over_poolings_and_single_positions():
 
 def test_find_layer_without_grid():
     for net in (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), nn.Flatten()):
-        with pytest.raises(ValueError, match=r"saliency_layer=None .*accepted\.$"):
+        with pytest.raises(ValueError, match=r"saliency_layer=None .*expected .*\.$"):
             find_layer(net, torch.rand(2, 3, 2, 2))
 
 

@@ -188,7 +188,7 @@ def test_hooks_of_the_user_come_first():
 @pytest.mark.parametrize("side", ["in", "", None, 1])
 def test_a_wrong_side_is_an_error(side):
     layer = nn.ReLU()
-    with pytest.raises(ValueError, match=rf"target={side!r} .*'input' or 'output' is accepted"):
+    with pytest.raises(ValueError, match=rf"target={side!r} .*expected .*'input' or 'output'"):
         Probe(layer, side)
     assert not layer._forward_hooks
     assert not layer._forward_pre_hooks

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import saliency
 from saliency import get_backward_gradient, get_pointing_gradient
-from saliency.engine.targets import Targets, class_indices, select_scores, split_targets
+from saliency.engine.targets import Targets, class_indices
 from tests import cases
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
@@ -79,13 +79,13 @@ BAD_TARGETS = [
     ([0, 1, 2], "the batch holds 2 samples"),
     (torch.zeros(3, dtype=torch.long), "the batch holds 2 samples"),
     ([], "[]"),
-    (1.0, "no class index"),
-    (float("nan"), "no class index"),
+    (1.0, "class index"),
+    (float("nan"), "class index"),
     (np.float64(1), "shape ()"),
     (True, "bool"),
     (torch.tensor([True, False]), "bool"),
     (np.array([True, False]), "bool"),
-    (1j, "no class index"),
+    (1j, "class index"),
     ("dog", "'dog'"),
     (["dog", "cat"], "dog"),
     ({"class": 1}, "class"),
@@ -135,8 +135,8 @@ class Scores(torch.nn.Module):
 
 @pytest.mark.parametrize(("target", "words"), BAD_TARGETS, ids=lambda value: cases.shown(value)[:40])
 def test_unusable_targets(target, words):
-    """The message begins with the user's own words, says what is wrong, and ends with what is accepted."""
-    with pytest.raises(ValueError, match=r"(?s)^target=.*accepted\.$") as error:
+    """The message begins with the user's own words, says what is wrong, and ends with what is expected."""
+    with pytest.raises(ValueError, match=r"(?s)^target=.*expected .*\.$") as error:
         saliency.gradient(Scores(), torch.zeros(2, 3), target)
     message = str(error.value)
     assert words in message
@@ -150,13 +150,15 @@ def test_a_class_of_an_output_without_classes():
             get_backward_gradient(torch.zeros(shape), 1)
 
 
-def test_split_targets():
+def test_k_columns_are_k_pairs():
     columns = torch.tensor([[1, 2, 3], [4, 5, 6]])
     for target in (columns, columns.tolist(), columns.numpy()):
-        assert [column.tolist() for column in split_targets(target)] == [[1, 4], [2, 5], [3, 6]]
+        columns = [column for _, column in Targets(target, 2).select(torch.zeros(2, 7))]
+        assert [column.tolist() for column in columns] == [[1, 4], [2, 5], [3, 6]]
     gradient = torch.ones(2, 3)
-    for target in (1, [1, 2], (1, 2), None, gradient, len, torch.tensor([1, 2]), [(1,), (2,)]):
-        assert split_targets(target) == [target] or split_targets(target)[0] is target
+    for target in (1, [1, 2], (1,), gradient, torch.tensor([1, 2]), [(1,), (2,)]):
+        ((_, found),) = Targets(target, 2).select(torch.zeros(2, 3))
+        assert found is target or torch.equal(found, target)
 
 
 def test_select_scores():
@@ -169,18 +171,18 @@ def test_select_scores():
         {"out": scores, "aux": other},
         (scores, None),
     ):
-        found, target = select_scores(output, 1, 2)
+        ((found, target),) = Targets(1, 2).select(output)
         assert found is scores
         assert target == 1
-    found, target = select_scores({"a": other, "b": scores}, lambda output: output["b"][:, 0], 2)
+    ((found, target),) = Targets(lambda output: output["b"][:, 0], 2).select({"a": other, "b": scores})
     assert found.tolist() == [1, 1]
     assert target is None
 
 
 @pytest.mark.parametrize("output", [{"a": torch.ones(2, 3)}, (), None, 3.0, "text", (None, torch.ones(2, 3))], ids=str)
 def test_outputs_of_which_nothing_can_be_chosen(output):
-    with pytest.raises(ValueError, match=r"target=1 cannot choose .*function.*accepted"):
-        select_scores(output, 1, 2)
+    with pytest.raises(ValueError, match=r"target=1 cannot choose .*function.*expected"):
+        Targets(1, 2).select(output)
 
 
 def test_class_indices_broadcast_over_the_output():
@@ -345,5 +347,5 @@ def test_nothing_waits_for_the_device_of_the_output(target):
 
 def test_an_output_without_the_rows_of_the_batch():
     for target in (1, None, (1,), torch.ones(2, 3), [lambda row: row[0]] * 2):
-        with pytest.raises(ValueError, match=r"(?s)target=.* needs .*2 rows.* shape \(1, 3\).*accepted"):
+        with pytest.raises(ValueError, match=r"(?s)target=.* needs .*2 rows.* shape \(1, 3\).*expected"):
             Targets(target, 2).scores(torch.zeros(1, 3))

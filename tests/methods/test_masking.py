@@ -103,7 +103,7 @@ def test_any_number_of_spatial_axes(size):
                 expected[n] += score.view(-1, *[1] * len(size)) * mask / len(masks)
     close(rise(model, input, **FEW), expected)
     close(rise_class(model, input, 3, **FEW), expected[:, 3:])
-    with pytest.raises(ValueError, match=r"resize=True.*accepted\.$"):
+    with pytest.raises(ValueError, match=r"resize=True.*expected .*\.$"):
         rise(model, input, resize=True, **FEW)
 
 
@@ -370,7 +370,7 @@ def test_a_run_that_is_stopped_leaves_the_model_as_it_was(input):
 def test_errors_come_before_the_model_runs(model, input, function, options, words):
     model.register_forward_pre_hook(lambda *args: pytest.fail("the model ran"))
     arguments = {"model": model, "input": input, "target": 1, **options}
-    with pytest.raises(ValueError, match=r"=.*accepted\.$") as error:
+    with pytest.raises(ValueError, match=r"=.*expected .*\.$") as error:
         function(**arguments)
     assert [word for word in words if word not in str(error.value)] == []
 
@@ -382,7 +382,7 @@ def test_errors_come_before_the_model_runs(model, input, function, options, word
         ([0, -1], r"target=\[0, -1\] is out of range"),
         ([0, 1, 2], r"target=\[0, 1, 2\] has shape"),
         (None, "target=None needs one score"),
-        ("cat", "target='cat' is no class index"),
+        ("cat", "target='cat' is not a class index"),
         ((0, 1), r"target=\(0, 1\) does not index"),
         ([(0,), (7,)], "is out of range for an output"),
         (torch.zeros(2, 3), "has shape"),
@@ -395,25 +395,25 @@ def test_a_bad_target_is_the_driver_s_error_before_the_first_chunk_ends(model, i
     def progress(done, total):
         pytest.fail("a chunk was done")
 
-    with pytest.raises(ValueError, match=rf"{words}.*accepted\.$"):
+    with pytest.raises(ValueError, match=rf"{words}.*expected .*\.$"):
         rise_class(model, input, target, progress=progress, **FEW)
 
 
 def test_outputs_without_scores_are_errors(input):
     model = cases.DICT.model()
-    with pytest.raises(ValueError, match=r"returned a dict .*accepted\.$"):
+    with pytest.raises(ValueError, match=r"returned a dict .*expected .*\.$"):
         rise(model, input, **FEW)
-    with pytest.raises(ValueError, match=r"target=1 cannot choose .*accepted\.$"):
+    with pytest.raises(ValueError, match=r"target=1 cannot choose .*expected .*\.$"):
         rise_class(model, input, 1, **FEW)
 
     class Total(cases.InPlace):
         def forward(self, x):
             return self.scores(x).sum()
 
-    with pytest.raises(ValueError, match=r"returned a tensor of shape \(\) .*accepted\.$"):
+    with pytest.raises(ValueError, match=r"returned a tensor of shape \(\) .*expected .*\.$"):
         rise(Total().double(), input, **FEW)
     for target in (None, 0):
-        with pytest.raises(ValueError, match=r"returned a tensor of shape \(\) .*accepted\.$"):
+        with pytest.raises(ValueError, match=r"returned a tensor of shape \(\) .*expected .*\.$"):
             rise_class(Total().double(), input, target, **FEW)
 
 
@@ -422,7 +422,7 @@ def test_softmax_needs_classes(input):
         lambda: rise(cases.ONE_SCORE.model(), input, scores="softmax", **FEW),
         lambda: rise_class(cases.IN_PLACE.model(), input, lambda output: output[:, 1], scores="softmax", **FEW),
     ):
-        with pytest.raises(ValueError, match=r"^scores='softmax' .*accepted\.$"):
+        with pytest.raises(ValueError, match=r"^scores='softmax' .*expected .*\.$"):
             call()
 
 

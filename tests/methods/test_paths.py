@@ -682,7 +682,7 @@ BAD: list[tuple[Sequence[str], dict[str, Any], str]] = [
 )
 def test_a_wrong_argument_is_one_clear_error_before_the_forward_pass(method, options, words, layer):
     model = Counted().double()
-    with pytest.raises(ValueError, match=rf"^({words}).*(expected|accepted).*\.$"):
+    with pytest.raises(ValueError, match=rf"^({words}).*expected.*\.$"):
         getattr(saliency, method)(model, image(), 1, layer, **options)
     assert model.forwards == 0
 

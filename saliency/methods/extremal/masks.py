@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.nn import Module
 
 from saliency.engine.call import Call, Input, make_call
@@ -94,13 +95,13 @@ def _check(search: Search, areas: object, reward_func: object, print_iter: objec
     search.check()
     shares = _shares(areas)
     if not callable(reward_func):
-        raise ValueError(f"reward_func={reward_func!r} is not callable; a function such as simple_reward is accepted.")
+        raise ValueError(f"reward_func={reward_func!r} is not callable; expected a function such as simple_reward.")
     if not (print_iter is None or callable(print_iter)):
         raise ValueError(
-            f"print_iter={print_iter!r} is no function; a callback print_iter(iteration, energies) is accepted."
+            f"print_iter={print_iter!r} is not a function; expected a callback print_iter(iteration, energies)."
         )
     if isinstance(layer, (list, tuple)):
-        raise ValueError(f"saliency_layer={layer!r} is no layer; one name or module, '' or None is accepted.")
+        raise ValueError(f"saliency_layer={layer!r} is not a layer; expected one name or module, '' or None.")
     return shares
 
 
@@ -110,7 +111,7 @@ def _shares(areas: object) -> list[float]:
     asked = list(listed) if isinstance(listed, (list, tuple)) else [listed]
     shares = [float(share) for share in asked if is_number(share) and 0 < share <= 1]
     if not shares or len(shares) < len(asked):
-        raise ValueError(f"areas={areas!r} are no shares of the mask; a number in (0, 1] or several are accepted.")
+        raise ValueError(f"areas={areas!r} are not shares of the mask; expected a number in (0, 1] or several.")
     return shares
 
 
@@ -121,7 +122,7 @@ def _perturbed(
     at = call.image_at
     image = call.inputs[at]
     if not site.name and (image.ndim != 4 or not image.is_floating_point()):
-        raise ValueError(f"input={tuple(image.shape)} has no grid; a floating-point (N, C, H, W) is accepted.")
+        raise ValueError(f"input={tuple(image.shape)} has no grid; expected a floating-point (N, C, H, W).")
     place = 0 if site.name else sum(tensor.is_floating_point() for tensor in call.inputs[:at])
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on.
     for record_all in (False, True):
@@ -137,20 +138,31 @@ def _perturbed(
             return x, run_grids, scores.shape[1]
     raise ValueError(
         f"saliency_layer={site.name!r} is reached by no gradient: the score does not depend on it, or is computed "
-        "without gradients; a layer on the way to the score is accepted."
+        "without gradients; expected a layer on the way to the score."
     )
 
 
 def _check_width(sigma: float, x: Tensor) -> None:
     if sigma > min(x.shape[2:]):
         raise ValueError(
-            f"sigma={sigma!r} is wider than the layer's grid {tuple(x.shape[2:])}; step and sigma in positions of the "
-            "layer, such as step=1, sigma=2, are accepted."
+            f"sigma={sigma!r} is wider than the layer's grid {tuple(x.shape[2:])}; expected step and sigma in "
+            "positions of the "
+            "layer, such as step=1, sigma=2."
         )
 
 
 def _depends(score: Tensor, x: Tensor) -> bool:
-    return score.requires_grad and torch.autograd.grad(score, x, allow_unused=True)[0] is not None
+    """Does the graph lead from the score back to the tensor? A walk, not a backward pass."""
+    source, seen = get_gradient_edge(x).node, set()
+    nodes = [score.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is source:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [earlier for earlier, _ in node.next_functions]
+    return False
 
 
 def _reward(run: Run, targets: Targets, count: int, areas: int, reward_func: RewardFunction, variant: str) -> Reward:
@@ -177,7 +189,7 @@ def _reward(run: Run, targets: Targets, count: int, areas: int, reward_func: Rew
         result = reward_func(activation, target, variant=variant)
         if not isinstance(result, Tensor) or result.shape[:1] != rows.shape:
             raise ValueError(
-                f"reward_func={reward_func!r} returned {describe(result)}; {len(rows)} rows of rewards are accepted."
+                f"reward_func={reward_func!r} returned {describe(result)}; expected {len(rows)} rows of rewards."
             )
         return result.reshape(len(rows), -1).mean(1)
 
@@ -215,7 +227,7 @@ def extremal_perturbation_map(
     check_map_options(resize, resize_mode, smooth, options.get("layout"))
     if progress is not None and options.get("print_iter") is None:
         if not callable(progress):
-            raise ValueError(f"progress={progress!r} cannot be called; a function of two ints or None is accepted.")
+            raise ValueError(f"progress={progress!r} cannot be called; expected a function of two ints or None.")
         options["print_iter"] = lambda iteration, energies: progress(iteration + 1, max_iter)
     options |= {"max_iter": max_iter, "saliency_layer": saliency_layer, "debug": debug}
     masks, _, *probes = extremal_perturbation(model, input, target, areas, **options)

@@ -46,10 +46,10 @@ class Perturbation:
     ) -> None:
         if not isinstance(input, Tensor) or input.ndim != 4 or not input.is_floating_point():
             shown = describe(input)
-            raise ValueError(f"input={shown} is no batch of images; a floating-point tensor (N, C, H, W) is accepted.")
+            raise ValueError(f"input={shown} is not a batch of images; expected a floating-point tensor (N, C, H, W).")
         check_perturbation("type", type, num_levels)
         if not is_number(max_blur) or max_blur <= 0:
-            raise ValueError(f"max_blur={max_blur!r} is no standard deviation; a number > 0 is accepted.")
+            raise ValueError(f"max_blur={max_blur!r} is not a standard deviation; expected a number > 0.")
         self.type = type
         self.num_levels = num_levels
         last = num_levels - 1
@@ -70,7 +70,8 @@ class Perturbation:
             count = len(self.pyramid) // self.num_levels
             if len(mask) % count:
                 raise ValueError(
-                    f"mask={tuple(mask.shape)} has no equal number for each of {count} images; one is accepted."
+                    f"mask={tuple(mask.shape)} has no equal number for each of {count} images; expected a "
+                    "multiple of that."
                 )
             images = torch.arange(count, device=mask.device).repeat_interleave(len(mask) // count)
         level = mask * (self.num_levels - 1)
@@ -90,17 +91,17 @@ class Perturbation:
 def check_perturbation(argument: str, type: object, num_levels: object) -> None:  # noqa: A002 - as above
     """Raise ``ValueError`` for an unknown perturbation, or fewer than two levels of it."""
     if type not in PERTURBATIONS:
-        raise ValueError(f"{argument}={type!r} is unknown; one of {', '.join(PERTURBATIONS)} is accepted.")
+        raise ValueError(f"{argument}={type!r} is unknown; expected one of {', '.join(PERTURBATIONS)}.")
     if not is_int(num_levels) or num_levels < 2:
-        raise ValueError(f"num_levels={num_levels!r} is no number of levels; an int >= 2 is accepted.")
+        raise ValueError(f"num_levels={num_levels!r} is not a number of levels; expected an int >= 2.")
 
 
 def check_grid(step: object, sigma: object) -> None:
     """Raise ``ValueError`` for a grid of mask parameters that cannot be."""
     if not is_number(step) or int(step) != step or step < 1:
-        raise ValueError(f"step={step!r} is no number of positions; an int >= 1 is accepted.")
+        raise ValueError(f"step={step!r} is not a number of positions; expected an int >= 1.")
     if not is_number(sigma) or sigma <= 0:
-        raise ValueError(f"sigma={sigma!r} is no number of positions; a number > 0 is accepted.")
+        raise ValueError(f"sigma={sigma!r} is not a number of positions; expected a number > 0.")
 
 
 class MaskGenerator:
@@ -125,7 +126,7 @@ class MaskGenerator:
         check_grid(step, sigma)
         if pooling_method not in POOLING_METHODS:
             raise ValueError(
-                f"pooling_method={pooling_method!r} is unknown; one of {', '.join(POOLING_METHODS)} is accepted."
+                f"pooling_method={pooling_method!r} is unknown; expected one of {', '.join(POOLING_METHODS)}."
             )
         self.shape, self.step, self.sigma = tuple(shape), int(step), sigma
         self.clamp, self.pooling_method = clamp, pooling_method
@@ -152,7 +153,7 @@ class MaskGenerator:
     def generate(self, mask_in: Tensor) -> tuple[Tensor, Tensor]:
         """The masks (B, 1, *shape) and those with margin (B, 1, *shape_out), of parameters (B, 1, *shape_in)."""
         if mask_in.shape[1:] != (1, *self.shape_in):
-            raise ValueError(f"mask_in={tuple(mask_in.shape)} does not fit; (B, 1, *{self.shape_in}) is accepted.")
+            raise ValueError(f"mask_in={tuple(mask_in.shape)} does not fit; expected (B, 1, *{self.shape_in}).")
         dtype = torch.promote_types(mask_in.dtype, torch.float32)
         window = 2 * self.radius + 1
         after = [

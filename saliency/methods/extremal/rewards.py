@@ -38,7 +38,7 @@ def contrastive_reward(activation: Tensor, target: int | Tensor, variant: str) -
     index = _channel(activation, target)
     if activation.shape[1] < 2:
         raise ValueError(
-            f"activation={tuple(activation.shape)} has no other channel to compare with; two or more are accepted."
+            f"activation={tuple(activation.shape)} has no other channel to compare with; expected two or more."
         )
     others = activation.scatter(1, index, -math.inf).max(1).values
     return _play(activation.gather(1, index).squeeze(1) - others, variant)
@@ -58,6 +58,6 @@ def _play(score: Tensor, variant: str) -> Tensor:
     if variant != DUAL_VARIANT:
         return score if variant == PRESERVE_VARIANT else -score
     if len(score) % 2:
-        raise ValueError(f"activation={len(score)} rows have no two halves; an even number of rows is accepted.")
+        raise ValueError(f"activation={len(score)} rows have no two halves; expected an even number of rows.")
     kept, deleted = score.chunk(2)
     return kept - deleted

@@ -45,7 +45,7 @@ class Search(NamedTuple):
         if self.seed is not None:
             check_seed(self.seed)
         if not is_number(self.tolerance) or self.tolerance < 0:
-            raise ValueError(f"tolerance={self.tolerance!r} is no change of a parameter; a number >= 0 is accepted.")
+            raise ValueError(f"tolerance={self.tolerance!r} is not a change of a parameter; expected a number >= 0.")
 
     def flips(self) -> list[bool]:
         """Whether the perturbed tensors are flipped, by iteration: each second, or by chance with a seed."""
@@ -60,7 +60,7 @@ class Search(NamedTuple):
 def check_variant(variant: object) -> None:
     """Raise ``ValueError`` for an unknown game."""
     if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is unknown; one of {', '.join(VARIANTS)} is accepted.")
+        raise ValueError(f"variant={variant!r} is unknown; expected one of {', '.join(VARIANTS)}.")
 
 
 class _Rows(NamedTuple):

@@ -60,10 +60,10 @@ class TestRewards:
     @pytest.mark.parametrize(
         ("target", "variant", "rows", "message"),
         [
-            (3, "preserve", 4, r"target=3 is out of range: the output has classes 0 to 2; .* is accepted\."),
+            (3, "preserve", 4, r"target=3 is out of range: the output has classes 0 to 2; expected .*\."),
             (torch.tensor([1, 2]), "preserve", 4, r"target=tensor\(\[1, 2\]\) has shape \(2,\)"),
-            (1, "keep", 4, r"variant='keep' is unknown; one of preserve, delete, dual is accepted\."),
-            (1, "dual", 3, r"activation=3 rows have no two halves; an even number of rows is accepted\."),
+            (1, "keep", 4, r"variant='keep' is unknown; expected one of preserve, delete, dual\."),
+            (1, "dual", 3, r"activation=3 rows have no two halves; expected an even number of rows\."),
         ],
     )
     def test_errors(self, reward, target, variant, rows, message):
@@ -71,9 +71,7 @@ class TestRewards:
             reward(self.SCORES[:rows], target, variant)
 
     def test_nothing_to_compare_with(self):
-        with pytest.raises(
-            ValueError, match=r"activation=\(2, 1\) has no other channel .*; two or more are accepted\."
-        ):
+        with pytest.raises(ValueError, match=r"activation=\(2, 1\) has no other channel .*; expected two or more\."):
             contrastive_reward(torch.ones(2, 1), 0, "preserve")
 
 
@@ -181,14 +179,14 @@ class TestTargets:
     @pytest.mark.parametrize("target", [9, [0, 9], torch.tensor([0, 1, 2]), "cat", None, lambda output: output[None]])
     def test_errors(self, target):
         model = cases.IN_PLACE.model()
-        with pytest.raises(ValueError, match=r"target=.*is accepted\."):
+        with pytest.raises(ValueError, match=r"target=.*expected"):
             extremal_perturbation(model, cases.IN_PLACE.input(), target, **FAST)
 
 
 class TestLayers:
     def test_a_mask_wider_than_the_layer_is_refused(self):
         """Where the default step and sigma of an image would leave a single parameter."""
-        with pytest.raises(ValueError, match=r"sigma=21 is wider than the layer's grid \(6, 7\); .*accepted\."):
+        with pytest.raises(ValueError, match=r"sigma=21 is wider than the layer's grid \(6, 7\); .*expected"):
             extremal_perturbation(cases.IN_PLACE.model(), cases.IN_PLACE.input(), 1, saliency_layer="features")
 
     def test_a_layer_that_is_the_identity_is_the_input(self):
@@ -249,8 +247,11 @@ class TestLayers:
     @pytest.mark.parametrize(
         ("layer", "message"),
         [
-            (["features", ""], r"saliency_layer=\['features', ''\] is no layer; one name or module, .* is accepted\."),
-            ("feature", r"saliency_layer='feature' is no layer of the model; did you mean .* is accepted\."),
+            (["features", ""], r"saliency_layer=\['features', ''\] is not a layer; expected one name or module, .*\."),
+            (
+                "feature",
+                r"saliency_layer='feature' is not a layer of the model .*did you mean 'features'.*expected a name .*\.",
+            ),
             (nn.ReLU(), "saliency_layer=ReLU is not part of the model"),
         ],
     )
@@ -270,7 +271,7 @@ class TestLayers:
         model = Side().eval()
         model.side, model.detached = nn.Conv2d(3, 2, 1), False
         x = torch.randn(1, 3, 11, 14)
-        with pytest.raises(ValueError, match=r"saliency_layer='side' is reached by no gradient.* is accepted\."):
+        with pytest.raises(ValueError, match=r"saliency_layer='side' is reached by no gradient.*expected .*\."):
             extremal_perturbation(model, x, 1, saliency_layer="side", **FAST)
         model.detached = True
         with pytest.raises(ValueError, match="saliency_layer='' is reached by no gradient"):
@@ -362,25 +363,28 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"areas": ()}, r"areas=\(\) are no shares of the mask; a number in \(0, 1\] or several are accepted\."),
+            ({"areas": ()}, r"areas=\(\) are not shares of the mask; expected a number in \(0, 1\] or several\."),
             ({"areas": (0.1, 0)}, "areas="),
-            ({"areas": 1.5}, r"areas=1\.5 are no shares"),
-            ({"areas": "0.1"}, "areas='0.1' are no shares"),
+            ({"areas": 1.5}, r"areas=1\.5 are not shares"),
+            ({"areas": "0.1"}, "areas='0.1' are not shares"),
             ({"areas": (float("nan"),)}, "areas="),
             ({"perturbation": "noise"}, "perturbation='noise' is unknown"),
-            ({"max_iter": 0}, "max_iter=0 is no positive number"),
-            ({"num_levels": 1}, "num_levels=1 is no number of levels"),
-            ({"step": 0}, "step=0 is no number of positions"),
-            ({"sigma": 0}, "sigma=0 is no number of positions"),
+            ({"max_iter": 0}, "max_iter=0 is not a positive number"),
+            ({"num_levels": 1}, "num_levels=1 is not a number of levels"),
+            ({"step": 0}, "step=0 is not a number of positions"),
+            ({"sigma": 0}, "sigma=0 is not a number of positions"),
             ({"variant": "keep"}, "variant='keep' is unknown"),
-            ({"print_iter": 10}, r"print_iter=10 is no function; a callback print_iter\(iteration, energies\) is acc"),
-            ({"reward_func": "simple"}, "reward_func='simple' is not callable; a function .* is accepted"),
-            ({"reward_func": lambda y, target, variant: y[:1, 0]}, r"reward_func=.* returned .* \(1,\); 2 rows .* acc"),
-            ({"reward_func": lambda y, target, variant: 1.0}, "reward_func=.* returned a float; 2 rows"),
-            ({"resize": "big"}, "resize='big' is no size"),
-            ({"smooth": -1}, "smooth=-1 is no fraction"),
-            ({"seed": "a"}, "seed='a' is no seed"),
-            ({"tolerance": None}, "tolerance=None is no change of a parameter"),
+            ({"print_iter": 10}, r"print_iter=10 is not a function; expected a callback print_iter"),
+            ({"reward_func": "simple"}, "reward_func='simple' is not callable; expected a function .*"),
+            (
+                {"reward_func": lambda y, target, variant: y[:1, 0]},
+                r"reward_func=.* returned .* \(1,\); expected 2 rows",
+            ),
+            ({"reward_func": lambda y, target, variant: 1.0}, "reward_func=.* returned a float; expected 2 rows"),
+            ({"resize": "big"}, "resize='big' is not a size"),
+            ({"smooth": -1}, "smooth=-1 is not a fraction"),
+            ({"seed": "a"}, "seed='a' is not a seed"),
+            ({"tolerance": None}, "tolerance=None is not a change of a parameter"),
             ({"layout": "rows"}, "layout='rows' is unknown"),
         ],
     )
@@ -391,7 +395,7 @@ class TestOptions:
     @pytest.mark.parametrize("input", [torch.randn(2, 3), torch.randn(2, 3, 4), torch.randn(2, 3, 4, 5, 6)])
     def test_an_input_without_grid(self, input):
         model = nn.Sequential(nn.Flatten(), nn.Linear(input[0].numel(), 2))
-        with pytest.raises(ValueError, match=r"input=\(2, 3.*\) has no grid; .* is accepted\."):
+        with pytest.raises(ValueError, match=r"input=\(2, 3.*\) has no grid; expected .*\."):
             extremal_perturbation(model, input, 0, **FAST)
 
 
@@ -504,9 +508,9 @@ class TestMap:
         assert list(probes) == [name for name, _ in case.model().named_modules()]
 
     def test_errors(self):
-        with pytest.raises(ValueError, match="smooth=-1 is no fraction"):
+        with pytest.raises(ValueError, match="smooth=-1 is not a fraction"):
             extremal_perturbation_map(cases.IN_PLACE.model(), cases.IN_PLACE.input(), 1, smooth=-1)
-        with pytest.raises(ValueError, match="areas=None are no shares"):
+        with pytest.raises(ValueError, match="areas=None are not shares"):
             extremal_perturbation_map(cases.IN_PLACE.model(), cases.IN_PLACE.input(), 1, areas=None)
 
 

@@ -1,0 +1,11 @@
+"""IS-CAM in one call."""
+
+from saliency import is_cam
+from saliency.images import overlay, write_png
+from saliency.scenes import make_scene, scene_network
+
+model = scene_network()
+scene = make_scene(1)
+image, target = scene.image[None], scene.objects[0].label
+saliency = is_cam(model, image, target, "layer4", num_samples=5, resize=True)
+write_png(overlay(scene.image, saliency[0, 0]), "is_cam.png")

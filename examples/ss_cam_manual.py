@@ -1,0 +1,20 @@
+"""SS-CAM by hand: the score of the image behind every channel of the layer, with noise on the mask."""
+
+import torch
+
+from saliency import Probe, resize_saliency
+from saliency.images import overlay, write_png
+from saliency.scenes import make_scene, scene_network
+
+model, scene = scene_network(), make_scene(1)
+image, target = scene.image[None], scene.objects[0].label
+with torch.no_grad(), Probe(model.layer4, target="output") as probe:
+    model(image)
+channels = probe.data[0].detach()[0][:, None]
+masks = resize_saliency(image, channels, True, "bilinear")
+low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
+noise = 0.5 * torch.randn(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
+scores = model(image * ((masks - low) / (high - low) + noise))[:, target].detach()
+saliency = (scores.softmax(0).view(-1, 1, 1, 1) * channels).sum(0, keepdim=True).relu()
+saliency = resize_saliency(image, saliency, True, "bilinear")
+write_png(overlay(scene.image, saliency[0, 0]), "ss_cam_manual.png")
