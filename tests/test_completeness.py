@@ -1,0 +1,119 @@
+"""Completeness: what path methods share out sums to the change of the score, on torchvision's architectures.
+
+Relative to the sum of the absolute attribution, at 50 steps. The networks are untrained; batch norms hold statistics
+of one batch. A transformer is smooth, and Gauss and Legendre's error vanishes; the gradient of a ReLU network jumps at
+every kink on the way, and the error is that of many jumps between nodes: the more of the network a path crosses, the
+larger. It is the quadrature's, the same for every implementation (tests/parity/test_captum_layers.py).
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models import SwinTransformer, VisionTransformer
+
+import saliency
+
+CLASSES = [1, 4, 7]
+
+
+def _named(name: str) -> Callable[[], nn.Module]:
+    return lambda: torchvision.models.get_model(name, weights=None, num_classes=10)
+
+
+class Network(NamedTuple):
+    """A network, its image's size, and layers that every way to the score crosses."""
+
+    build: Callable[[], nn.Module]
+    size: int
+    layers: tuple[str, ...]
+
+
+SMOOTH = {
+    "vit": Network(
+        lambda: VisionTransformer(32, 8, 4, 4, 64, 128, num_classes=10),
+        32,
+        ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_2"),
+    ),
+    "swin": Network(
+        lambda: SwinTransformer([4, 4], 24, [2, 2, 2], [2, 4, 8], [4, 4], num_classes=10),
+        32,
+        ("features.1", "features.3"),
+    ),
+}
+CONVOLUTIONAL = {
+    "resnet18": Network(_named("resnet18"), 128, ("layer3",)),
+    "densenet121": Network(_named("densenet121"), 64, ("features.denseblock4",)),
+    "mobilenet_v3_small": Network(_named("mobilenet_v3_small"), 64, ("features.4", "features.8")),
+}
+NETWORKS = SMOOTH | CONVOLUTIONAL
+
+
+@cache
+def calibrated(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """The model in evaluation mode, whose batch norms have the statistics of a batch; an image of it, and another."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = NETWORKS[name].build().double().requires_grad_(False)
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and not module.weight.any():  # a classifier that starts at 0
+                nn.init.normal_(module.weight, std=0.05)
+    size = NETWORKS[name].size
+    batch = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(1)).double()
+    for module in model.eval().modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = None  # the mean over all batches: one
+            module.reset_running_stats()
+            module.train()
+    with torch.no_grad():
+        model(batch)
+    return model.eval(), batch[:1], batch[1:2]
+
+
+def missed(name: str, attribution: Tensor, start: Tensor) -> Tensor:
+    """By class, what attributions (1, K, ...) miss of the change of the score."""
+    model, input, _ = calibrated(name)
+    change = (model(input) - model(start))[0, CLASSES]
+    flat = attribution[0].flatten(1)
+    return (flat.sum(1) - change).abs() / flat.abs().sum(1)
+
+
+def explain(name: str, method: str, layer: str, start: Tensor, n_steps: int) -> Tensor:
+    model, input, _ = calibrated(name)
+    options = {"n_steps": n_steps, "internal_batch_size": 10, "reduction": None}
+    return getattr(saliency, method)(model, input, [CLASSES], layer, start, **options)
+
+
+@pytest.mark.parametrize("name", [*SMOOTH, "mobilenet_v3_small"])
+def test_integrated_gradients_at_the_input_miss_less_than_a_thousandth(name):
+    start = torch.zeros_like(calibrated(name)[1])
+    assert float(missed(name, explain(name, "integrated_gradients", "", start, 50), start).max()) < 1e-3
+
+
+@pytest.mark.parametrize(("name", "layer"), [(name, layer) for name, of in NETWORKS.items() for layer in of.layers])
+def test_integrated_gradients_at_a_layer_miss_less_than_a_thousandth(name, layer):
+    start = torch.zeros_like(calibrated(name)[1])
+    assert float(missed(name, explain(name, "integrated_gradients", layer, start, 50), start).max()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("resnet18", "layer3"), ("mobilenet_v3_small", "features.4"), ("mobilenet_v3_small", "features.8")],
+)
+def test_conductance_misses_less_than_a_hundredth(name, layer):
+    start = torch.zeros_like(calibrated(name)[1])
+    assert float(missed(name, explain(name, "conductance", layer, start, 50), start).max()) < 1e-2
+
+
+@pytest.mark.parametrize(("name", "layer"), [(name, layer) for name, of in SMOOTH.items() for layer in of.layers])
+def test_what_conductance_misses_falls_as_one_over_the_steps(name, layer):
+    """Its gradients stand at the left end of every step: four times the steps, a quarter of the error."""
+    _, _, start = calibrated(name)
+    few, many = (missed(name, explain(name, "conductance", layer, start, n), start).mean() for n in (50, 200))
+    assert float(few) < 1e-2
+    assert 3 < float(few / many) < 5
