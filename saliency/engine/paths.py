@@ -251,7 +251,7 @@ def between(
 def _distributions(baselines: object) -> list[Tensor]:
     listed = [*baselines] if isinstance(baselines, (tuple, list)) else [baselines]
     found = [b for b in listed if isinstance(b, Tensor) and b.ndim and len(b)]
-    if len(found) < max(len(listed), 1):
+    if len(found) < len(listed):
         raise _distribution_error(baselines)
     return found
 

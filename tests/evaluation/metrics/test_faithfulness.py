@@ -438,7 +438,7 @@ def test_options_are_checked(metric, options):
 
     model, (input, target, saliency) = linear_model(), cases()
     (name,) = options
-    with model.register_forward_pre_hook(fail), pytest.raises(ValueError, match=rf"^{name}=.* accepted\.$"):
+    with model.register_forward_pre_hook(fail), pytest.raises(ValueError, match=rf"^{name}=.*(; expected .*| accepted)\.$"):
         metric(model, input, target, saliency, **options)
 
 

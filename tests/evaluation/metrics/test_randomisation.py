@@ -285,7 +285,7 @@ def test_what_does_not_fit_is_refused():
     run = partial(parameter_randomisation, model, explain, INPUT, TARGET, maps)
     logit = partial(random_logit, model, explain, INPUT)
     for call, message in [
-        (partial(run, layers=["7"]), "layers='7' is no layer of the model; did you mean"),
+        (partial(run, layers=["7"]), r"layers='7' is not a layer of the model \(did you mean"),
         (partial(run, layers=["2"]), "hold no parameter"),
         (partial(run, layers=[]), "hold no parameter"),
         (partial(run, steps=0), "steps=0"),
