@@ -438,7 +438,8 @@ def test_options_are_checked(metric, options):
 
     model, (input, target, saliency) = linear_model(), cases()
     (name,) = options
-    with model.register_forward_pre_hook(fail), pytest.raises(ValueError, match=rf"^{name}=.*(; expected .*| accepted)\.$"):
+    message = rf"^{name}=.*(; expected .*| accepted)\.$"
+    with model.register_forward_pre_hook(fail), pytest.raises(ValueError, match=message):
         metric(model, input, target, saliency, **options)
 
 
