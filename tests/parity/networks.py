@@ -44,7 +44,7 @@ def network(name: str) -> nn.Module:
     if name == "vgg11_bn":  # 64 hidden units in place of 4096: 100 million weights less to copy
         hidden = [nn.Linear(512 * 7 * 7, 64), nn.ReLU(True), nn.Dropout(), nn.Linear(64, CLASSES)]
         model.classifier = nn.Sequential(*hidden)
-    return randomise(model).eval()
+    return randomise(model.float()).eval()  # whatever the default precision of the first test that asks
 
 
 def randomise(model: nn.Module) -> nn.Module:

@@ -73,7 +73,7 @@ def test_rewards(grid, variant):
 def small_network():
     """Fast, so that all options can be compared."""
     layers = [nn.Conv2d(3, 8, 5, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU()]
-    return randomise(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10))).eval()
+    return randomise(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10)).float()).eval()
 
 
 RUNS = {
