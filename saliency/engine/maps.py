@@ -78,7 +78,7 @@ class Attribution:
 
     def unscaled(self) -> "Attribution":
         """The reduction of a method that does not multiply by inputs."""
-        return Attribution(self.reduction, "gradient")
+        return Attribution(self.reduction, "gradient" if self.of == "gradient_x_activation" else self.of)
 
 
 def check_mode(argument: str, mode: object) -> None:

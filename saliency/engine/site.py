@@ -36,9 +36,9 @@ def make_site(
 ) -> Site:
     """Find a layer: ``''`` is the model's input, ``None`` the one that the score of ``target`` shows to be the best.
 
-    ``which`` of its calls is explained, or ``'all'``; the ``whole`` of the tensors there, or the first. A layer that
-    was found is remembered. Where it turns out to get no gradient, ask again with ``anew``: once, for what is found
-    then has one.
+    ``which`` of its calls is explained, or ``'all'``; the ``whole`` of the tensors there, or the first, as of all
+    calls. A layer that was found is remembered. Where it turns out to get no gradient, ask again with ``anew``: once,
+    for what is found then has one.
     """
     if which != "all" and not is_int(which):
         raise ValueError(f"call={which!r} is not a call of a layer; expected an int or 'all'.")
@@ -47,7 +47,7 @@ def make_site(
         if not floats:
             raise ValueError(f"input={call.inputs[0].dtype} has no gradient; expected a floating-point tensor.")
         return Site("", call.model, "input", floats)
-    side, tensors = "input" if attribute_to_layer_input else "output", None if whole else 1
+    side, tensors = "input" if attribute_to_layer_input else "output", None if whole and which != "all" else 1
     if layer is None:
         return Site(*found_layer(call, target, anew), side, tensors, which, found=True)
     name = layer if isinstance(layer, str) else type(layer).__name__

@@ -451,3 +451,29 @@ def test_a_layer_that_returns_one_number_is_neither_the_default_nor_explained():
     assert saliency.find_layer(Scaled(), torch.rand(2, 3, 6, 8)) == "features"
     with pytest.raises(ValueError, match="no batch of 2 images"):
         saliency.gradient(Scaled(), torch.rand(2, 3, 6, 8), 1, "scale")
+
+
+def test_all_calls_of_a_layer_of_several_tensors_add_up_the_first():
+    """With the layer's own shape too: what is added up are calls, not the tensors of one."""
+
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return 2 * x, 3 * x
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair = Pair()
+
+        def forward(self, x: Tensor) -> Tensor:
+            (a, b), (c, d) = self.pair(x), self.pair(x + 1)
+            return (a + b + 5 * c + d).flatten(1)
+
+    x = torch.rand(2, 3, dtype=torch.float64)
+    options = {"call": "all", "reduction": None}
+    found = saliency.gradient_x_activation(Twice(), x, torch.ones(2, 3, dtype=torch.float64), "pair", **options)
+    torch.testing.assert_close(found, 2 * x + 5 * 2 * (x + 1))
+    first, _ = saliency.gradient_x_activation(
+        Twice(), x, torch.ones(2, 3, dtype=torch.float64), "pair", call=0, reduction=None
+    )
+    torch.testing.assert_close(first, 2 * x)

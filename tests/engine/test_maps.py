@@ -59,6 +59,7 @@ def test_reductions(n, c, h):
                 assert sum_channels(x)[i, 0, u, v].item() == pytest.approx(math.fsum(values))
     assert gradient_to_saliency(x).shape == max_channels(x).shape == sum_channels(x).shape == (n, 1, h, 2)
     assert Attribution(None, "activation")(x) is x
+    assert Attribution(None, "activation").unscaled()(x) is x
     assert torch.equal(Attribution(sum_channels, "activation")(x), sum_channels(x))
     assert gradient_of(x) is x.grad
 
