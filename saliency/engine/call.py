@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
@@ -66,7 +67,8 @@ class Call:
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Call":
         """The call with what a function makes of each of its tensors."""
-        inputs, args, kwargs = tree_map_only(Tensor, function, (self.inputs, self.args, dict(self.kwargs)))
+        inputs = tuple(map(function, self.inputs))
+        args, kwargs = tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
         return replace(self, inputs=inputs, args=args, kwargs=kwargs)
 
     def rows(self, index: Tensor) -> "Call":
@@ -108,10 +110,11 @@ def check_inputs(input: object) -> tuple[Tensor, ...]:
 
 def check_parameters(call: Call, grad: bool) -> None:
     """Raise ``ValueError`` for a model that cannot run, or, with ``grad``, that can have no gradients."""
-    others = [parameter for parameter in call.parameters if type(parameter) is not Parameter]  # most are, and not lazy
-    if any(is_lazy(parameter) for parameter in others):
+    lazy = any(issubclass(kind, LazyModuleMixin) for kind in set(map(type, call.modules)))
+    if lazy and any(map(is_lazy, call.parameters)):
         raise ValueError(f"model={type(call.model).__name__} has lazy parameters; expected a model that ran once.")
-    if grad and any(parameter.is_inference() for parameter in call.parameters):
+    first = next(call.model.parameters(), None)  # those of a model are built together
+    if grad and first is not None and first.is_inference():
         raise ValueError(
             f"model={type(call.model).__name__} was built inside inference_mode, which rules out gradients; expected "
             "a model built outside, which may be explained inside."

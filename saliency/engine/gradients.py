@@ -54,8 +54,9 @@ def send_gradients(
             yield [None] * len(tensors)
         return
     columns = targets.select(recorded.output)
+    keys = None if how.shared is None else targets.key
     for k, (scores, wanted) in enumerate(columns):
-        gradient = get(scores, wanted)
+        gradient = targets.gradient(scores, k) if get is get_backward_gradient else get(scores, wanted)
         if not isinstance(gradient, Tensor) or gradient.shape != scores.shape:
             raise ValueError(
                 f"get_backward_gradient={get!r} returned {describe(gradient)}; expected "
@@ -63,7 +64,7 @@ def send_gradients(
             )
         found: list[Tensor | None] = [None] * (len(tensors) + len(watched))
         if scores.requires_grad:
-            key = None if targets.key is None else (get, targets.key[k])
+            key = None if keys is None else (get, keys[k])
             found = recorded.gradients(scores, gradient, [*tensors, *watched], k + 1 < len(columns), key)
         for x, dx in zip(watched, found[len(tensors) :], strict=True):
             x.grad = dx

@@ -94,7 +94,8 @@ def modules_of(model: Module) -> tuple[Module, ...]:
         module = stack.pop()
         if module is not None and module not in found:
             found[module] = None
-            stack.extend(reversed(module._modules.values()))
+            if children := module._modules:
+                stack.extend(reversed(children.values()))
     return tuple(found)
 
 
@@ -114,7 +115,7 @@ def _generators(device: torch.device) -> Iterator[tuple[Callable[..., Any], ...]
     yield random.getstate, random.setstate, operator.eq
     yield torch.get_rng_state, torch.set_rng_state, torch.equal
     if numpy := sys.modules.get("numpy"):
-        yield numpy.random.get_state, numpy.random.set_state, lambda a, b: a[2:] == b[2:] and (a[1] == b[1]).all()
+        yield numpy.random.get_state, numpy.random.set_state, lambda a, b: a[2:] == b[2:] and bytes(a[1]) == bytes(b[1])
     if device.type not in ("cpu", "meta"):
         module = torch.get_device_module(device)
         yield partial(module.get_rng_state, device), lambda state: module.set_rng_state(state, device), torch.equal

@@ -108,6 +108,15 @@ class Targets:
         _check_classes(scores, self.classes, self._target)
         return [(scores, column) for column in self.classes.unbind(1)]
 
+    def gradient(self, scores: Tensor, k: int) -> Tensor:
+        """The gradient of ``scores``, the ``k``-th of those selected: what :func:`get_backward_gradient` makes."""
+        if self.of_functions:
+            return torch.ones_like(scores)
+        if self.classes is None or len(scores) != self.samples:  # an int is that class of however many rows there are
+            return get_backward_gradient(scores, self._target if self._verbatim else self._parsed)
+        _check_classes(scores, self.classes, self._target)
+        return _one_hot(scores, _on_grid(self.classes[:, k : k + 1], scores))
+
     def scores(self, output: object) -> Tensor:
         """The explained scores (N, K): sums of what each target selects of the output."""
         if callable(self._parsed) or _are_functions(self._parsed):
@@ -170,8 +179,11 @@ def get_backward_gradient(pred_y: Tensor, y: object) -> Tensor:
         raise target_error(y, "is not a class index")
     if parsed is None or isinstance(parsed, list) or parsed.is_floating_point():
         return _gradient(pred_y, parsed, y)
-    index = class_indices(pred_y, y)
-    return torch.zeros_like(pred_y).scatter_(1, index.expand_as(pred_y[:, :1]), 1)
+    return _one_hot(pred_y, class_indices(pred_y, y))
+
+
+def _one_hot(output: Tensor, index: Tensor) -> Tensor:
+    return torch.zeros_like(output).scatter_(1, index.expand_as(output[:, :1]), 1)
 
 
 def get_pointing_gradient(pred_y: Tensor, y: object, normalize: bool = True) -> Tensor:
