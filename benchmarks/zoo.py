@@ -1,0 +1,168 @@
+"""Every method, at the layer that is found for it, on the networks of installed libraries with random weights.
+
+    python -m benchmarks.zoo --library timm --network 'swin*' --method gradient --method grad_cam --out zoo.jsonl
+
+A line a network is appended to ``--out``; networks that are there already are not run again. The table shows which
+layer was found and its grid, where a patch that was planted in a corner of the input changes the layer's activation
+most, and which methods gave values that are not finite, or another map for an image in a batch of two than alone.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from benchmarks.choices import choose_names
+from benchmarks.zoo_networks import LIBRARIES, Network, networks
+from saliency import METHODS, find_layer
+from saliency import saliency as driver
+from saliency.catalogue import table
+
+FEW: Mapping[str, object] = {"n_steps": 3, "n_samples": 2, "num_samples": 2, "num_masks": 20, "max_iter": 3}
+EQUAL = 1e-3  # of the map's largest value: float32, and other kernels for other batches
+
+
+class Row(NamedTuple):
+    """What was seen of one network; ``error`` where it could not be explained at all."""
+
+    library: str
+    network: str
+    layer: str = ""
+    grid: tuple[int, ...] = ()
+    corner: bool = False
+    problems: tuple[str, ...] = ()
+    error: str = ""
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """Nothing, or what is wrong, in words."""
+        return self.error or "; ".join(([] if self.corner else ["planted corner not found"]) + list(self.problems))
+
+
+def examine(library: str, name: str, network: Network, methods: Sequence[str]) -> Row:
+    """Build a network and explain two inputs by every method."""
+    start = perf_counter()
+    try:
+        torch.manual_seed(0)
+        model = network.build().eval()
+        _fill_zeros(model)
+        input = torch.randn(2, *network.shape) * 0.5
+        layer = find_layer(model, input[:1], target=network.target)
+        blank, planted = (_activation(model, x, network) for x in (input[:1], plant_corner(input[:1])))
+        found = is_in_corner((planted - blank).norm(dim=1)[0])
+        problems = [problem for method in methods for problem in _problems(method, model, input, network.target)]
+        row = Row(library, name, layer, tuple(blank.shape[2:]), found, tuple(problems))
+    except Exception as error:  # whatever it is, the sweep goes on and the table says so
+        row = Row(library, name, error=f"{type(error).__name__}: {error}".split("\n")[0])
+    return row._replace(seconds=round(perf_counter() - start, 1))
+
+
+def _fill_zeros(model: nn.Module) -> None:
+    """Draw what starts at zero: a classifier of zeros lets no gradient through."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+
+
+def plant_corner(input: Tensor) -> Tensor:
+    """The input with loud noise in its last rows and first columns: a quarter of either axis.
+
+    >>> plant_corner(torch.zeros(1, 1, 4, 4))[0, 0].abs().gt(0).nonzero().tolist()
+    [[3, 0]]
+    """
+    height, width = input.shape[-2:]
+    planted = input.clone()
+    patch = planted[..., height - height // 4 :, : width // 4]
+    patch.copy_(torch.randn(patch.shape, generator=torch.Generator().manual_seed(1)) * 4)
+    return planted
+
+
+def is_in_corner(change: Tensor) -> bool:
+    """Does a grid change most in its last rows and first columns? Frames in front of them are added up.
+
+    >>> is_in_corner(torch.tensor([[0.0, 0.0], [1.0, 0.0]])), is_in_corner(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    (True, False)
+    """
+    grid = change.flatten(0, -3).sum(0) if change.ndim > 2 else change
+    halves = interpolate(grid[None, None], (2, 2), mode="area")[0, 0]
+    return int(halves.argmax()) == 2
+
+
+def _activation(model: nn.Module, input: Tensor, network: Network) -> Tensor:
+    """The activation (N, C, ...) at the layer that is found, on the grid that is read."""
+    options: dict[str, Any] = {"gradient_to_saliency": torch.clone, "get_backward_gradient": None}
+    maps: Tensor = driver(model, input, network.target, None, **options)
+    return maps
+
+
+def _problems(method: str, model: nn.Module, input: Tensor, target: object) -> list[str]:
+    options = {name: value for name, value in FEW.items() if name in METHODS[method].options}
+    if "n_steps" in options or "n_samples" in options:
+        options["internal_batch_size"] = 4
+    explain = METHODS[method].function
+    try:
+        both = explain(model, input, target, **options)
+        alone = torch.cat([explain(model, x[None], target, **options) for x in input])
+    except Exception as error:
+        return [f"{method}: {type(error).__name__}: {error}".split("\n")[0]]
+    if not both.isfinite().all():
+        return [f"{method}: not finite"]
+    off = float((both - alone).abs().max() / alone.abs().max().clamp(min=1e-30))
+    return [f"{method}: a batch differs from its images by {off:.1%}"] if off > EQUAL else []
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of an earlier run."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [Row(**json.loads(line)) for line in lines]
+    return [row._replace(grid=tuple(row.grid), problems=tuple(row.problems)) for row in rows]
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The table, and how many networks it holds."""
+    header = ("library", "network", "layer", "grid", "")
+    lines = [(r.library, r.network, r.layer, " x ".join(map(str, r.grid)), r.verdict or "ok") for r in rows]
+    good = sum(not row.verdict for row in rows)
+    return f"{table([header, *lines])}\n{good} of {len(rows)} networks without a remark"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sweep; the exit code says whether every network could be explained."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", action="append", choices=list(LIBRARIES), help="default: all that are installed")
+    parser.add_argument("--network", default="*", help="a pattern of names, as of files")
+    parser.add_argument("--method", action="append", help="a method or 'all'; default: those of few passes")
+    parser.add_argument("--out", type=Path, default=Path("zoo.jsonl"), help="rows, one a line")
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    methods, rows = choose_names(asked.method), read_rows(asked.out)
+    done = {(row.library, row.network) for row in rows}
+    for library in asked.library or LIBRARIES:
+        try:
+            chosen = [(name, network) for name, network in networks(library) if fnmatch(name, asked.network)]
+        except ModuleNotFoundError:
+            print(f"{library} is not installed: left out", file=sys.stderr)
+            continue
+        for name, network in chosen:
+            if (library, name) in done:
+                continue
+            rows.append(examine(library, name, network, methods))
+            with asked.out.open("a") as file:
+                file.write(json.dumps(rows[-1]._asdict()) + "\n")
+            print(f"{name}: {rows[-1].layer} {rows[-1].verdict} ({rows[-1].seconds} s)", file=sys.stderr)
+    print(report(rows))
+    return int(any(row.error for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""The networks of the sweep: of installed libraries, with random weights, each with the size of its input."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from torch import nn
+
+IMAGE = (3, 224, 224)
+_BLOCKS = {"num_hidden_layers": 2, "hidden_size": 96, "num_attention_heads": 3, "intermediate_size": 192}
+
+
+class Network(NamedTuple):
+    """How to build a network, the shape of one sample of its input, and what to explain of its output."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...] = IMAGE
+    target: Any = 1
+
+
+TORCHVISION = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("maxvit_t", "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
+    *("resnet50", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_0", "swin_t", "swin_v2_t", "vgg16_bn"),
+    *("vit_b_16", "wide_resnet50_2"),
+)
+VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t", "mvit_v2_s")
+SEGMENTATION = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
+
+TIMM = (
+    *("vit_tiny_patch16_224", "vit_small_patch16_siglip_gap_224.v2_webli", "vit_pe_core_tiny_patch16_384"),
+    *("vit_small_patch14_reg4_dinov2", "vit_relpos_small_patch16_224", "naflexvit_base_patch16_gap"),
+    *("deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "beit_base_patch16_224", "beitv2_base_patch16_224"),
+    *("eva02_tiny_patch14_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "volo_d1_224", "pit_ti_224"),
+    *("pit_ti_distilled_224", "coat_tiny", "coat_lite_tiny", "coatnet_0_rw_224", "crossvit_tiny_240", "convit_tiny"),
+    *("levit_128s", "mvitv2_tiny", "hiera_tiny_224", "pvt_v2_b0", "twins_pcpvt_small", "twins_svt_small"),
+    *("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_ns_224", "focalnet_tiny_srf"),
+    *("maxvit_nano_rw_256", "maxxvit_rmlp_nano_rw_256", "tiny_vit_5m_224", "efficientformer_l1", "efficientvit_b0"),
+    *("edgenext_xx_small", "mobilevit_xxs", "mobilevitv2_050", "fastvit_t8", "repvit_m0_9", "nest_tiny", "davit_tiny"),
+    *("gcvit_xxtiny", "poolformer_s12", "caformer_s18", "convformer_s18", "mixer_s16_224", "resmlp_12_224"),
+    *("gmlp_ti16_224", "sequencer2d_s", "convmixer_768_32", "convnext_atto", "convnextv2_atto", "visformer_tiny"),
+    *("efficientnet_b0", "tf_efficientnetv2_b0", "mobilenetv4_conv_small", "ghostnet_100", "rexnet_100"),
+    *("hrnet_w18_small", "hgnetv2_b0"),
+    *("repvgg_a0", "resnet26d", "resnetv2_50", "nfnet_f0", "regnety_002", "res2net50_26w_4s", "resnest14d", "dla34"),
+    *("dpn48b", "cspresnet50", "darknet53", "vovnet39a", "xception41", "inception_next_tiny", "starnet_s1"),
+    *("mambaout_femto", "tresnet_m", "selecsls42b", "nextvit_small"),
+)
+
+# model class: (config class, options of the config, shape of a sample, target); the classes' own names without these
+HUGGING_FACE: dict[str, tuple[str, dict[str, Any], tuple[int, ...], Any]] = {
+    "ViTForImageClassification": ("ViTConfig", _BLOCKS, IMAGE, 1),
+    "DeiTForImageClassificationWithTeacher": ("DeiTConfig", _BLOCKS, IMAGE, 1),
+    "BeitForImageClassification": ("BeitConfig", _BLOCKS, IMAGE, 1),
+    "Data2VecVisionForImageClassification": ("Data2VecVisionConfig", _BLOCKS, IMAGE, 1),
+    "Dinov2ForImageClassification": ("Dinov2Config", _BLOCKS, IMAGE, 1),
+    "Dinov2WithRegistersForImageClassification": ("Dinov2WithRegistersConfig", _BLOCKS, IMAGE, 1),
+    "IJepaForImageClassification": ("IJepaConfig", _BLOCKS, IMAGE, 1),
+    "ViTMSNForImageClassification": ("ViTMSNConfig", _BLOCKS, IMAGE, 1),
+    "CLIPForImageClassification": ("CLIPConfig", {"vision_config": _BLOCKS}, IMAGE, 1),
+    "SiglipForImageClassification": ("SiglipConfig", {"vision_config": _BLOCKS}, IMAGE, 1),
+    "SwinForImageClassification": (
+        "SwinConfig",
+        {"embed_dim": 128, "depths": [2, 2, 2, 2], "num_heads": [4, 8, 16, 32]},
+        IMAGE,
+        1,
+    ),
+    "Swinv2ForImageClassification": ("Swinv2Config", {"depths": [2, 2, 2, 2], "window_size": 7}, IMAGE, 1),
+    "FocalNetForImageClassification": ("FocalNetConfig", {"depths": [2, 2, 2, 2]}, IMAGE, 1),
+    "CvtForImageClassification": ("CvtConfig", {"depth": [1, 2, 2]}, IMAGE, 1),
+    "PvtForImageClassification": ("PvtConfig", {}, IMAGE, 1),
+    "PvtV2ForImageClassification": ("PvtV2Config", {}, IMAGE, 1),
+    "SegformerForImageClassification": ("SegformerConfig", {}, IMAGE, 1),
+    "SegformerForSemanticSegmentation": ("SegformerConfig", {"num_labels": 4}, IMAGE, 1),
+    "HieraForImageClassification": ("HieraConfig", {}, IMAGE, 1),
+    "LevitForImageClassification": ("LevitConfig", {}, IMAGE, 1),
+    "MobileViTForImageClassification": ("MobileViTConfig", {}, (3, 256, 256), 1),
+    "PoolFormerForImageClassification": ("PoolFormerConfig", {}, IMAGE, 1),
+    "ConvNextForImageClassification": ("ConvNextConfig", {}, IMAGE, 1),
+    "ConvNextV2ForImageClassification": ("ConvNextV2Config", {}, IMAGE, 1),
+    "ResNetForImageClassification": ("ResNetConfig", {}, IMAGE, 1),
+    "RegNetForImageClassification": ("RegNetConfig", {}, IMAGE, 1),
+    "MobileNetV2ForImageClassification": ("MobileNetV2Config", {}, IMAGE, 1),
+    "EfficientNetForImageClassification": ("EfficientNetConfig", {}, IMAGE, 1),
+    "YolosForObjectDetection": ("YolosConfig", {**_BLOCKS, "image_size": [224, 224]}, IMAGE, (3, 2)),
+    "DetrForObjectDetection": (
+        "DetrConfig",
+        {"use_timm_backbone": False, "use_pretrained_backbone": False, "encoder_layers": 2, "decoder_layers": 2},
+        IMAGE,
+        (3, 2),
+    ),
+    "ASTForAudioClassification": ("ASTConfig", _BLOCKS, (1024, 128), 1),
+    "VideoMAEForVideoClassification": ("VideoMAEConfig", _BLOCKS, (16, 3, 224, 224), 1),
+    "DPTForSemanticSegmentation": ("DPTConfig", {"num_hidden_layers": 12}, (3, 384, 384), 1),
+}
+
+
+def networks(library: str) -> Iterator[tuple[str, Network]]:
+    """The networks of one of :data:`LIBRARIES`, by name. Raises ``ModuleNotFoundError`` where it is not installed."""
+    yield from LIBRARIES[library](import_module(library))
+
+
+def _torchvision(library: Any) -> Iterator[tuple[str, Network]]:
+    build: Callable[..., nn.Module] = library.models.get_model
+    sizes = {"swin3d_t": (3, 8, 224, 224), "mvit_v2_s": (3, 16, 224, 224), "inception_v3": (3, 299, 299)}
+    for names, shape in ((TORCHVISION, IMAGE), (SEGMENTATION, IMAGE), (VIDEO, (3, 16, 112, 112))):
+        extra = {"weights_backbone": None} if names is SEGMENTATION else {}
+        for name in names:
+            yield name, Network(partial(build, name, weights=None, **extra), sizes.get(name, shape))
+
+
+def _timm(library: Any) -> Iterator[tuple[str, Network]]:
+    for name in TIMM:
+        config = library.get_pretrained_cfg(name)
+        shape = IMAGE if config is None else tuple(config.input_size)
+        yield name, Network(partial(library.create_model, name, pretrained=False, num_classes=10), shape)
+
+
+def _transformers(library: Any) -> Iterator[tuple[str, Network]]:
+    def build(name: str) -> nn.Module:
+        config, options, _, _ = HUGGING_FACE[name]
+        model: nn.Module = getattr(library, name)(getattr(library, config)(**options))
+        return model
+
+    for name, (_, _, shape, target) in HUGGING_FACE.items():
+        yield name, Network(partial(build, name), shape, target)
+
+
+LIBRARIES: dict[str, Callable[[Any], Iterator[tuple[str, Network]]]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "transformers": _transformers,
+}
