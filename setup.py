@@ -13,6 +13,7 @@ README = HERE / "README.md"
 REQUIRED = [
     "torch>=2.6",  # torch.compiler.set_stance: a compiled model runs eagerly while it is explained
     "torchvision>=0.21",  # the release that goes with torch 2.6
+    "typing_extensions>=4.10",  # as torch itself has it: Python 3.10 has no typing.Unpack
     "numpy>=1.24",
     "pillow>=9.4",
 ]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_map
 
 from saliency.engine.call import check_inputs
 
+Method = TypeVar("Method", bound=Callable[..., Any])  # what is wrapped is called as before
 
-def smooth_grad(
-    method: Callable[..., Any], n_samples: int = 25, sigma: float = 0.15, seed: int = 0
-) -> Callable[..., Any]:
+
+def smooth_grad(method: Method, n_samples: int = 25, sigma: float = 0.15, seed: int = 0) -> Method:
     r"""SmoothGrad: the method, averaged over noisy copies of the input.
 
     .. math:: s(x) = \frac{1}{n} \sum_{i=1}^n \mathrm{method}(x + \epsilon_i), \quad
@@ -45,7 +45,7 @@ def smooth_grad(
             total = result if total is None else tree_map(torch.add, total, result)
         return tree_map(lambda added: added / n_samples, total)
 
-    return smoothed
+    return cast(Method, smoothed)
 
 
 def _add_noise(tensor: Tensor, sigma: float, generator: torch.Generator) -> Tensor:

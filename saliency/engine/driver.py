@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,25 +14,25 @@ from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import check_count
 from saliency.engine.contexts import NullContext, outside_rules
 from saliency.engine.gradients import CutOffError, GetGradient, How
-from saliency.engine.layers import Layer
+from saliency.engine.layers import Layer, Layers
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.maps import Attribution, Resize, check_map_options, finish_map, join_targets
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import ContextBuilder, SharedForward
+from saliency.engine.signatures import Maps, typed
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 from saliency.engine.walking import Walking, along
 
-Maps: TypeAlias = Any  # a Tensor; a list of them for a list of layers, a tuple for a tuple of inputs; a pair with debug
 
-
+@typed
 def saliency(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = "",
+    saliency_layer: Layers = "",
     resize: Resize = False,
     resize_mode: str = "bilinear",
     smooth: float = 0,
@@ -41,8 +41,8 @@ def saliency(
     get_backward_gradient: GetGradient = targets.get_backward_gradient,
     debug: bool = False,
     *,
-    additional_forward_args: Any = None,
-    forward_kwargs: Mapping[str, Any] | None = None,
+    additional_forward_args: object = None,
+    forward_kwargs: Mapping[str, object] | None = None,
     attribute_to_layer_input: bool = False,
     layout: Layout = None,
     shared: SharedForward | None = None,
@@ -122,7 +122,7 @@ def saliency(
     return (result, probes) if debug else result
 
 
-def as_list(layers: Layer | Sequence[Layer]) -> list[Layer]:
+def as_list(layers: Layers) -> list[Layer]:
     """The layers of a call; ``ValueError`` where there are none."""
     listed: list[Layer] = [*layers] if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
     if not listed:

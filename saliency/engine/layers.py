@@ -1,5 +1,6 @@
 """Layers: find them by name, through the wrappers that models come in."""
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TypeAlias
 
@@ -9,6 +10,7 @@ from torch.nn import Module
 from saliency.engine.state import modules_of
 
 Layer: TypeAlias = str | Module | None
+Layers: TypeAlias = Layer | Sequence[Layer]
 
 _WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 

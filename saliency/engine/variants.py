@@ -16,7 +16,7 @@ from saliency.engine.targets import Targets
 # run(tensors, rows): the model with B tensors in the place of samples ``rows`` (B,). Gives, until all have had their
 # turn, which of them (a LongTensor on the CPU) and the model's output for those.
 Run: TypeAlias = Callable[[Tensor, Tensor], Iterator[tuple[Tensor, Any]]]
-Progress: TypeAlias = Callable[[int, int], Any] | None  # is told how many are done, of how many
+Progress: TypeAlias = Callable[[int, int], object] | None  # is told how many are done, of how many
 
 
 def scores(

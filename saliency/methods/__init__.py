@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from inspect import Parameter, signature
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from saliency.engine.driver import saliency
+from saliency.engine.signatures import Maps
 from saliency.methods.ablation import feature_ablation, feature_permutation, occlusion
 from saliency.methods.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
 from saliency.methods.excitation import contrastive_excitation_backprop, excitation_backprop
@@ -26,9 +27,9 @@ from saliency.methods.scored_cam import ablation_cam, is_cam, recipro_cam, score
 class Method(NamedTuple):
     """A row of the table: ``function(model, input, target, **options)``, which gives maps, and where it comes from."""
 
-    function: Callable[..., Any]
+    function: Callable[..., Maps]
     paper: str
-    engine: Callable[..., Any] = saliency  # what the function hands further options to
+    engine: Callable[..., object] = saliency  # what the function hands further options to
 
     @property
     def options(self) -> frozenset[str]:

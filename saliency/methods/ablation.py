@@ -2,22 +2,25 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from typing_extensions import Unpack
 
 from saliency.engine.call import Input, check_inputs
 from saliency.engine.checks import check_seed, describe, is_positive_int
-from saliency.engine.driver import Maps
-from saliency.engine.layers import Layer
+from saliency.engine.layers import Layers
 from saliency.engine.maps import Reduction, sum_channels
 from saliency.engine.paths import Baselines, starts_of
+from saliency.engine.signatures import Maps, typed
 from saliency.engine.targets import Target
-from saliency.methods.perturbing import PER_EVAL, Perturbed, at, explain
+from saliency.methods.perturbing import PER_EVAL, ExplainOptions, Perturbed, at, explain
 
+T = TypeVar("T")
 FeatureMask: TypeAlias = "Tensor | Sequence[Tensor] | None"
+Sides: TypeAlias = Sequence[int] | int | None
 
 
 def _columns(numbers: Tensor, x: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ def _features(layer_mask: FeatureMask, feature_mask: FeatureMask, p: Perturbed) 
     return features.to(p.x.device), len(numbers)
 
 
-def _meant(p: Perturbed, **given: Any) -> tuple[str, Any]:
+def _meant(p: Perturbed, **given: T | Sequence[T]) -> tuple[str, T]:
     """Of an option of layers and one of inputs, that of what is changed; one alone is for both. Its name, its value."""
     at_layer, at_input = given
     first, second = (at_layer, at_input) if p.site.name else (at_input, at_layer)
@@ -60,11 +63,12 @@ def _spread(drops: Tensor, features: Tensor, x: Tensor) -> Tensor:
     return drops.mT.gather(2, index).view(len(x), drops.shape[2], *x.shape[1:])
 
 
+@typed
 def feature_ablation(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = None,
+    saliency_layer: Layers = None,
     layer_mask: FeatureMask = None,
     layer_baselines: Baselines = None,
     perturbations_per_eval: int = PER_EVAL,
@@ -72,7 +76,7 @@ def feature_ablation(
     *,
     feature_mask: FeatureMask = None,
     baselines: Baselines = None,
-    **options: Any,
+    **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""Feature ablation: how far the score falls when a feature is replaced by its baseline.
 
@@ -102,18 +106,19 @@ def feature_ablation(
     return explain(model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, **options)
 
 
+@typed
 def feature_permutation(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = None,
+    saliency_layer: Layers = None,
     layer_mask: FeatureMask = None,
     seed: int = 0,
     perturbations_per_eval: int = PER_EVAL,
     reduction: Reduction = sum_channels,
     *,
     feature_mask: FeatureMask = None,
-    **options: Any,
+    **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""Feature permutation: how far the score falls when a feature is that of another sample of the batch.
 
@@ -143,17 +148,18 @@ def feature_permutation(
     return explain(model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, **options)
 
 
+@typed
 def occlusion(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = "",
-    sliding_window_shapes: Sequence[int] | int | None = None,
-    strides: Sequence[int] | int | None = None,
+    saliency_layer: Layers = "",
+    sliding_window_shapes: Sides = None,
+    strides: Sides = None,
     baselines: Baselines = None,
     perturbations_per_eval: int = PER_EVAL,
     reduction: Reduction = sum_channels,
-    **options: Any,
+    **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""Occlusion: how far the score falls when a window is hidden, averaged over the windows that hide a position.
 
@@ -188,18 +194,25 @@ def occlusion(
     return explain(model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, **options)
 
 
-def _windows(windows: Any, strides: Any, sides: tuple[int, ...]) -> tuple[list[int], list[int]]:
+def _windows(windows: Sides, strides: Sides, sides: tuple[int, ...]) -> tuple[list[int], list[int]]:
     """The side and the stride of windows along each axis."""
     own = [sides[0], *(math.ceil(side / 8) for side in sides[1:])] if len(sides) > 1 else [math.ceil(sides[0] / 8)]
-    window = own if windows is None else list(windows) if isinstance(windows, (tuple, list)) else [windows] * len(sides)
+    window = _of_each(windows, own, len(sides))
     half = [max(1, side // 2) for side in window] if all(map(is_positive_int, window)) else []
-    step = half if strides is None else list(strides) if isinstance(strides, (tuple, list)) else [strides] * len(sides)
+    step = _of_each(strides, half, len(sides))
     for argument, asked, found in (("sliding_window_shapes", windows, window), ("strides", strides, step)):
         if len(found) != len(sides) or not all(map(is_positive_int, found)):
             raise ValueError(f"{argument}={asked!r} does not fit {sides}; expected an int >= 1 for each dimension.")
     if any(by > side for by, side in zip(step, window, strict=True)):
         raise ValueError(f"strides={step} leaves positions between windows; expected at most their sides {window}.")
     return [min(pair) for pair in zip(window, sides, strict=True)], step
+
+
+def _of_each(asked: Sides, default: list[int], dimensions: int) -> list[int]:
+    """What was asked for along each dimension."""
+    if asked is None:
+        return default
+    return [*asked] if isinstance(asked, Sequence) else [asked] * dimensions
 
 
 def _covers(side: int, window: int, stride: int, x: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """Class activation maps: channels weighed by their gradient, added up, clamped at zero."""
 
-from typing import Any
-
 from torch import Tensor
 from torch.nn import Module
+from typing_extensions import Unpack
 
 from saliency.engine.call import Input
-from saliency.engine.driver import Maps, saliency
-from saliency.engine.layers import Layer
+from saliency.engine.driver import saliency
+from saliency.engine.layers import Layers
 from saliency.engine.maps import gradient_of, safe_divide, sum_channels
+from saliency.engine.signatures import Maps, Options, typed
 from saliency.engine.targets import Target
 
 
@@ -32,7 +32,10 @@ def gradient_to_grad_cam_saliency(x: Tensor) -> Tensor:
     return _weighted(x, _mean(gradient_of(x)))
 
 
-def grad_cam(model: Module, input: Input, target: Target, saliency_layer: Layer = None, **options: Any) -> Maps:
+@typed
+def grad_cam(
+    model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[Options]
+) -> Maps:
     r"""Grad-CAM: channels weighed by their mean gradient.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \, \frac{1}{|V|} \sum_v dx_{ncv}\}
@@ -60,8 +63,9 @@ def gradient_to_grad_cam_plus_plus_saliency(x: Tensor) -> Tensor:
     return _weighted(x, _sum(safe_divide(gradient.relu(), 2 + gradient * _sum(x))))
 
 
+@typed
 def grad_cam_plus_plus(
-    model: Module, input: Input, target: Target, saliency_layer: Layer = None, **options: Any
+    model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[Options]
 ) -> Maps:
     r"""Grad-CAM++: positive gradients, weighed so that every instance of an object counts.
 
@@ -84,7 +88,10 @@ def gradient_to_layer_cam_saliency(x: Tensor) -> Tensor:
     return _weighted(x, gradient_of(x).relu())
 
 
-def layer_cam(model: Module, input: Input, target: Target, saliency_layer: Layer = None, **options: Any) -> Maps:
+@typed
+def layer_cam(
+    model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[Options]
+) -> Maps:
     r"""LayerCAM: every activation weighed by its own positive gradient, sharp at early layers too.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \max(0, dx_{ncu})\}
@@ -106,7 +113,10 @@ def gradient_to_xgrad_cam_saliency(x: Tensor) -> Tensor:
     return _weighted(x, safe_divide(_sum(x * gradient_of(x)), _sum(x)))
 
 
-def xgrad_cam(model: Module, input: Input, target: Target, saliency_layer: Layer = None, **options: Any) -> Maps:
+@typed
+def xgrad_cam(
+    model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[Options]
+) -> Maps:
     r"""XGrad-CAM: channel weights that keep Grad-CAM's map sensitive and conserve the score.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \frac{\sum_v x_{ncv} \, dx_{ncv}}{\sum_v x_{ncv}}\}
@@ -126,7 +136,10 @@ def gradient_to_hires_cam_saliency(x: Tensor) -> Tensor:
     return _weighted(x, gradient_of(x))
 
 
-def hires_cam(model: Module, input: Input, target: Target, saliency_layer: Layer = None, **options: Any) -> Maps:
+@typed
+def hires_cam(
+    model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[Options]
+) -> Maps:
     r"""HiResCAM: activation times gradient, position by position, so only what raised the score shows.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \, dx_{ncu}\}

@@ -1,25 +1,31 @@
 """Excitation backprop: the probability that a neuron wins, sent from the class down to the image."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import Module
+from typing_extensions import Unpack
 
 from saliency.engine.call import Input
 from saliency.engine.contexts import Noted, RuleContext
-from saliency.engine.driver import Maps, saliency
-from saliency.engine.layers import Layer, resolve_layer
+from saliency.engine.driver import saliency
+from saliency.engine.layers import Layer, Layers, resolve_layer
 from saliency.engine.maps import gradient_of, sum_channels
 from saliency.engine.probe import Probe, add_hook
 from saliency.engine.record import ContextBuilder
 from saliency.engine.sending import differentiate
+from saliency.engine.signatures import MapOptions, Maps, RuleOptions, WalkOptions, typed
 from saliency.engine.targets import Target
 from saliency.rules.excitation import EXCITATION, WEIGHTED, excite, positive_part
+
+
+class ExcitationOptions(MapOptions, WalkOptions, total=False):
+    """Options of a method with a context and a reduction of its own."""
 
 
 class ExcitationBackpropContext(RuleContext):
@@ -42,14 +48,15 @@ def gradient_to_excitation_backprop_saliency(x: Tensor) -> Tensor:
     return sum_channels(gradient_of(x))
 
 
+@typed
 def excitation_backprop(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer = None,
+    saliency_layer: Layers = None,
     context_builder: ContextBuilder = ExcitationBackpropContext,
     gradient_to_saliency: Callable[[Tensor], Tensor] = gradient_to_excitation_backprop_saliency,
-    **options: Any,
+    **options: Unpack[ExcitationOptions],
 ) -> Maps:
     r"""Excitation backprop: the probability that each position wins, when winners are drawn from the class down.
 
@@ -209,15 +216,16 @@ def gradient_to_contrastive_excitation_backprop_saliency(x: Tensor) -> Tensor:
     return gradient_to_excitation_backprop_saliency(x).relu()
 
 
+@typed
 def contrastive_excitation_backprop(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer = None,
+    saliency_layer: Layers = None,
     contrast_layer: Layer = None,
     classifier_layer: Layer = None,
     debug: bool = False,
-    **options: Any,
+    **options: Unpack[RuleOptions],
 ) -> Maps:
     r"""Contrastive excitation backprop: where the class wins more often than all that speaks against it.
 
@@ -235,20 +243,21 @@ def contrastive_excitation_backprop(
         return [
             contrastive_excitation_backprop(model, input, target, one, *layers, **options) for one in saliency_layer
         ]
-    if "context_builder" in options:
+    given: Mapping[str, object] = options
+    if "context_builder" in given:
         raise ValueError(
-            f"context_builder={options['context_builder']!r} has no contrast; expected excitation_backprop, which "
+            f"context_builder={given['context_builder']!r} has no contrast; expected excitation_backprop, which "
             "takes a context."
         )
     contrast = None if contrast_layer is None else resolve_layer(model, contrast_layer, "contrast_layer")
     classifier = None if classifier_layer is None else resolve_layer(model, classifier_layer, "classifier_layer")
     options.setdefault("gradient_to_saliency", gradient_to_contrastive_excitation_backprop_saliency)
-    options["context_builder"] = lambda: _OpposingContext(contrast, classifier)
+    explain = partial(saliency, model, input, target, context_builder=lambda: _OpposingContext(contrast, classifier))
     for layer in (None, "") if saliency_layer is None else (saliency_layer,):
         with suppress(_BehindContrastError):
-            result = saliency(model, input, target, layer, **options)
+            result = explain(layer, **options)
             # With every layer recorded, it would not show that one lies behind another.
-            return saliency(model, input, target, layer, debug=True, **options) if debug else result
+            return explain(layer, debug=True, **options) if debug else result
     shown = [type(layer).__name__ if isinstance(layer, Module) else layer for layer in (saliency_layer, contrast_layer)]
     raise ValueError(
         f"saliency_layer={shown[0]!r} does not lie in front of contrast_layer={shown[1]!r} and the classifier; "

@@ -1,18 +1,32 @@
 """The gradient family: the gradient itself, and its product with what it belongs to."""
 
-from typing import Any
-
 from torch import Tensor
 from torch.nn import Module
+from typing_extensions import Unpack
 
 from saliency.engine.call import Input
-from saliency.engine.driver import Maps, saliency
-from saliency.engine.layers import Layer
+from saliency.engine.driver import saliency
+from saliency.engine.layers import Layers
 from saliency.engine.maps import Attribution, Reduction, gradient_of, sum_channels
+from saliency.engine.record import ContextBuilder
+from saliency.engine.signatures import MapOptions, Maps, Options, PassOptions, RuleOptions, typed
 from saliency.engine.targets import Target
 
 
-def gradient(model: Module, input: Input, target: Target, saliency_layer: Layer = "", **options: Any) -> Maps:
+class GradientOptions(Options, RuleOptions, total=False):
+    """All options of the driver."""
+
+
+class ActivationOptions(MapOptions, PassOptions, total=False):
+    """Options of a method without a backward pass."""
+
+    context_builder: ContextBuilder
+
+
+@typed
+def gradient(
+    model: Module, input: Input, target: Target, saliency_layer: Layers = "", **options: Unpack[GradientOptions]
+) -> Maps:
     r"""Gradient: how strongly the score reacts to each position.
 
     .. math:: s_{n1u} = \max_c |dx_{ncu}|
@@ -31,13 +45,14 @@ def gradient_to_gradient_x_activation(x: Tensor) -> Tensor:
     return x * gradient_of(x)
 
 
+@typed
 def gradient_x_activation(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer = "",
+    saliency_layer: Layers = "",
     reduction: Reduction = sum_channels,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Maps:
     r"""Gradient x activation: each activation's first-order share of the score.
 
@@ -62,7 +77,10 @@ def gradient_to_linear_approx_saliency(x: Tensor) -> Tensor:
     return sum_channels(gradient_to_gradient_x_activation(x))
 
 
-def linear_approx(model: Module, input: Input, target: Target, saliency_layer: Layer = "", **options: Any) -> Maps:
+@typed
+def linear_approx(
+    model: Module, input: Input, target: Target, saliency_layer: Layers = "", **options: Unpack[Options]
+) -> Maps:
     r"""Linear approximation: the score's first-order Taylor term at each position.
 
     .. math:: s_{n1u} = \sum_c x_{ncu} \, dx_{ncu}
@@ -75,13 +93,14 @@ def linear_approx(model: Module, input: Input, target: Target, saliency_layer: L
     )
 
 
+# Not `typed`: its target may be left out.
 def activation(
     model: Module,
     input: Input,
     target: Target = None,
-    saliency_layer: Layer = None,
+    saliency_layer: Layers = None,
     reduction: Reduction = sum_channels,
-    **options: Any,
+    **options: Unpack[ActivationOptions],
 ) -> Maps:
     r"""Activation: what the layer sees, whatever the target; there is no backward pass.
 

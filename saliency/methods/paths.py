@@ -1,18 +1,20 @@
 """Path methods: gradients gathered on the way from baselines to the input, or in noise around it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from typing_extensions import Unpack
 
 from saliency.engine import paths
 from saliency.engine.call import Input, check_inputs
-from saliency.engine.driver import Maps, saliency
-from saliency.engine.layers import Layer
+from saliency.engine.driver import saliency
+from saliency.engine.layers import Layers
 from saliency.engine.maps import Attribution, Reduction, max_channels, sum_channels
 from saliency.engine.paths import Baselines
+from saliency.engine.signatures import Maps, PathOptions, typed
 from saliency.engine.targets import Target
 
 Distribution: TypeAlias = Tensor | Sequence[Tensor] | Callable[..., Tensor | Sequence[Tensor]] | None
@@ -20,16 +22,17 @@ Distribution: TypeAlias = Tensor | Sequence[Tensor] | Callable[..., Tensor | Seq
 POWERS = {"mean": paths.MEAN, "squared": paths.SQUARED, "variance": paths.VARIANCE}
 
 
+@typed
 def integrated_gradients(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = "",
+    saliency_layer: Layers = "",
     baselines: Baselines = None,
     n_steps: int = 50,
     method: str = "gausslegendre",
     reduction: Reduction = sum_channels,
-    **options: Any,
+    **options: Unpack[PathOptions],
 ) -> Maps:
     r"""Integrated gradients: what each position adds to the score on the straight way from the baselines.
 
@@ -53,16 +56,17 @@ def integrated_gradients(
     )
 
 
+@typed
 def internal_influence(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = None,
+    saliency_layer: Layers = None,
     baselines: Baselines = None,
     n_steps: int = 50,
     method: str = "gausslegendre",
     reduction: Reduction = sum_channels,
-    **options: Any,
+    **options: Unpack[PathOptions],
 ) -> Maps:
     r"""Internal influence: the mean gradient of the score at a layer, while the input comes from the baselines.
 
@@ -77,16 +81,17 @@ def internal_influence(
     )
 
 
+@typed
 def conductance(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = None,
+    saliency_layer: Layers = None,
     baselines: Baselines = None,
     n_steps: int = 50,
     method: str = "gausslegendre",
     reduction: Reduction = sum_channels,
-    **options: Any,
+    **options: Unpack[PathOptions],
 ) -> Maps:
     r"""Conductance: how much of the score's change flows through each neuron of a layer.
 
@@ -103,17 +108,18 @@ def conductance(
     )
 
 
+@typed
 def gradient_shap(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = "",
+    saliency_layer: Layers = "",
     baselines: Distribution = None,
     n_samples: int = 5,
     stdevs: float | Sequence[float] = 0.0,
     seed: int = 0,
     reduction: Reduction = sum_channels,
-    **options: Any,
+    **options: Unpack[PathOptions],
 ) -> Maps:
     r"""GradientSHAP: expected gradients between a distribution of baselines and noisy copies of the input.
 
@@ -139,17 +145,18 @@ def _distribution(baselines: Distribution, input: Input) -> Tensor | Sequence[Te
     return [torch.zeros_like(x[:1]) for x in moving] if baselines is None else baselines
 
 
+@typed
 def smooth_gradient(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = "",
+    saliency_layer: Layers = "",
     n_samples: int = 25,
     stdevs: float | Sequence[float] = 0.15,
     seed: int = 0,
     power: str = "mean",
     reduction: Reduction = max_channels,
-    **options: Any,
+    **options: Unpack[PathOptions],
 ) -> Maps:
     r"""SmoothGrad: the gradient, averaged over noisy copies of the input.
 

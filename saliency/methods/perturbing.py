@@ -1,7 +1,7 @@
 """Perturbing: what methods share that ask for the scores of changed inputs, or of a layer's changed activations."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -10,19 +10,29 @@ from torch.nn import Module
 from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import check_count
 from saliency.engine.contexts import NullContext
-from saliency.engine.driver import Finish, Maps, as_list
+from saliency.engine.driver import Finish, as_list
 from saliency.engine.gradients import CutOffError
 from saliency.engine.graph import Graph, node_of
-from saliency.engine.layers import Layer
+from saliency.engine.layers import Layers
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.maps import Attribution, Reduction, Resize, check_map_options, join_targets
 from saliency.engine.record import recording
+from saliency.engine.signatures import MapOptions, Maps
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 from saliency.engine.variants import Progress, Run, replacing_input, replacing_layer, scores
 
 PER_EVAL = 32  # variants that go through the network together, where nothing else is said
+
+
+T = TypeVar("T")
+
+
+class ExplainOptions(MapOptions, total=False):
+    """Options of a method that hands them on to :func:`explain`."""
+
+    progress: Progress
 
 
 class Perturbed(NamedTuple):
@@ -65,14 +75,15 @@ class Perturbed(NamedTuple):
         """How far the scores fall in such variants, (N, count, K)."""
         return self.known() - self.scores(count, make)
 
-    def own(self, argument: str, given: Any) -> Any:
+    def own(self, argument: str, given: T | Sequence[T]) -> T:
         """Of what was given for each input, that of the one that is changed; what is no tuple is for all of them."""
         if not isinstance(given, (tuple, list)):
-            return given
+            return cast(T, given)
         expected = 1 if self.site.name else len(self.call.inputs)
         if len(given) != expected:
             raise ValueError(f"{argument}={len(given)} values do not fit; expected one for each of {expected} tensors.")
-        return given[self.number]
+        own: T = given[self.number]
+        return own
 
 
 def at(index: Tensor, x: Tensor) -> Tensor:
@@ -84,7 +95,7 @@ def explain(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer],
+    saliency_layer: Layers,
     attribute: Callable[[Perturbed], Tensor],
     reduction: Reduction,
     perturbations_per_eval: int,
@@ -97,8 +108,8 @@ def explain(
     smooth: float = 0,
     layout: Layout = None,
     attribute_to_layer_input: bool = False,
-    additional_forward_args: Any = None,
-    forward_kwargs: Mapping[str, Any] | None = None,
+    additional_forward_args: object = None,
+    forward_kwargs: Mapping[str, object] | None = None,
 ) -> Maps:
     """The finished maps of what ``attribute`` makes: (N, K, ...), shaped like what is changed, or like its grid.
 

@@ -1,15 +1,14 @@
 """Guided backpropagation and DeConvNet: the gradient, with another rule for ReLU."""
 
-from typing import Any
-
 from torch import Tensor
 from torch.nn import Module
+from typing_extensions import Unpack
 
 from saliency import rules
 from saliency.engine.call import Input
 from saliency.engine.contexts import RuleContext
-from saliency.engine.driver import Maps, saliency
-from saliency.engine.layers import Layer
+from saliency.engine.driver import saliency
+from saliency.engine.layers import Layers
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import (
     Reduction,
@@ -22,6 +21,7 @@ from saliency.engine.maps import (
     max_channels,
 )
 from saliency.engine.record import ContextBuilder
+from saliency.engine.signatures import Maps, RuleOptions, WalkOptions, typed
 from saliency.engine.targets import Target
 from saliency.methods.cam import grad_cam
 
@@ -40,13 +40,14 @@ class DeConvNetContext(RuleContext):
         super().__init__(rules.DECONVNET)
 
 
+@typed
 def guided_backprop(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer = "",
+    saliency_layer: Layers = "",
     context_builder: ContextBuilder = GuidedBackpropContext,
-    **options: Any,
+    **options: Unpack[RuleOptions],
 ) -> Maps:
     r"""Guided backpropagation: the gradient that is positive all the way down.
 
@@ -62,13 +63,14 @@ def guided_backprop(
     return saliency(model, input, target, saliency_layer, context_builder=context_builder, **options)
 
 
+@typed
 def deconvnet(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer = "",
+    saliency_layer: Layers = "",
     context_builder: ContextBuilder = DeConvNetContext,
-    **options: Any,
+    **options: Unpack[RuleOptions],
 ) -> Maps:
     r"""DeConvNet: the gradient sent back through ReLU as through a deconvolution network.
 
@@ -79,11 +81,12 @@ def deconvnet(
     return saliency(model, input, target, saliency_layer, context_builder=context_builder, **options)
 
 
+@typed
 def guided_grad_cam(
     model: Module,
-    input: Tensor,
+    input: Input,
     target: Target,
-    saliency_layer: Layer = None,
+    saliency_layer: Layers = None,
     resize: Resize = False,
     resize_mode: str = "bilinear",
     smooth: float = 0,
@@ -92,7 +95,7 @@ def guided_grad_cam(
     layout: Layout = None,
     reduction: Reduction = max_channels,
     interpolate_mode: str = "bilinear",
-    **options: Any,
+    **options: Unpack[WalkOptions],
 ) -> Maps:
     r"""Guided Grad-CAM: guided backpropagation at the input, where Grad-CAM's map is.
 
@@ -106,8 +109,9 @@ def guided_grad_cam(
     check_mode("interpolate_mode", interpolate_mode)
     if not isinstance(input, Tensor):
         raise ValueError(f"input={type(input).__name__} is not a single tensor; expected one of shape (N, C, H, W).")
-    at_layer = {"resize": True, "resize_mode": interpolate_mode, "layout": layout}
-    cams = grad_cam(model, input, target, saliency_layer, **at_layer, **options)
+    cams = grad_cam(
+        model, input, target, saliency_layer, resize=True, resize_mode=interpolate_mode, layout=layout, **options
+    )
     guided = guided_backprop(model, input, target, gradient_to_saliency=gradient_of, debug=debug, **options)
     guided, probes = guided if debug else (guided, None)
 

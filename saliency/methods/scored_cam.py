@@ -1,23 +1,23 @@
 """CAMs by scores: channels weighed by what the network makes of them, without a gradient."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
+from typing_extensions import Unpack
 
 from saliency.engine.call import Input
 from saliency.engine.checks import check_count, check_seed, describe, is_number
-from saliency.engine.driver import Maps
-from saliency.engine.layers import Layer
+from saliency.engine.layers import Layers
 from saliency.engine.maps import safe_divide, sum_channels
+from saliency.engine.signatures import Maps, typed
 from saliency.engine.state import make_generator
 from saliency.engine.targets import Target
 from saliency.methods.grids import grid_index, put_grid
-from saliency.methods.perturbing import PER_EVAL, Perturbed, at, explain
+from saliency.methods.perturbing import PER_EVAL, ExplainOptions, Perturbed, at, explain
 
 
 def positive_sum(attribution: Tensor) -> Tensor:
@@ -48,13 +48,14 @@ def _masked(p: Perturbed, change: Callable[[Tensor], Tensor] = torch.Tensor.clon
     return p.scores(x.shape[1], make)
 
 
+@typed
 def score_cam(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = None,
+    saliency_layer: Layers = None,
     perturbations_per_eval: int = PER_EVAL,
-    **options: Any,
+    **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""Score-CAM: channels weighed by the score of the image that each lets through.
 
@@ -71,16 +72,17 @@ def score_cam(
     return explain(*arguments, **options)
 
 
+@typed
 def ss_cam(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = None,
+    saliency_layer: Layers = None,
     num_samples: int = 35,
     std: float = 2.0,
     seed: int = 0,
     perturbations_per_eval: int = PER_EVAL,
-    **options: Any,
+    **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""SS-CAM: Score-CAM's scores, averaged over noisy masks.
 
@@ -108,14 +110,15 @@ def ss_cam(
     return explain(*arguments, **options)
 
 
+@typed
 def is_cam(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = None,
+    saliency_layer: Layers = None,
     num_samples: int = 10,
     perturbations_per_eval: int = PER_EVAL,
-    **options: Any,
+    **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""IS-CAM: Score-CAM's scores, averaged while the mask grows.
 
@@ -133,13 +136,14 @@ def is_cam(
     return explain(*arguments, **options)
 
 
+@typed
 def ablation_cam(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = None,
+    saliency_layer: Layers = None,
     perturbations_per_eval: int = PER_EVAL,
-    **options: Any,
+    **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""Ablation-CAM: channels weighed by how far the score falls without them.
 
@@ -164,13 +168,14 @@ def ablation_cam(
     return explain(*arguments, **options)
 
 
+@typed
 def recipro_cam(
     model: Module,
     input: Input,
     target: Target,
-    saliency_layer: Layer | Sequence[Layer] = None,
+    saliency_layer: Layers = None,
     perturbations_per_eval: int = PER_EVAL,
-    **options: Any,
+    **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""Recipro-CAM: the score of the network when it sees a layer's activation around one position alone.
 

@@ -2,30 +2,49 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.nn import Module
+from typing_extensions import Unpack
 
 from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import describe, is_number
 from saliency.engine.contexts import NullContext
-from saliency.engine.driver import Maps
 from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize, check_map_options, finish_map, imsmooth
 from saliency.engine.probe import attach_debug_probes
 from saliency.engine.record import recording
+from saliency.engine.signatures import Maps
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets, main_output
-from saliency.engine.variants import Run, in_order, replacing_input
+from saliency.engine.variants import Progress, Run, in_order, replacing_input
 from saliency.methods.extremal.perturbation import BLUR_PERTURBATION
 from saliency.methods.extremal.rewards import RewardFunction, simple_reward
 from saliency.methods.extremal.search import PRESERVE_VARIANT, Reward, Search, find_masks
 from saliency.methods.grids import replacing_grid
+
+
+class SearchOptions(TypedDict, total=False):
+    """Options that :func:`extremal_perturbation_map` hands on."""
+
+    perturbation: str
+    num_levels: int
+    step: int
+    sigma: float
+    jitter: bool
+    variant: str
+    print_iter: Callable[[int, Tensor], object] | None
+    reward_func: RewardFunction
+    seed: int | None
+    tolerance: float
+    additional_forward_args: object
+    forward_kwargs: Mapping[str, object] | None
+    layout: Layout
 
 
 def extremal_perturbation(
@@ -40,7 +59,7 @@ def extremal_perturbation(
     sigma: float = 21,
     jitter: bool = True,
     variant: str = PRESERVE_VARIANT,
-    print_iter: Callable[[int, Tensor], Any] | None = None,
+    print_iter: Callable[[int, Tensor], object] | None = None,
     debug: bool = False,
     reward_func: RewardFunction = simple_reward,
     resize: Resize = False,
@@ -208,8 +227,8 @@ def extremal_perturbation_map(
     resize_mode: str = "bilinear",
     smooth: float = 0,
     debug: bool = False,
-    progress: Callable[[int, int], Any] | None = None,
-    **options: Any,
+    progress: Progress = None,
+    **options: Unpack[SearchOptions],
 ) -> Maps:
     r"""Extremal perturbations as a map (N, 1, h, w): the sum of the masks over the areas, 0 to their number.
 
@@ -229,8 +248,9 @@ def extremal_perturbation_map(
         if not callable(progress):
             raise ValueError(f"progress={progress!r} cannot be called; expected a function of two ints or None.")
         options["print_iter"] = lambda iteration, energies: progress(iteration + 1, max_iter)
-    options |= {"max_iter": max_iter, "saliency_layer": saliency_layer, "debug": debug}
-    masks, _, *probes = extremal_perturbation(model, input, target, areas, **options)
+    masks, _, *probes = extremal_perturbation(
+        model, input, target, areas, max_iter=max_iter, saliency_layer=saliency_layer, debug=debug, **options
+    )
     call = make_call(model, input)
     saliency = masks.unflatten(0, (call.samples, -1, len(_shares(areas)))).sum(2).squeeze(2)
     saliency = finish_map(saliency, call.image, resize, resize_mode, smooth)

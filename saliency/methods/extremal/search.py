@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ def find_masks(
     areas: Sequence[float],
     reward: Reward,
     search: Search,
-    report: Callable[[int, Tensor], Any] | None = None,
+    report: Callable[[int, Tensor], object] | None = None,
     watched: Callable[[], list[Tensor]] = list,
 ) -> tuple[Tensor, Tensor]:
     """Masks (R, 1, h, w) of tensors (N, C, h, w), and energies (R, 2, ``max_iter``): reward and area term.
