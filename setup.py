@@ -21,6 +21,7 @@ PLOT = ["matplotlib>=3.8"]  # the first release that ships its types
 BENCHMARK = [*PLOT, "tqdm>=4.64", "pycocotools>=2.0.7", "defusedxml>=0.7.1"]
 PARITY = ["torchray", "captum>=0.7", "grad-cam>=1.5", "torchcam>=0.4", "zennit>=0.5", "quantus>=0.6", "scipy"]
 TEST = [*BENCHMARK, "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.11"]
+ZOO = ["timm>=1.0", "transformers>=4.50"]
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14"]
 
 setup(
@@ -34,7 +35,7 @@ setup(
     packages=find_packages(include=["saliency", "saliency.*"]),
     package_data={"saliency": ["py.typed"], "saliency.scenes": ["*.pt"], "saliency.evaluation.report": ["web/*"]},
     install_requires=REQUIRED,
-    extras_require={"plot": PLOT, "benchmark": BENCHMARK, "parity": PARITY, "test": TEST, "dev": DEV},
+    extras_require={"plot": PLOT, "benchmark": BENCHMARK, "parity": PARITY, "test": TEST, "zoo": ZOO, "dev": DEV},
     entry_points={"console_scripts": ["saliency = saliency.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
