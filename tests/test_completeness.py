@@ -5,9 +5,9 @@ vanishes. The gradient of a ReLU network jumps at every kink on the way: the err
 falls about as 1/n, and depends on network, image and layer. Integrated gradients at the input miss under 0.1 % on
 photographs and trained ResNets, MobileNet v2 and SqueezeNet as they are; at MobileNet v2's inner layers up to 0.5.
 Untrained, with statistics of one batch of photographs, they miss at the input on average 0.03 to 0.12 % on ResNet-18,
-0.01 to 0.08 on MobileNet v3 (of noise, 0.5 to 0.7), 0.2 to 0.9 on DenseNet-121, 0.3 to 1.2 on ResNet-50; conductance
-0.9 to 2.8 % at ResNet's ``layer3``, 3.4 to 3.8 at DenseNet's last, 0.4 to 0.9 inside MobileNet v3. Captum misses the
-same (tests/parity/test_completeness_peers.py): the limits below are of cases that keep them, not of all.
+0.01 to 0.08 on MobileNet v3 (uniform noise: 0.5 to 0.7), 0.2 to 0.9 on DenseNet-121, 0.3 to 1.2 on ResNet-50;
+conductance 0.9 to 2.8 % at ResNet's ``layer3``, 3.4 to 3.8 at DenseNet's last, 0.4 to 0.9 inside MobileNet v3. Captum
+misses the same (tests/parity/test_completeness_peers.py): the limits below are of cases that keep them, not of all.
 """
 
 from collections.abc import Callable
