@@ -1,13 +1,18 @@
 """Completeness: what path methods share out sums to the change of the score, on torchvision's architectures.
 
-Relative to the sum of the absolute attribution, at 50 steps. The networks are untrained; batch norms hold statistics
-of one batch. A transformer is smooth, and Gauss and Legendre's error vanishes; the gradient of a ReLU network jumps at
-every kink on the way, and the error is that of many jumps between nodes: the more of the network a path crosses, the
-larger. It is the quadrature's, the same for every implementation (tests/parity/test_captum_layers.py).
+Relative to the sum of the absolute attribution, at 50 steps. A transformer is smooth, and Gauss and Legendre's error
+vanishes. The gradient of a ReLU network jumps at every kink on the way: the error is that of many jumps between nodes,
+falls about as 1/n, and depends on network, image and layer. Integrated gradients at the input miss under 0.1 % on
+photographs and trained ResNets, MobileNet v2 and SqueezeNet as they are; at MobileNet v2's inner layers up to 0.5.
+Untrained, with statistics of one batch of photographs, they miss at the input on average 0.03 to 0.12 % on ResNet-18,
+0.01 to 0.08 on MobileNet v3 (uniform noise: 0.5 to 0.7), 0.2 to 0.9 on DenseNet-121, 0.3 to 1.2 on ResNet-50;
+conductance 0.9 to 2.8 % at ResNet's ``layer3``, 3.4 to 3.8 at DenseNet's last, 0.4 to 0.9 inside MobileNet v3. Captum
+misses the same (tests/parity/test_completeness_peers.py): the limits below are of cases that keep them, not of all.
 """
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -18,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import SwinTransformer, VisionTransformer
 
 import saliency
+from saliency.evaluation.datasets import load_dataset
 
 CLASSES = [1, 4, 7]
 
@@ -117,3 +123,22 @@ def test_what_conductance_misses_falls_as_one_over_the_steps(name, layer):
     few, many = (missed(name, explain(name, "conductance", layer, start, n), start).mean() for n in (50, 200))
     assert float(few) < 1e-2
     assert 3 < float(few / many) < 5
+
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TRAINED = {"resnet18": IMAGENET, "squeezenet1_0": IMAGENET, "mobilenet_v2": ((0.5,) * 3, (0.5,) * 3)}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data are not here")
+@pytest.mark.parametrize("name", TRAINED)
+def test_on_a_photograph_trained_networks_miss_less_than_a_thousandth(name):
+    """Of the change from the mean colour, with batch norms as trained."""
+    model = torchvision.models.get_model(name, weights=None).eval().requires_grad_(False)
+    model.load_state_dict(torch.load(SHARED / "weights" / f"{name}.pth"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in TRAINED[name])
+    input = ((load_dataset("imagenet", SHARED / "imagenet").image(0) - mean) / std)[None]
+    target = int(model(input).argmax())
+    options = {"n_steps": 50, "internal_batch_size": 10, "reduction": None, "return_convergence_delta": True}
+    found, missed = saliency.integrated_gradients(model, input, target, "", 0.0, **options)
+    assert float(missed.abs()) < 1e-3 * float(found.abs().sum())
