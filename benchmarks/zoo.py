@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.choices import choose_names
 from benchmarks.zoo_networks import LIBRARIES, Network, networks
@@ -54,8 +55,8 @@ def examine(library: str, name: str, network: Network, methods: Sequence[str]) -
     try:
         torch.manual_seed(0)
         model = network.build().eval()
-        _fill_zeros(model)
         input = torch.randn(2, *network.shape) * 0.5
+        _prepare(model, input)
         layer = find_layer(model, input[:1], target=network.target)
         blank, planted = (_activation(model, x, network) for x in (input[:1], plant_corner(input[:1])))
         found = is_in_corner((planted - blank).norm(dim=1)[0])
@@ -66,11 +67,19 @@ def examine(library: str, name: str, network: Network, methods: Sequence[str]) -
     return row._replace(seconds=round(perf_counter() - start, 1))
 
 
-def _fill_zeros(model: nn.Module) -> None:
-    """Draw what starts at zero: a classifier of zeros lets no gradient through."""
+def _prepare(model: nn.Module, input: Tensor) -> None:
+    """Draw what starts at zero, and give batch norms the statistics of the input: else nothing comes through."""
     for parameter in model.parameters():
         if parameter.is_floating_point() and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.reset_running_stats()
+            module.momentum = None  # the mean over all batches: one
+            module.train()
+    with torch.no_grad():
+        model(input)
+    model.eval()
 
 
 def plant_corner(input: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t", "mvit_v2_s")
 SEGMENTATION = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 
 TIMM = (
-    *("vit_tiny_patch16_224", "vit_small_patch16_siglip_gap_224.v2_webli", "vit_pe_core_tiny_patch16_384"),
+    *("vit_tiny_patch16_224", "vit_base_patch32_siglip_gap_256", "vit_pe_core_tiny_patch16_384"),
     *("vit_small_patch14_reg4_dinov2", "vit_relpos_small_patch16_224", "naflexvit_base_patch16_gap"),
     *("deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "beit_base_patch16_224", "beitv2_base_patch16_224"),
     *("eva02_tiny_patch14_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "volo_d1_224", "pit_ti_224"),
@@ -67,7 +67,7 @@ HUGGING_FACE: dict[str, tuple[str, dict[str, Any], tuple[int, ...], Any]] = {
     ),
     "Swinv2ForImageClassification": ("Swinv2Config", {"depths": [2, 2, 2, 2], "window_size": 7}, IMAGE, 1),
     "FocalNetForImageClassification": ("FocalNetConfig", {"depths": [2, 2, 2, 2]}, IMAGE, 1),
-    "CvtForImageClassification": ("CvtConfig", {"depth": [1, 2, 2]}, IMAGE, 1),
+    "CvtForImageClassification": ("CvtConfig", {"depth": [1, 2, 3]}, IMAGE, 1),
     "PvtForImageClassification": ("PvtConfig", {}, IMAGE, 1),
     "PvtV2ForImageClassification": ("PvtV2Config", {}, IMAGE, 1),
     "SegformerForImageClassification": ("SegformerConfig", {}, IMAGE, 1),
@@ -102,7 +102,12 @@ def networks(library: str) -> Iterator[tuple[str, Network]]:
 
 def _torchvision(library: Any) -> Iterator[tuple[str, Network]]:
     build: Callable[..., nn.Module] = library.models.get_model
-    sizes = {"swin3d_t": (3, 8, 224, 224), "mvit_v2_s": (3, 16, 224, 224), "inception_v3": (3, 299, 299)}
+    sizes = {
+        "s3d": (3, 16, 224, 224),
+        "swin3d_t": (3, 8, 224, 224),
+        "mvit_v2_s": (3, 16, 224, 224),
+        "inception_v3": (3, 299, 299),
+    }
     for names, shape in ((TORCHVISION, IMAGE), (SEGMENTATION, IMAGE), (VIDEO, (3, 16, 112, 112))):
         extra = {"weights_backbone": None} if names is SEGMENTATION else {}
         for name in names:
