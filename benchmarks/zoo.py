@@ -3,8 +3,8 @@
     python -m benchmarks.zoo --library timm --network 'swin*' --method gradient --method grad_cam --out zoo.jsonl
 
 A line a network is appended to ``--out``; networks that are there already are not run again. The table shows which
-layer was found and its grid, where a patch that was planted in a corner of the input changes the layer's activation
-most, and which methods gave values that are not finite, or another map for an image in a batch of two than alone.
+layer was found and its grid, whether what is planted in a corner of the input is found in that corner of the grid, and
+which methods gave values that are not finite, or another map for an image in a batch of two than alone.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from benchmarks.zoo_networks import LIBRARIES, Network, networks
 from saliency import METHODS, find_layer
 from saliency import saliency as driver
 from saliency.catalogue import table
+from saliency.engine.targets import main_output
 
 FEW: Mapping[str, object] = {"n_steps": 3, "n_samples": 2, "num_samples": 2, "num_masks": 20, "max_iter": 3}
 EQUAL = 1e-3  # of the map's largest value: float32, and other kernels for other batches
@@ -58,9 +59,11 @@ def examine(library: str, name: str, network: Network, methods: Sequence[str]) -
         input = torch.randn(2, *network.shape) * 0.5
         _prepare(model, input)
         layer = find_layer(model, input[:1], target=network.target)
-        blank, planted = (_activation(model, x, network) for x in (input[:1], plant_corner(input[:1])))
-        found = is_in_corner((planted - blank).norm(dim=1)[0])
-        problems = [problem for method in methods for problem in _problems(method, model, input, network.target)]
+        blank, low, high = (_activation(model, x, network) for x in (input[:1], *plant(input[:1])))
+        found = is_in_corner(((low - blank).norm(dim=1) - (high - blank).norm(dim=1))[0])
+        problems = _of_batches(model, input) or [
+            problem for method in methods for problem in _problems(method, model, input, network.target)
+        ]
         row = Row(library, name, layer, tuple(blank.shape[2:]), found, tuple(problems))
     except Exception as error:  # whatever it is, the sweep goes on and the table says so
         row = Row(library, name, error=f"{type(error).__name__}: {error}".split("\n")[0])
@@ -82,28 +85,41 @@ def _prepare(model: nn.Module, input: Tensor) -> None:
     model.eval()
 
 
-def plant_corner(input: Tensor) -> Tensor:
-    """The input with loud noise in its last rows and first columns: a quarter of either axis.
+def plant(input: Tensor) -> tuple[Tensor, Tensor]:
+    """The input with other noise in a quarter of its rows and columns: the last and first, and the first and last.
 
-    >>> plant_corner(torch.zeros(1, 1, 4, 4))[0, 0].abs().gt(0).nonzero().tolist()
-    [[3, 0]]
+    >>> [planted[0, 0].abs().gt(0).nonzero().tolist() for planted in plant(torch.zeros(1, 1, 4, 4))]
+    [[[3, 0]], [[0, 3]]]
     """
-    height, width = input.shape[-2:]
-    planted = input.clone()
-    patch = planted[..., height - height // 4 :, : width // 4]
-    patch.copy_(torch.randn(patch.shape, generator=torch.Generator().manual_seed(1)) * 4)
-    return planted
+    height, width = (side // 4 for side in input.shape[-2:])
+    low, high = input.clone(), input.clone()
+    noise = 0.5 * torch.randn(input[..., :height, :width].shape, generator=torch.Generator().manual_seed(1))
+    low[..., -height:, :width] = noise
+    high[..., :height, -width:] = noise
+    return low, high
 
 
 def is_in_corner(change: Tensor) -> bool:
-    """Does a grid change most in its last rows and first columns? Frames in front of them are added up.
+    """Is a grid largest in its last rows and first columns, and smallest opposite? Frames in front are added up.
 
-    >>> is_in_corner(torch.tensor([[0.0, 0.0], [1.0, 0.0]])), is_in_corner(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    >>> is_in_corner(torch.tensor([[0.0, -1.0], [1.0, 0.0]])), is_in_corner(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]))
     (True, False)
     """
     grid = change.flatten(0, -3).sum(0) if change.ndim > 2 else change
-    halves = interpolate(grid[None, None], (2, 2), mode="area")[0, 0]
-    return int(halves.argmax()) == 2
+    quarters = interpolate(grid[None, None], (2, 2), mode="area").flatten()
+    return int(quarters.argmax()) == 2 and int(quarters.argmin()) == 1
+
+
+def _differ(both: Tensor, alone: Tensor) -> float:
+    return float((both - alone).abs().max() / alone.abs().max().clamp(min=1e-30))
+
+
+def _of_batches(model: nn.Module, input: Tensor) -> list[str]:
+    """Whether the model itself makes something else of an image in a batch."""
+    with torch.no_grad():
+        both, *each = (main_output(model(x)) for x in (input, *input.split(1)))
+    off = _differ(both, torch.cat(each))
+    return [f"the model's own output of a batch differs from that of its images by {off:.1%}"] if off > EQUAL else []
 
 
 def _activation(model: nn.Module, input: Tensor, network: Network) -> Tensor:
@@ -125,7 +141,7 @@ def _problems(method: str, model: nn.Module, input: Tensor, target: object) -> l
         return [f"{method}: {type(error).__name__}: {error}".split("\n")[0]]
     if not both.isfinite().all():
         return [f"{method}: not finite"]
-    off = float((both - alone).abs().max() / alone.abs().max().clamp(min=1e-30))
+    off = _differ(both, alone)
     return [f"{method}: a batch differs from its images by {off:.1%}"] if off > EQUAL else []
 
 
