@@ -53,6 +53,8 @@ class _Shapes:
             return "a layout that its shape does not tell"
         if reading is None or prod(reading.sides) < 2 or self._exceeds(reading.sides, seen):
             return NO_GRID
+        if len(reading.sides) == 1 < len(self._size):
+            return "a line of numbers, for an input of more dimensions"
         if x.ndim == 3 and (len(reading.sides) > 1 or reading.channels == "last"):
             return self._of_tokens(x, reading, module)
         return self._of_cells(reading.sides, seen)

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module
 
-from saliency.engine.watching import Grid
+from saliency.engine.watching import Grid, is_merged
 
 Layout: TypeAlias = str | tuple[int, ...] | Callable[[Tensor], Tensor] | None
 FEW_TOKENS = 8  # a class token, a distillation token, registers
@@ -44,14 +44,6 @@ def same_aspect(grid: Sequence[int], size: Sequence[int]) -> bool:
     (h, w), (height, width) = grid, size
     fits = abs(h * width - w * height) < max(height, width)
     return fits and h <= 2 * height and w <= 2 * width
-
-
-def _is_merged(grid: Sequence[int], seen: Sequence[int]) -> bool:
-    """Is each cell of a grid a patch of cells of one that was seen, in all of its dimensions or in some?"""
-    patches = range(1, max(seen) + 1)
-    return len(grid) == len(seen) and any(
-        all(side in (of, of // p, -(-of // p)) for side, of in zip(grid, seen, strict=True)) for p in patches
-    )
 
 
 def _token_grids(tokens: int, size: Sequence[int]) -> list[tuple[int, int]]:
@@ -102,7 +94,7 @@ def _read_cells(
     first, last = tuple(shape[2:]), tuple(shape[1:-1])
 
     def merged(grid: tuple[int, ...]) -> bool:
-        return any(_is_merged(grid, of) for of in seen)
+        return any(is_merged(grid, of) for of in seen)
 
     for fits in (seen.__contains__, merged, lambda grid: same_aspect(grid, size)):
         if fits(first) and fits(last):

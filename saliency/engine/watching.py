@@ -6,9 +6,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import LayerNorm, Linear, Module
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn import (
+    BatchNorm2d,
+    BatchNorm3d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    LayerNorm,
+    Linear,
+    Module,
+)
 from torch.overrides import TorchFunctionMode
 
 _PER_DIMENSION = ("conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool")
@@ -17,6 +25,7 @@ _MAKE = frozenset(
     [f"{name}{d}d" for name in _PER_DIMENSION for d in (1, 2, 3)]
     + ["convolution", "interpolate", "pixel_shuffle", "pixel_unshuffle", "fold"]
 )
+_CONVOLUTIONAL = (Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d, BatchNorm2d, BatchNorm3d)
 _RESHAPE = frozenset(["view", "_unsafe_view", "reshape", "flatten", "unflatten"])
 _JOIN = frozenset(["cat", "concat", "concatenate"])
 _NOTED = frozenset(["unfold"]) | _MAKE | _RESHAPE | _JOIN
@@ -86,13 +95,26 @@ class Watching(TorchFunctionMode):
             self._add(len(result), _unfolded(x.shape[2:], *args[1:], **options))
 
     def _reshape(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
-        """Tokens (N, L, ...) that are laid out as a grid (N, h, w, ...), or the other way round."""
+        """Tokens (N, L, C) that are laid out as a grid (N, h, w, C), or the other way round."""
         cells, flat = sorted([before, after], key=len, reverse=True)
-        if cells[0] != flat[0] or len(flat) != 3 or self._of_tokens(flat[0], flat[2]) is not None:
+        if len(flat) != 3 or (cells[0] == flat[0] and self._of_tokens(flat[0], flat[2]) is not None):
             return  # channels first: it is the channels that are split into heads
-        for sides in (cells[1:3], cells[1:4]):
-            if len(sides) + 1 < len(cells) and min(sides) > 1 and prod(sides) == flat[1]:
-                self._add(flat[0], sides, known=True)
+        if before[0] > after[0] and before[-1] == after[-1] and after == flat:
+            # Windows (N * m, h, w, C) become tokens in another order; of all windows merged, a grid is left.
+            self.seen = [grid for grid in self.seen if (grid.rows, grid.tokens) != after[:2]]
+            self._split(after[0], before[1:-1])
+        elif cells[0] == flat[0]:
+            for sides in (cells[1:3], cells[1:4]):
+                if len(sides) + 1 < len(cells) and prod(sides) == flat[1]:
+                    self._split(flat[0], sides)
+
+    def _split(self, rows: int, sides: tuple[int, ...]) -> None:
+        """A grid by which tokens are split, which may be heads: it has to be one that is known, merged."""
+        known = [grid.sides for grid in self.seen if grid.rows == rows and len(grid.sides) == len(sides)]
+        if len(sides) > 1 and min(sides) > 1 and (not known or any(is_merged(sides, of) for of in known)):
+            # A side may be a line itself: of patches, each of which is a token in every frame.
+            lines = {grid.tokens: grid.sides for grid in self.seen if grid.is_alone}
+            self._add(rows, tuple(of for side in sides for of in lines.get(side, (side,))), split=True)
 
     def _join(self, tensors: Sequence[Tensor], result: Tensor) -> None:
         """Extra tokens that are put in front of those of a grid, or behind them."""
@@ -104,10 +126,10 @@ class Watching(TorchFunctionMode):
             at, grid = found[0]
             self._append(grid._replace(tokens=result.shape[1], start=sum(counts[:at]) + grid.start))
 
-    def _add(self, rows: int, sides: tuple[int, ...], known: bool = False) -> None:
+    def _add(self, rows: int, sides: tuple[int, ...], split: bool = False) -> None:
         """A grid, unless it is a line of the cells of one that is known, or splits those in another way."""
         cells = prod(sides)
-        same = self._of_tokens(rows, cells) if known or len(sides) == 1 else None
+        same = self._of_tokens(rows, cells) if split or len(sides) == 1 else None
         if cells > 1 and (same is None or sorted(same.sides) == sorted(sides)):
             self._append(Grid(rows, sides, cells))
 
@@ -132,10 +154,18 @@ def _unfolded(
     return tuple((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, d, p, s in zip(size, *each, strict=True))
 
 
+def is_merged(grid: Sequence[int], seen: Sequence[int]) -> bool:
+    """Is each cell of a grid a patch of cells of one that was seen, in all of its dimensions or in some?"""
+    patches = range(1, max(seen) + 1)
+    return len(grid) == len(seen) and any(
+        all(side in (of, of // p, -(-of // p)) for side, of in zip(grid, seen, strict=True)) for p in patches
+    )
+
+
 def is_convolutional(module: Module) -> bool:
-    """Does a layer, by what it is made of, return (N, C, *grid)? Then nothing need be watched."""
-    if isinstance(module, (_ConvNd, _BatchNorm)):
+    """Does a layer, by what it is made of, return (N, C, h, w) or (N, C, d, h, w)? Then nothing need be watched."""
+    if isinstance(module, _CONVOLUTIONAL):
         return True
     parts = list(module.modules())
-    normalised = any(isinstance(part, _BatchNorm) for part in parts)
+    normalised = any(isinstance(part, (BatchNorm2d, BatchNorm3d)) for part in parts)
     return normalised and not any(isinstance(part, (LayerNorm, Linear)) for part in parts)
