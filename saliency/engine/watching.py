@@ -111,7 +111,8 @@ class Watching(TorchFunctionMode):
     def _split(self, rows: int, sides: tuple[int, ...]) -> None:
         """A grid by which tokens are split, which may be heads: it has to be one that is known, merged."""
         known = [grid.sides for grid in self.seen if grid.rows == rows and len(grid.sides) == len(sides)]
-        if len(sides) > 1 and min(sides) > 1 and (not known or any(is_merged(sides, of) for of in known)):
+        fits = not known or any(is_merged(sides, of) or sorted(sides) == sorted(of) for of in known)
+        if fits and len(sides) > 1 and min(sides) > 1:
             # A side may be a line itself: of patches, each of which is a token in every frame.
             lines = {grid.tokens: grid.sides for grid in self.seen if grid.is_alone}
             self._add(rows, tuple(of for side in sides for of in lines.get(side, (side,))), split=True)
