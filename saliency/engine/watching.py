@@ -68,9 +68,10 @@ class Watching(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").partition(".")[0]
-        if name in _NOTED and isinstance(result, Tensor) and result.ndim > 2:
+        if name in _NOTED and isinstance(result, Tensor):
             with torch._C.DisableTorchFunction():  # shapes are asked for, which is no operation of the model
-                self._note(name, result, args, kwargs or {})
+                if result.ndim > 2 and not result.is_nested:
+                    self._note(name, result, args, kwargs or {})
         return result
 
     def of(self, x: Tensor) -> list[Grid]:
