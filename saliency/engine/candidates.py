@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
-from torch.nn import LayerNorm, Linear, Module
+from torch.nn import Linear, Module
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 from torch.utils._pytree import tree_leaves
 
 from saliency.engine.graph import node_of
-from saliency.engine.layouts import MAX_EXTRA_TOKENS, grid_of, same_aspect, to_channels_first
+from saliency.engine.layouts import FEW_TOKENS, Reading, read, same_aspect
+from saliency.engine.watching import Grid, Watching
 
 NO_GRID = "no grid"
 
@@ -26,6 +28,7 @@ class Output:
     problem: str
     edge: GradientEdge | None = None
     stream: tuple[Node | None, ...] = ()  # what its tokens were before the module, where that is known
+    seen: tuple[Grid, ...] = ()  # the grids that the pass had shown by then
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape}: {self.problem}"
@@ -36,55 +39,48 @@ class _Shapes:
 
     def __init__(self, samples: int, size: tuple[int, ...]) -> None:
         self._samples, self._size = samples, size
-        self._grids: set[tuple[int, ...]] = set()
         self._tokens: set[int] = set()
 
-    def problem(self, x: Tensor, module: Module) -> str:
+    def problem(self, x: Tensor, module: Module, seen: Sequence[Grid]) -> str:
         """Why this is no map; nothing if its shape is that of one."""
         if isinstance(module, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)):
             return "an adaptive pool"
         if x.ndim < 3 or len(x) != self._samples or x.is_inference():
             return NO_GRID
-        grid = grid_of(x, self._size)
-        if grid is None or grid.numel() < 2:
-            return NO_GRID
         try:
-            to_channels_first(x.detach(), self._size, module=module)
+            reading = read(x.shape, self._size, module, seen)
         except ValueError:
-            return "channels first or last, which its shape does not tell"
-        if x.ndim == 3 and len(self._size) == 2:
-            return self._of_tokens(x, grid, module)
-        return self._of_cells(grid)
+            return "a layout that its shape does not tell"
+        if reading is None or prod(reading.sides) < 2 or self._exceeds(reading.sides, seen):
+            return NO_GRID
+        if len(reading.sides) == 1 < len(self._size):
+            return "a line of numbers, for an input of more dimensions"
+        if x.ndim == 3 and (len(reading.sides) > 1 or reading.channels == "last"):
+            return self._of_tokens(x, reading, module)
+        return self._of_cells(reading.sides, seen)
 
-    def _of_tokens(self, x: Tensor, grid: Sequence[int], module: Module) -> str:
+    def _exceeds(self, sides: tuple[int, ...], seen: Sequence[Grid]) -> bool:
+        """Is it far larger than the image, and not because the model has enlarged that?"""
+        known = len(sides) != len(self._size) or any(grid.sides == sides for grid in seen)
+        return not known and any(side > 2 * of for side, of in zip(sides, self._size, strict=True))
+
+    def _of_tokens(self, x: Tensor, reading: Reading, module: Module) -> str:
         tokens, features = x.shape[1:]
         if features == 1:
             return "one number a channel, or a token"
-        if self._grids and not any(_is_merged(grid, seen) for seen in self._grids):
-            return "the tokens of no grid that was seen"
-        flat = any(features == height * width for height, width in self._grids)
-        if flat and not any(isinstance(part, (LayerNorm, Linear)) for part in module.modules()):
+        if reading.channels == "first":
             return "the channels of a flattened grid"
         self._tokens.add(tokens)
         return "a projection" if isinstance(module, Linear) else ""
 
-    def _of_cells(self, grid: Sequence[int]) -> str:
+    def _of_cells(self, grid: Sequence[int], seen: Sequence[Grid]) -> str:
         if self._tokens and (min(grid) == 1 or any(side in self._tokens for side in grid)):
             return "attention between tokens"
-        if len(grid) == 2:
-            flat = [side - height * width for side in grid for height, width in self._grids]
-            if any(0 <= extra <= MAX_EXTRA_TOKENS for extra in flat) and not same_aspect(grid, self._size):
+        if len(grid) == 2 and not same_aspect(grid, self._size):
+            flat = [side - prod(of.sides) for side in grid for of in seen if len(of.sides) == 2]
+            if any(0 <= extra <= FEW_TOKENS for extra in flat):
                 return "a flattened grid"
-            if min(grid) > 1:
-                self._grids.add(tuple(grid))
         return ""
-
-
-def _is_merged(grid: Sequence[int], seen: Sequence[int]) -> bool:
-    """Is each cell of a grid a patch of cells of one that was seen, or that one itself?"""
-    (height, width), (h, w) = seen, grid
-    patches = range(1, max(height, width) + 1)
-    return any((height // p, width // p) == (h, w) or (-(-height // p), -(-width // p)) == (h, w) for p in patches)
 
 
 class Watch:
@@ -93,6 +89,7 @@ class Watch:
     def __init__(self, samples: int, size: tuple[int, ...]) -> None:
         self.outputs: dict[str, Output] = {}
         self.given: set[Node] = set()
+        self.grids = Watching()
         self._shapes = _Shapes(samples, size)
 
     def give(self, tensor: Tensor) -> Tensor:
@@ -114,9 +111,11 @@ class Watch:
 
     def _note(self, name: str, module: Module, given: object, x: Tensor) -> Tensor | None:
         self.outputs.pop(name, None)  # of several calls the last one counts, and its place
-        found = self.outputs[name] = Output(name, module, tuple(x.shape), self._shapes.problem(x, module))
+        seen = self.grids.of(x)
+        found = self.outputs[name] = Output(name, module, tuple(x.shape), self._shapes.problem(x, module, seen))
         if found.problem:
             return None
+        found.seen = tuple(seen)
         enabled = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # a model may switch gradients off around a layer, which has one all the same
         kept = x if x.requires_grad else x.detach().requires_grad_()

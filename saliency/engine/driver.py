@@ -76,7 +76,8 @@ def saliency(
         additional_forward_args, forward_kwargs: reach the model's ``forward`` after the input.
         attribute_to_layer_input: probe what goes into the layer, not what comes out of it.
         layout: how the activation holds its grid, where its shape does not tell: ``'channels_first'``,
-            ``'channels_last'``, tokens' (h, w), a function that returns (N, C, h, w); ``'layer'`` hands it on as it is.
+            ``'channels_last'``, the tokens' (h, w), (l,) or (d, h, w), a function that returns (N, C, h, w);
+            ``'layer'`` hands it on as it is.
         shared: a :func:`shared_forward` of the same model and input, which need not run again.
         path: take gradients on a path, as ``line()``, ``internal_batch_size`` points at a time.
         call: of a layer that runs several times: which call is explained, or ``'all'`` for the sum over them.
@@ -256,8 +257,8 @@ def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
             f"saliency_layer={site.name!r} makes {tuple(x.shape)}, no batch of {len(image)} images; expected "
             "a layer with one row an image, or layout=function."
         )
-    grid = to_channels_first(x, image.shape[2:], layout, site.module)
+    grid = to_channels_first(x, image.shape[2:], layout, site.module, site.seen or ())
     if grid is x or x.grad is None:
         return grid
-    grid.grad = to_channels_first(x.grad, image.shape[2:], layout, site.module)
+    grid.grad = to_channels_first(x.grad, image.shape[2:], layout, site.module, site.seen or ())
     return grid

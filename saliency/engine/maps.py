@@ -95,11 +95,11 @@ def check_map_options(resize: object, resize_mode: object, smooth: object, layou
         raise ValueError(f"resize={resize!r} is not a size; expected True, False or (width, height).")
     if not is_number(smooth) or smooth < 0:
         raise ValueError(f"smooth={smooth!r} is not a fraction of the map's side; expected a number >= 0.")
-    grid = isinstance(layout, tuple) and len(layout) == 2 and all(is_positive_int(side) for side in layout)
+    grid = isinstance(layout, tuple) and 0 < len(layout) < 4 and all(is_positive_int(side) for side in layout)
     if not (layout in (None, "channels_first", "channels_last", "layer") or grid or callable(layout)):
         raise ValueError(
             f"layout={layout!r} is unknown; expected 'channels_first', 'channels_last', 'layer', (height, width), "
-            "a function of the activation or None."
+            "(length,), (depth, height, width), a function of the activation or None."
         )
 
 

@@ -1,7 +1,7 @@
 """One forward pass with probes on its sites: run for one method, or recorded and kept for many."""
 
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from saliency.engine.probe import Probe
 from saliency.engine.sending import differentiate, keep_relu
 from saliency.engine.site import Site
 from saliency.engine.state import evaluating, model_device
+from saliency.engine.watching import Grid, Watching
 
 # What was asked of a kept pass (rules, kind of context, target), with the gradients by the tensor they belong to.
 Found: TypeAlias = list[tuple[list[object], dict[Tensor, Tensor | None]]]
@@ -43,15 +44,17 @@ class _SiteProbe(Probe):
     def _record(self, values: object) -> Any:
         values = super()._record(values)
         self.calls.append(self.data)
+        self._seen.append(self._watch.of(self.data[0]) if self._watch is not None and self.data else [])
         return values
 
     def _keep(self, tensor: Tensor) -> Tensor:
         # What else reaches the model is a constant: no gradient is asked of it.
         return tensor if len(self.data) == self.site.tensors else super()._keep(tensor)
 
-    def __init__(self, site: Site, grad: bool) -> None:
+    def __init__(self, site: Site, grad: bool, watch: Watching | None) -> None:
         self.calls: list[list[Tensor]] = []
-        self.site = site
+        self.site, self._watch = site, watch
+        self._seen: list[list[Grid]] = []
         super().__init__(site.module, site.side, enable_grad=grad)
 
     def tensors(self) -> list[Tensor]:
@@ -65,6 +68,8 @@ class _SiteProbe(Probe):
             raise ValueError(
                 f"saliency_layer={site.name!r} gave no tensor in the forward pass; expected a layer in use."
             )
+        if site.seen is not None:
+            site.seen[:] = self._seen[site.call if isinstance(site.call, int) else -1]
         return found
 
 
@@ -73,16 +78,19 @@ def recording(call: Call, sites: Sequence[Site], context_builder: ContextBuilder
     """Run the model with probes on the sites; give the pass, inside the context.
 
     With ``grad`` a graph is recorded from the first site on; the network in front of it leaves none.
+    The grids that it shows are noted for the sites that need them.
     Raises ``ValueError`` for a site that the forward pass does not reach, and for TorchScript under a rule context.
     """
     context = _check(call, context_builder, grad)
+    watch = Watching() if any(site.seen is not None for site in sites) else None
     with ExitStack() as stack:
-        probes = [_SiteProbe(site, grad) for site in sites]
+        probes = [_SiteProbe(site, grad, watch) for site in sites]
         for probe in probes:
             stack.callback(probe.remove)
         own = call.own()
         with context:
-            output = own.run()
+            with watch or nullcontext():
+                output = own.run()
             yield Pass(output, [probe.tensors() for probe in probes], context)
 
 
@@ -126,7 +134,7 @@ class SharedForward:
     """
 
     def __init__(self, call: Call, sites: Sequence[Site], functions: Collection[Function]) -> None:
-        self._call, self._places = call, [_place(site) for site in sites]
+        self._call, self._sites, self._places = call, sites, [_place(site) for site in sites]
         self._recorder = _Recorder(functions)
         self._given = _versions((_given(call), call.parameters, list(call.model.buffers())))
         self._precision = _autocast(call)
@@ -153,7 +161,11 @@ class SharedForward:
         self._recorder.force.table = getattr(context, "rules", {})
         torch.set_grad_enabled(grad)  # as a probe does: the target may be a function of the output
         with context:  # which has rules for that function, too
-            tensors = [self._pass.tensors[self._places.index(place)] for place in places]
+            own_sites = [self._places.index(place) for place in places]
+            for site, at in zip(sites, own_sites, strict=True):
+                if site.seen is not None:
+                    site.seen[:] = self._sites[at].seen or ()
+            tensors = [self._pass.tensors[at] for at in own_sites]
             yield _KeptPass(self._pass.output, tensors, context, self._found)
 
     def _is_own(self, call: Call) -> bool:

@@ -138,6 +138,7 @@ def _run(call: Call, watch: Watch) -> object:
             if path:
                 hook = watch.hook(plain_name(path))
                 stack.callback(add_hook(module.register_forward_hook, hook, with_kwargs=True).remove)
+        stack.enter_context(watch.grids)
         return call.run()
 
 
@@ -179,16 +180,16 @@ def _choose(outputs: list[Output], score: Tensor, size: tuple[int, ...]) -> str:
         some = maps[len(shares) : 2 * len(shares) + 1]  # often the first will do, and all gradients take their time
         gradients = torch.autograd.grad(score, [edge for _, edge in some], retain_graph=True, allow_unused=True)
         for (found, _), gradient in zip(some, gradients, strict=True):
-            shares.append(0 if gradient is None else _share_of_cells(gradient, size, found.module))
+            shares.append(0 if gradient is None else _share_of_cells(gradient, size, found))
             if shares[-1] > _EVERYWHERE:
                 return found.name
             found.problem = f"a gradient at {shares[-1]:.1%} of its cells"
     raise _no_layer(outputs, score, shares)
 
 
-def _share_of_cells(gradient: Tensor, size: tuple[int, ...], module: Module) -> float:
+def _share_of_cells(gradient: Tensor, size: tuple[int, ...], found: Output) -> float:
     """In how many of the cells of the grid, extra tokens aside, the gradient is not zero."""
-    return (to_channels_first(gradient, size, module=module) != 0).any(1).float().mean().item()
+    return (to_channels_first(gradient, size, module=found.module, seen=found.seen) != 0).any(1).float().mean().item()
 
 
 def _no_layer(outputs: list[Output], score: Tensor, shares: list[float]) -> ValueError:

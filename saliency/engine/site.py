@@ -9,12 +9,14 @@ from saliency.engine.checks import is_int
 from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.search import found_layer
 from saliency.engine.targets import Target
+from saliency.engine.watching import Grid, is_convolutional
 
 
 class Site(NamedTuple):
     """Where a probe sits: one side of a module, in which of its calls, and how many of the tensors are explained.
 
-    ``found`` says that the user named no layer, and that no error may blame this one.
+    ``found`` says that the user named no layer, and that no error may blame this one. ``seen`` is filled by each pass
+    with the grids that it shows in front of the site; it is ``None`` where nothing need be watched.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Site(NamedTuple):
     tensors: int | None
     call: int | str = -1
     found: bool = False
+    seen: list[Grid] | None = None
 
 
 def make_site(
@@ -49,6 +52,7 @@ def make_site(
         return Site("", call.model, "input", floats)
     side, tensors = "input" if attribute_to_layer_input else "output", None if whole and which != "all" else 1
     if layer is None:
-        return Site(*found_layer(call, target, anew), side, tensors, which, found=True)
-    name = layer if isinstance(layer, str) else type(layer).__name__
-    return Site(name, resolve_layer(call.model, layer), side, tensors, which)
+        name, module = found_layer(call, target, anew)
+    else:
+        name, module = layer if isinstance(layer, str) else type(layer).__name__, resolve_layer(call.model, layer)
+    return Site(name, module, side, tensors, which, layer is None, None if is_convolutional(module) else [])

@@ -16,6 +16,7 @@ from saliency.engine.front import Front, Recording
 from saliency.engine.probe import add_hook
 from saliency.engine.record import ContextBuilder
 from saliency.engine.site import Site
+from saliency.engine.watching import Watching
 
 _TF32_ROUNDING = 2**-10  # of what devices make of float32
 
@@ -91,15 +92,18 @@ class Tail:
         own = self.call.own()
         recording = Recording((own.inputs, own.args, own.kwargs))
         found: list[Tensor] = []
+        watch = None if self.site.seen is None else Watching()
 
         def mark(values: object) -> None:
             self._calls += 1
             found[:] = [x for x in tree_leaves(values) if isinstance(x, Tensor) and x.is_floating_point()][:1]
             recording.mark(found)
+            if found and self.site.seen is not None and watch is not None:
+                self.site.seen[:] = watch.of(found[0])
 
         with torch.no_grad(), ExitStack() as stack:
             stack.callback(self._hook(mark).remove)
-            for context in (self.context_builder(), recording.uses, recording):
+            for context in (self.context_builder(), recording.uses, recording, watch or nullcontext()):
                 stack.enter_context(context)
             output = own.run()
         name = f"saliency_layer={self.site.name!r}"

@@ -12,6 +12,7 @@ from saliency.engine.checks import describe
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.site import Site
 from saliency.engine.variants import Run, replacing_layer
+from saliency.engine.watching import Grid
 
 
 def replacing_grid(
@@ -24,7 +25,7 @@ def replacing_grid(
     if len(size) != 2:
         raise ValueError(f"input={describe(call.image)} has no grid of two dimensions; expected (N, C, h, w).")
     x, run = replacing_layer(call, site, record_all, copies=copies)
-    index = grid_index(x[:1], size, layout, site.module)
+    index = grid_index(x[:1], size, layout, site.module, site.seen or ())
     if index.shape == x.shape[1:] and bool((index.flatten().diff() == 1).all()):
         return x, run
     on_device = index.to(x.device)
@@ -35,13 +36,15 @@ def replacing_grid(
     return x.flatten(1)[:, on_device], run_grids
 
 
-def grid_index(x: Tensor, size: Sequence[int], layout: Layout, module: Module | None) -> Tensor:
+def grid_index(
+    x: Tensor, size: Sequence[int], layout: Layout, module: Module | None, seen: Sequence[Grid] | None = None
+) -> Tensor:
     """Which entries of a layer's activation (1, ...) stand where in (C, h, w): flat positions, a LongTensor on the CPU.
 
     Raises ``ValueError`` where the activation has no grid, or a function as ``layout`` does not only rearrange it.
     """
     numbers = torch.arange(x.numel(), device="cpu").view(x.shape)
-    index = to_channels_first(numbers, size, layout, module)
+    index = to_channels_first(numbers, size, layout, module, seen)
     if not isinstance(index, Tensor) or index.ndim not in (4, len(size) + 2) or len(index) != 1:
         raise ValueError(
             f"layout={layout!r} makes no grid (1, C, h, w) of an activation {tuple(x.shape)}; expected a layout "

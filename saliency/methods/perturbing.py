@@ -22,6 +22,7 @@ from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 from saliency.engine.variants import Progress, Run, replacing_input, replacing_layer, scores
+from saliency.methods.grids import grid_index
 
 PER_EVAL = 32  # variants that go through the network together, where nothing else is said
 
@@ -51,7 +52,14 @@ class Perturbed(NamedTuple):
     @property
     def grid(self) -> Tensor:
         """The activation as (N, C, h, w)."""
-        return to_channels_first(self.x, self.call.image.shape[2:], self.layout, self.site.module)
+        size, seen = self.call.image.shape[2:], self.site.seen or ()
+        return to_channels_first(self.x, size, self.layout, self.site.module, seen)
+
+    @property
+    def entries(self) -> Tensor:
+        """Which entries of the activation of a sample stand where in that grid, on its device."""
+        size, seen = self.call.image.shape[2:], self.site.seen or ()
+        return at(grid_index(self.x[:1], size, self.layout, self.site.module, seen), self.x)
 
     def scores(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Scores (N, count, K) of the variants 0 to ``count`` - 1 of every sample.

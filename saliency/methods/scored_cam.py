@@ -16,7 +16,7 @@ from saliency.engine.maps import safe_divide, sum_channels
 from saliency.engine.signatures import Maps, typed
 from saliency.engine.state import make_generator
 from saliency.engine.targets import Target
-from saliency.methods.grids import grid_index, put_grid
+from saliency.methods.grids import put_grid
 from saliency.methods.perturbing import PER_EVAL, ExplainOptions, Perturbed, at, explain
 
 
@@ -155,7 +155,7 @@ def ablation_cam(
     """
 
     def attribute(p: Perturbed) -> Tensor:
-        index = at(grid_index(p.x[:1], p.call.image.shape[2:], p.layout, p.site.module), p.x)
+        index = p.entries
 
         def make(samples: Tensor, numbers: Tensor) -> Tensor:
             x = p.x[at(samples, p.x)]
@@ -189,7 +189,7 @@ def recipro_cam(
 
     def attribute(p: Perturbed) -> Tensor:
         x = p.grid
-        index = at(grid_index(p.x[:1], p.call.image.shape[2:], p.layout, p.site.module), p.x)
+        index = p.entries
         near = [_neighbours(side, x) for side in x.shape[2:]]
         places = torch.ones(x.shape[2:], device="cpu").nonzero()
 

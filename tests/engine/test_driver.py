@@ -116,11 +116,15 @@ def test_tokens_and_channels_last_are_brought_into_one_shape():
 
 
 def test_an_ambiguous_layout_is_asked_for():
-    """Seven channels on a grid of 4 x 5 of a 12 x 15 image might also be a grid of 5 x 7 with four channels."""
+    """Seven channels on a grid of 4 x 5 are no grid of 5 x 7, for the pass shows which; of 7 x 7, nobody can tell."""
     model, input = cases.CHANNELS_LAST.model(), cases.CHANNELS_LAST.input()
-    with pytest.raises(ValueError, match=r"^layout=None is ambiguous .*\(2, 4, 5, 7\)"):
-        saliency.grad_cam(model, input, 1, "mlp.1")
-    assert saliency.grad_cam(model, input, 1, "mlp.1", layout="channels_last").shape == (2, 1, 4, 5)
+    named = saliency.grad_cam(model, input, 1, "mlp.1", layout="channels_last")
+    assert named.shape == (2, 1, 4, 5)
+    assert torch.equal(saliency.grad_cam(model, input, 1, "mlp.1"), named)
+    square = torch.rand(2, 3, 21, 21, dtype=input.dtype)
+    with pytest.raises(ValueError, match=r"^layout=None is ambiguous .*\(2, 7, 7, 7\)"):
+        saliency.grad_cam(model, square, 1, "mlp.1")
+    assert saliency.grad_cam(model, square, 1, "mlp.1", layout="channels_last").shape == (2, 1, 7, 7)
 
 
 def test_several_inputs():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from saliency import gradient_to_saliency, imsmooth, max_channels, resize_saliency, sum_channels
-from saliency.engine.layouts import grid_of, to_channels_first, token_grid
+from saliency.engine.layouts import read, to_channels_first, token_grid
 from saliency.engine.maps import (
     Attribution,
     check_map_options,
@@ -223,7 +223,7 @@ def test_channels_first_or_last(shape, size, module, last):
     x = torch.randn(shape)
     found = to_channels_first(x, size, None, module)
     assert torch.equal(found, x.permute(0, 3, 1, 2) if last else x)
-    assert grid_of(x, size) == found.shape[2:]
+    assert read(x.shape, size).sides == found.shape[2:]
 
 
 @pytest.mark.parametrize("module", [nn.Linear(6, 6), nn.LayerNorm(6), nn.Sequential(nn.GELU(), nn.Linear(6, 6))])
@@ -264,7 +264,7 @@ def test_join_targets():
 
 
 @pytest.mark.parametrize("resize", [True, False, (3, 4), [3, 4], torch.Size([3, 4])])
-@pytest.mark.parametrize("layout", [None, "channels_first", "channels_last", "layer", (2, 3), len])
+@pytest.mark.parametrize("layout", [None, "channels_first", "channels_last", "layer", (2,), (2, 3), (2, 3, 4), len])
 def test_map_options_that_are_accepted(resize, layout):
     check_map_options(resize, "bicubic", 0.5, layout)
     check_map_options(resize, "area", 1, layout)
@@ -279,7 +279,7 @@ def test_map_options_that_are_accepted(resize, layout):
         ),
         *(("resize_mode", value) for value in ("cubic", "", None, 0, "Bilinear")),
         *(("smooth", value) for value in (-1, math.nan, math.inf, "1", None, True, [1])),
-        *(("layout", value) for value in ("NHWC", 3, (2,), (2, 0), (2, 3, 4), (2.0, 3), "")),
+        *(("layout", value) for value in ("NHWC", 3, (), (2, 0), (2, 3, 4, 5), (2.0, 3), "")),
     ],
 )
 def test_map_options_that_are_not(argument, value):

@@ -84,7 +84,7 @@ TARGETS = {
     "a dict": lambda: {"class": 1},
     "NumPy int": lambda: np.int64(1),
     "NumPy array": lambda: np.array([1]),
-    "empty": lambda: [],
+    "empty": list,
     "tuple": lambda: (1,),
     "one-hot ints": lambda: torch.tensor([[0, 1, 0]]),
     "gradient": lambda: torch.ones(1, 3),
@@ -107,7 +107,7 @@ VALUES = {
     "unknown text": lambda: "nothing of that name",
     "empty text": lambda: "",
     "list": lambda: ["conv", "more"],
-    "empty list": lambda: [],
+    "empty list": list,
     "pair": lambda: (4, 5),
     "tensor": lambda: torch.rand(1, 3, 8, 8),
     "index tensor": lambda: torch.tensor([1]),
@@ -146,7 +146,9 @@ def test_a_careless_call_gives_maps_or_a_value_error_that_names_an_argument(name
         option = data.draw(st.sampled_from(sorted(METHODS[name].options)))
         value = data.draw(st.sampled_from(sorted(VALUES)))
         options = {} if VALUES[value] is None else {option: VALUES[value]()}
-    model, input, target = (table[chosen[part]]() for part, table in zip(chosen, (MODELS, INPUTS, TARGETS), strict=True))
+    model, input, target = (
+        table[chosen[part]]() for part, table in zip(chosen, (MODELS, INPUTS, TARGETS), strict=True)
+    )
     error = explained(name, model, input, target, options)
     if error is not None:
         arguments = {"model", "input", "target", *METHODS[name].options}

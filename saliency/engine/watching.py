@@ -1,0 +1,173 @@
+"""Watching: the grids that a forward pass shows, in the operations that make, flatten, fold back and extend them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import (
+    BatchNorm2d,
+    BatchNorm3d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+    LayerNorm,
+    Linear,
+    Module,
+)
+from torch.overrides import TorchFunctionMode
+
+_PER_DIMENSION = ("conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool")
+# Operations that return (N, C, *grid), by the names that torch, its functional interface and aten share.
+_MAKE = frozenset(
+    [f"{name}{d}d" for name in _PER_DIMENSION for d in (1, 2, 3)]
+    + ["convolution", "interpolate", "pixel_shuffle", "pixel_unshuffle", "fold"]
+)
+_CONVOLUTIONAL = (Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d, BatchNorm2d, BatchNorm3d)
+_RESHAPE = frozenset(["view", "_unsafe_view", "reshape", "flatten", "unflatten"])
+_JOIN = frozenset(["cat", "concat", "concatenate"])
+_NOTED = frozenset(["unfold"]) | _MAKE | _RESHAPE | _JOIN
+
+
+class Grid(NamedTuple):
+    """A grid that was seen, in tensors of so many rows, and where its cells stand among the tokens."""
+
+    rows: int
+    sides: tuple[int, ...]
+    tokens: int
+    start: int = 0
+
+    @property
+    def is_alone(self) -> bool:
+        """Are there no tokens but those of the cells?"""
+        return self.tokens == prod(self.sides)
+
+
+class Watching(TorchFunctionMode):
+    """Note the grids of a forward pass, the newest last. Changes nothing.
+
+    >>> with Watching() as watch:
+    ...     patches = torch.nn.functional.conv2d(torch.rand(1, 3, 8, 12), torch.rand(5, 3, 4, 4), stride=4)
+    ...     tokens = torch.cat([torch.rand(1, 1, 5), patches.flatten(2).mT], 1)
+    >>> watch.seen[-1]
+    Grid(rows=1, sides=(2, 3), tokens=7, start=1)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Grid] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "").partition(".")[0]
+        if name in _NOTED and isinstance(result, Tensor):
+            with torch._C.DisableTorchFunction():  # shapes are asked for, which is no operation of the model
+                if result.ndim > 2 and not result.is_nested:
+                    self._note(name, result, args, kwargs or {})
+        return result
+
+    def of(self, x: Tensor) -> list[Grid]:
+        """What was seen so far in tensors of as many rows as this one has."""
+        return [grid for grid in self.seen if x.shape[:1] == (grid.rows,)]
+
+    def _note(self, name: str, result: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if name in _JOIN:
+            self._join(args[0] if args else kwargs.get("tensors", ()), result)
+            return
+        x = args[0] if args else kwargs.get("input")
+        if not isinstance(x, Tensor):
+            return
+        if name in _RESHAPE:
+            self._reshape(tuple(x.shape), tuple(result.shape))
+        elif name in _MAKE:
+            self._add(len(result), tuple(result.shape[2:]))
+        elif x.ndim < result.ndim and result.ndim % 2 == 0:  # Tensor.unfold, of all dimensions: (N, C, h, w, p, p)
+            self._add(len(result), tuple(result.shape[2 : result.ndim // 2 + 1]))
+        elif x.ndim > result.ndim:
+            options = {name: value for name, value in kwargs.items() if name != "input"}
+            self._add(len(result), _unfolded(x.shape[2:], *args[1:], **options))
+
+    def _reshape(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
+        """Tokens (N, L, C) that are laid out as a grid (N, h, w, C), or the other way round."""
+        cells, flat = sorted([before, after], key=len, reverse=True)
+        if len(flat) != 3 or (cells[0] == flat[0] and self._of_tokens(flat[0], flat[2]) is not None):
+            return  # channels first: it is the channels that are split into heads
+        if before[0] > after[0] and before[-1] == after[-1] and after == flat:
+            # Windows (N * m, h, w, C) become tokens in another order; of all windows merged, a grid is left.
+            self.seen = [grid for grid in self.seen if (grid.rows, grid.tokens) != after[:2]]
+            self._split(after[0], before[1:-1])
+        elif cells[0] == flat[0]:
+            for sides in (cells[1:3], cells[1:4]):
+                if len(sides) + 1 < len(cells) and prod(sides) == flat[1]:
+                    self._split(flat[0], sides)
+
+    def _split(self, rows: int, sides: tuple[int, ...]) -> None:
+        """A grid by which tokens are split, which may be heads: it has to be one that is known, merged."""
+        known = [grid.sides for grid in self.seen if grid.rows == rows and len(grid.sides) == len(sides)]
+        fits = not known or any(is_merged(sides, of) or sorted(sides) == sorted(of) for of in known)
+        if fits and len(sides) > 1 and min(sides) > 1:
+            # A side may be a line itself: of patches, each of which is a token in every frame.
+            lines = {grid.tokens: grid.sides for grid in self.seen if grid.is_alone}
+            self._add(rows, tuple(of for side in sides for of in lines.get(side, (side,))), split=True)
+
+    def _join(self, tensors: Sequence[Tensor], result: Tensor) -> None:
+        """Extra tokens that are put in front of those of a grid, or behind them."""
+        if result.ndim != 3 or not all(isinstance(x, Tensor) and x.ndim == 3 for x in tensors):
+            return
+        counts = [x.shape[1] for x in tensors]
+        found = [(at, grid) for at, count in enumerate(counts) if (grid := self._of_tokens(len(result), count))]
+        if len(found) == 1 and sum(counts) == result.shape[1]:
+            at, grid = found[0]
+            self._append(grid._replace(tokens=result.shape[1], start=sum(counts[:at]) + grid.start))
+
+    def _add(self, rows: int, sides: tuple[int, ...], split: bool = False) -> None:
+        """A grid, unless it is a line of the cells of one that is known, or splits those in another way."""
+        cells = prod(sides)
+        same = self._of_tokens(rows, cells) if split or len(sides) == 1 else None
+        if cells > 1 and (same is None or sorted(same.sides) == sorted(sides)):
+            self._append(Grid(rows, sides, cells))
+
+    def _append(self, grid: Grid) -> None:
+        if grid in self.seen:
+            self.seen.remove(grid)
+        self.seen.append(grid)
+
+    def _of_tokens(self, rows: int, tokens: int) -> Grid | None:
+        return next((grid for grid in reversed(self.seen) if grid[0] == rows and grid.tokens == tokens), None)
+
+
+def _unfolded(
+    size: Sequence[int],
+    kernel_size: int | Sequence[int],
+    dilation: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    stride: int | Sequence[int] = 1,
+) -> tuple[int, ...]:
+    """The grid of the patches that ``F.unfold`` takes."""
+    each = ([of] * len(size) if isinstance(of, int) else of for of in (kernel_size, dilation, padding, stride))
+    return tuple((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, d, p, s in zip(size, *each, strict=True))
+
+
+def is_merged(grid: Sequence[int], seen: Sequence[int]) -> bool:
+    """Is each cell of a grid a patch of cells of one that was seen, in all of its dimensions or in some?"""
+    patches = range(1, max(seen) + 1)
+    return len(grid) == len(seen) and any(
+        all(side in (of, of // p, -(-of // p)) for side, of in zip(grid, seen, strict=True)) for p in patches
+    )
+
+
+def is_convolutional(module: Module) -> bool:
+    """Does a layer, by what it is made of, return (N, C, h, w) or (N, C, d, h, w)? Then nothing need be watched."""
+    if isinstance(module, _CONVOLUTIONAL):
+        return True
+    parts = list(module.modules())
+    normalised = any(isinstance(part, (BatchNorm2d, BatchNorm3d)) for part in parts)
+    return normalised and not any(isinstance(part, (LayerNorm, Linear)) for part in parts)
