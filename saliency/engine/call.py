@@ -11,6 +11,7 @@ from torch.nn import Module, Parameter
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
+from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import unwrap
 from saliency.engine.state import model_dtype, modules_of, own_copy
 
@@ -58,7 +59,8 @@ class Call:
 
     def run(self) -> Any:
         """The model's output."""
-        return self.model(*self.inputs, *self.args, **self.kwargs)
+        with interruptible():
+            return self.model(*self.inputs, *self.args, **self.kwargs)
 
     def own(self) -> "Call":
         """The call with copies of its tensors, which the model may overwrite."""

@@ -1,6 +1,6 @@
 """The driver: probe a layer, run the model forward and backward in a context, turn the gradient into a map."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
@@ -14,6 +14,7 @@ from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import check_count
 from saliency.engine.contexts import NullContext, outside_rules
 from saliency.engine.gradients import CutOffError, GetGradient, How
+from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.maps import Attribution, Resize, check_map_options, finish_map, join_targets
@@ -156,7 +157,9 @@ class Finish(NamedTuple):
     def _map(self, site: Site, x: Tensor) -> Tensor:
         # The input is (N, C, H, W), whatever the layout of the layers.
         reference, layout = (self.image, self.layout) if site.name else (x, "layer" if x.ndim > 2 else self.layout)
-        saliency = self.gradient_to_saliency(_to_grid(x, reference, layout, site))
+        grid = _to_grid(x, reference, layout, site)
+        with interruptible():
+            saliency = self.gradient_to_saliency(grid)
         if not isinstance(saliency, Tensor):
             raise ValueError(f"gradient_to_saliency={self.gradient_to_saliency!r} returned no tensor; expected a map.")
         return finish_map(saliency, reference, self.resize, self.resize_mode, self.smooth)
@@ -186,6 +189,8 @@ def _explain(
                 watching = replace(how, probes=[stack.enter_context(probe) for probe in (probes or {}).values()])
                 walked = along(call, targets, sites, walking, watching)
                 every = walked.activations
+                if isinstance(every, Generator):
+                    stack.callback(every.close)  # it holds the pass open; an error keeps it alive, but has to end it
                 found = [[finish.maps(*of) for of in zip(sites, each, strict=True)] for each in every]
                 return found, walked.deltas, probes
         except CutOffError as cut:

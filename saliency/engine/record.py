@@ -52,7 +52,8 @@ class _SiteProbe(Probe):
     def __init__(self, site: Site, grad: bool) -> None:
         self.calls: list[list[Tensor]] = []
         self.site = site
-        super().__init__(site.module, site.side, enable_grad=grad)
+        # What the caller passed in is in front of the caller's own hooks, too.
+        super().__init__(site.module, site.side, enable_grad=grad, prepend=not site.name)
 
     def tensors(self) -> list[Tensor]:
         """The tensors of the site; ``ValueError`` where there are none."""

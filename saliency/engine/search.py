@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from saliency.engine.call import Call, check_parameters, make_call
 from saliency.engine.candidates import NO_GRID, Output, Watch
 from saliency.engine.graph import Graph, origins
+from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import get_module, plain_name, resolve_layer
 from saliency.engine.layouts import to_channels_first
 from saliency.engine.probe import add_hook
@@ -177,7 +178,8 @@ def _choose(outputs: list[Output], score: Tensor, size: tuple[int, ...]) -> str:
     shares: list[float] = []
     while len(shares) < len(maps):
         some = maps[len(shares) : 2 * len(shares) + 1]  # often the first will do, and all gradients take their time
-        gradients = torch.autograd.grad(score, [edge for _, edge in some], retain_graph=True, allow_unused=True)
+        with interruptible():
+            gradients = torch.autograd.grad(score, [edge for _, edge in some], retain_graph=True, allow_unused=True)
         for (found, _), gradient in zip(some, gradients, strict=True):
             shares.append(0 if gradient is None else _share_of_cells(gradient, size, found.module))
             if shares[-1] > _EVERYWHERE:

@@ -9,6 +9,7 @@ from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import GradientEdge
 from torch.nn import Parameter
 
+from saliency.engine.interrupts import interruptible
 from saliency.engine.operations import Function, Gradients, Operation, Pre, Row, Rule, Through
 
 Args: TypeAlias = Sequence[object]
@@ -171,5 +172,5 @@ def differentiate(
     [tensor([4.])]
     """
     outputs, gradients = zip(*roots, strict=True)
-    with torch._C.DisableTorchFunction():  # each rule has been chosen
+    with interruptible(), torch._C.DisableTorchFunction():  # each rule has been chosen
         return list(torch.autograd.grad(outputs, tensors, gradients, retain_graph=retain, allow_unused=True))
