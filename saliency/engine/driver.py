@@ -21,11 +21,13 @@ from saliency.engine.maps import Attribution, Resize, check_map_options, finish_
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import ContextBuilder, SharedForward
+from saliency.engine.sending import keeping_copies
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 from saliency.engine.walking import Walking, along
 
+_Explained: TypeAlias = tuple[list[list[list[Tensor]]], Sequence[Tensor], Mapping[str, Probe] | None]
 Maps: TypeAlias = Any  # a Tensor; a list of them for a list of layers, a tuple for a tuple of inputs; a pair with debug
 
 
@@ -110,7 +112,11 @@ def saliency(
     def make_sites(anew: bool) -> list[Site]:
         return [make_site(asked, layer, attribute_to_layer_input, target, call, whole, anew) for layer in layers]
 
-    found, deltas, probes = _explain(make_sites, asked, Targets(target, asked.samples), how, walking, finish, debug)
+    def explain(anew: bool) -> _Explained:
+        own = replace(how, shared=None) if anew else how
+        return _explain(make_sites, asked, Targets(target, asked.samples), own, walking, finish, debug)
+
+    found, deltas, probes = keeping_copies(explain)
     results = []
     for layer, of_targets in zip(layers, zip(*found, strict=True), strict=True):
         joined = tuple(join_targets(list(per), shape == "layer") for per in zip(*of_targets, strict=True))
@@ -173,7 +179,7 @@ def _explain(
     walking: Walking,
     finish: Finish,
     debug: bool,
-) -> tuple[list[list[list[Tensor]]], Sequence[Tensor], Mapping[str, Probe] | None]:
+) -> _Explained:
     """Maps by target, site and tensor, of each target before the gradients of the next; deltas by site; the probes."""
     sites = make_sites(False)
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on. A

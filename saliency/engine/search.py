@@ -18,6 +18,7 @@ from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import get_module, plain_name, resolve_layer
 from saliency.engine.layouts import to_channels_first
 from saliency.engine.probe import add_hook
+from saliency.engine.sending import keeping_copies
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets, main_output
 
@@ -57,7 +58,7 @@ def found_layer(call: Call, target: Target = None, anew: bool = False) -> tuple[
     key = (hash(call.modules), _signature(call), _kind(target))
     name = None if anew else _recall(call.model, key)
     if name is None:
-        name = _search(call, target)
+        name = keeping_copies(lambda _: _search(call, target))
         _remember(call.model, key, name)
     return name, resolve_layer(call.model, name)
 
@@ -136,8 +137,8 @@ def _search(call: Call, target: Target) -> str:
 def _run(call: Call, watch: Watch) -> object:
     with ExitStack() as stack:
         for path, module in call.model.named_modules():
-            if path:
-                hook = watch.hook(plain_name(path))
+            if name := plain_name(path):
+                hook = watch.hook(name)
                 stack.callback(add_hook(module.register_forward_hook, hook, with_kwargs=True).remove)
         return call.run()
 

@@ -49,7 +49,8 @@ def _changes(modules: tuple[Module, ...], device: torch.device) -> Iterator[tupl
     """What this call has to change, or to keep changed. Most modules are in evaluation mode and have no state."""
     yield ("attributes", modules[:1]), partial(hold_attributes, modules)
     for module in modules:
-        if module.training or module in _held or (module._buffers and _own_buffers(module)):
+        training = getattr(module, "training", False)  # torch.jit.freeze takes it away
+        if training or module in _held or (module._buffers and _own_buffers(module)):
             yield module, partial(_hold, module)
     if "torch._dynamo" in sys.modules:  # something may be compiled, and hooks do not fire in compiled code
         yield "eager", _to_eager
@@ -69,7 +70,7 @@ def _hold(module: Module) -> Undo:
     buffers = dict(_own_buffers(module))
     undos = [hold_tensor(buffer) for buffer in buffers.values() if buffer is not None]
     # Not module.eval(): networks override train() with side effects, and train() is not its inverse.
-    training = module.training
+    training = getattr(module, "training", False)
     if training:
         module.training = False
 
