@@ -227,7 +227,7 @@ def between(
     """
     listed = _distributions(baselines)
     draw = _noise(n_samples, stdevs, seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     alphas = torch.rand(n_samples, generator=generator, dtype=torch.float64, device="cpu")
     chosen = [torch.randint(len(b), (n_samples,), generator=generator, device="cpu") for b in listed]
 

@@ -193,4 +193,4 @@ def own_copy(tensor: Tensor) -> Tensor:
 
 def make_generator(device: torch.device, seed: int) -> torch.Generator | None:
     """A random generator of one's own; none on the meta device, where nothing is drawn."""
-    return None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
+    return None if device.type == "meta" else torch.Generator(device).manual_seed(int(seed))

@@ -44,7 +44,7 @@ def scores(
             [6., 8.]])
     """
     found = []
-    for index in torch.arange(len(rows), device="cpu").split(size or max(1, len(rows))):
+    for index in torch.arange(len(rows), device="cpu").split(int(size or max(1, len(rows)))):
         samples = rows[index]
         parts = [(at, targets.rows(samples[at]).scores(output)) for at, output in run(variants(index), samples)]
         found.append(in_order(parts))

@@ -66,11 +66,11 @@ def by_hand(model: nn.Sequential, x: Tensor, rule: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("of_model", ["contiguous", "channels last"])
 @pytest.mark.parametrize("shape", [(1, 4, 6), (2, 4, 6), (1, 2, 2)])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("strides", FORMATS)
 @pytest.mark.parametrize("method", ["gradient", "guided_backprop", "deconvnet"])
-def test_rules_and_gradients_in_all_memory_formats(method, format, shape, of_model):
+def test_rules_and_gradients_in_all_memory_formats(method, strides, shape, of_model):
     samples, height, width = shape
-    x = FORMATS[format](torch.rand(samples, 2, height, width, dtype=torch.float64))
+    x = FORMATS[strides](torch.rand(samples, 2, height, width, dtype=torch.float64))
     model = make_model(height // 2 * (width // 2))
     model = model.to(memory_format=torch.channels_last) if of_model == "channels last" else model
     expected = by_hand(model, x, method)
@@ -87,11 +87,11 @@ def test_rules_and_gradients_in_all_memory_formats(method, format, shape, of_mod
             torch.testing.assert_close(map, wanted, msg=lambda text, at=(name, layer): f"{at}: {text}")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("strides", FORMATS)
 @pytest.mark.parametrize("layer", ["", "0", "4.0"])
-def test_paths_through_a_layer_in_all_memory_formats(layer, format):
+def test_paths_through_a_layer_in_all_memory_formats(layer, strides):
     """What is replaced at a layer is replayed with strides of its own: the attributions sum to the score's change."""
-    model, x = make_model(), FORMATS[format](torch.rand(1, 2, 4, 6, dtype=torch.float64))
+    model, x = make_model(), FORMATS[strides](torch.rand(1, 2, 4, 6, dtype=torch.float64))
     start = torch.zeros_like(x) if not layer else None
     for each in (model, model.to(memory_format=torch.channels_last)):
         for size in (None, 3):
