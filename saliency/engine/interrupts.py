@@ -124,14 +124,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 class interruptible:
-    """Code that changes nothing which has to be put back, and may take long: signals that have waited arrive here.
-
-    >>> with uninterrupted(), interruptible():
-    ...     signal.raise_signal(signal.SIGINT)
-    Traceback (most recent call last):
-    ...
-    KeyboardInterrupt
-    """
+    """Code that changes nothing which has to be put back, and may take long: signals that have waited arrive here."""
 
     def __enter__(self) -> None:
         if _runs_handlers():

@@ -26,7 +26,7 @@ _held: dict[Hashable, tuple[int, Undo]] = {}
 
 @contextmanager
 def _holding(modules: Iterable[Module], device: torch.device) -> Iterator[None]:
-    """Hold modules in evaluation mode, and compiled functions back, until the last of the overlapping calls ends."""
+    """Hold back what :func:`_changes` lists, until the last of the overlapping calls ends."""
     with ExitStack() as stack:
         with _lock:
             for key, change in _changes(tuple(modules), device):
@@ -46,7 +46,10 @@ def _release(key: Hashable) -> None:
 
 
 def _changes(modules: tuple[Module, ...], device: torch.device) -> Iterator[tuple[Hashable, Callable[[], Undo]]]:
-    """What this call has to change, or to keep changed. Most modules are in evaluation mode and have no state."""
+    """What this call has to change, or to keep changed: each made at once with its undo, which comes when it is over.
+
+    Most modules are in evaluation mode and have no state.
+    """
     yield ("attributes", modules[:1]), partial(hold_attributes, modules)
     for module in modules:
         training = getattr(module, "training", False)  # torch.jit.freeze takes it away
@@ -152,8 +155,9 @@ def _random_state(device: torch.device) -> Iterator[None]:
 def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterator[None]:
     """Run ``model`` for a saliency call: in evaluation mode, eagerly, without gradients unless a probe asks.
 
-    Put back afterwards, whatever happens inside: every module's ``training`` flag and buffers, the random states,
-    the gradient, inference and autocast modes, the compiler's stance. Calls may overlap in time and across threads.
+    Put back afterwards, whatever happens inside, signals included: every module's ``training`` flag, buffers and tensor
+    attributes, the random states, all modes, the compiler's stance. Calls may overlap in time and across threads; the
+    stance is every thread's, and the random states are put back by the main thread alone: they are every thread's too.
     ``modules`` are those of the model, where they are known.
 
     >>> model = torch.nn.Dropout()
@@ -172,7 +176,7 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
             # Weights cast without gradients must not stay in the cache for the caller's own training step.
             dtype = torch.get_autocast_dtype(device.type)
             stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=False))
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():  # it would take back what that draws meanwhile
             stack.enter_context(_random_state(device))
         stack.enter_context(_holding(modules_of(model) if modules is None else modules, device))
         yield
