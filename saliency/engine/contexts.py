@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from saliency.engine.nesting import OwnMode, here
+from saliency.engine.nesting import Opened, OwnMode, here
 from saliency.engine.operations import (
     Function,
     Instead,
@@ -118,7 +118,7 @@ class RuleContext(OwnMode):
         self.last: dict[Function, Noted | None] | None = None
         self._keeping: dict[int, list[Operation]] = {}  # by the memory of their arguments
         self._made: dict[int, tuple[Operation, int, torch.Size]] = {}  # by the memory of what they made
-        self._call: object = None
+        self._opened = Opened()
 
     @property
     def is_table(self) -> bool:
@@ -143,7 +143,7 @@ class RuleContext(OwnMode):
         if (
             row is None
             or here.in_rule is here.call
-            or self._call not in (None, here.call)
+            or self._opened.call not in (None, here.call)
             or not (row.applies is None or row.applies(*args, **kwargs))
         ):
             return func(*args, **kwargs)
@@ -203,14 +203,14 @@ class RuleContext(OwnMode):
                 op.keep_copies(overwritten)
 
     def __enter__(self) -> "RuleContext":
-        self._call = here.call  # a call that is made inside of it, by a hook or a reduction, is not touched
+        self._opened.call = here.call  # a call that is made inside of it, by a hook or a reduction, is not touched
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._keeping, self._made = {}, {}
+        self._keeping, self._made, self._opened.call = {}, {}, None
         super().__exit__(kind, error, trace)
 
 

@@ -22,6 +22,12 @@ class _Here(threading.local):
 here = _Here()
 
 
+class Opened(threading.local):
+    """In which call a thread has opened a context, which others may have open too."""
+
+    call: object = None
+
+
 @contextmanager
 def own_call() -> Iterator[None]:
     """A call begins. Hooks and contexts of another one that is open leave alone what runs inside.

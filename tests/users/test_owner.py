@@ -338,6 +338,16 @@ def test_a_context_around_a_call_applies(layer):
     assert not _get_current_function_mode_stack()
 
 
+def test_a_context_that_is_open_around_a_call_and_used_by_it():
+    model, context = small(), saliency.DeConvNetContext()
+    with context:
+        used = saliency.saliency(model, X, 1, context_builder=lambda: context)
+        after = saliency.gradient(model, X, 1)
+    assert torch.equal(used, saliency.deconvnet(model, X, 1))
+    assert torch.equal(after, used)
+    assert not _get_current_function_mode_stack()
+
+
 def test_an_error_that_is_kept_keeps_nothing_open():
     """Its traceback holds the frames of the call: rules and hooks end with the call, not with the frames."""
     model = small()
