@@ -1,6 +1,5 @@
 """Wrappers: a method goes in, a method comes out."""
 
-import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from saliency.engine.call import check_inputs
+from saliency.engine.checks import is_number, is_positive_int
 
 Method = TypeVar("Method", bound=Callable[..., Any])  # what is wrapped is called as before
 
@@ -27,9 +27,9 @@ def smooth_grad(method: Method, n_samples: int = 25, sigma: float = 0.15, seed: 
     >>> smooth_grad(lambda model, x, target: x, n_samples=2, sigma=0)(None, torch.ones(1, 3), 0)
     tensor([[1., 1., 1.]])
     """
-    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
+    if not is_positive_int(n_samples):
         raise ValueError(f"n_samples={n_samples!r} is not a number of samples; expected an int >= 1.")
-    if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 <= sigma < math.inf:
+    if not is_number(sigma) or sigma < 0:
         raise ValueError(f"sigma={sigma!r} is not a fraction of the input's range; expected a number >= 0.")
 
     @wraps(method)
@@ -37,15 +37,25 @@ def smooth_grad(method: Method, n_samples: int = 25, sigma: float = 0.15, seed: 
         if options.get("debug"):
             raise ValueError("debug=True is not possible for a mean over noisy inputs; expected debug=False.")
         inputs = check_inputs(input)
-        generator = torch.Generator(inputs[0].device).manual_seed(seed)
+        generator = torch.Generator(inputs[0].device).manual_seed(int(seed))
         total: Any = None
+        result: Any = None
         for _ in range(n_samples):
             noisy = [_add_noise(tensor, sigma, generator) for tensor in inputs]
             result = method(model, noisy[0] if isinstance(input, Tensor) else tuple(noisy), *args, **options)
-            total = result if total is None else tree_map(torch.add, total, result)
-        return tree_map(lambda added: added / n_samples, total)
+            total = tree_map(_wide, result) if total is None else tree_map(torch.add, total, result)
+        return tree_map(lambda added, like: _as_precise(added / n_samples, like), total, result)
 
     return cast(Method, smoothed)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least: a sum of hundreds in bfloat16 stops to grow."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
+def _as_precise(x: Tensor, like: Tensor) -> Tensor:
+    return x.to(like.dtype) if like.is_floating_point() else x
 
 
 def _add_noise(tensor: Tensor, sigma: float, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
+from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import unwrap
 from saliency.engine.state import model_dtype, modules_of, own_copy
 
@@ -58,8 +59,17 @@ class Call:
         return model_dtype(self.model, self.inputs[0])
 
     def run(self) -> Any:
-        """The model's output."""
-        return self.model(*self.inputs, *self.args, **self.kwargs)
+        """The model's output. Raises ``ValueError`` for a batch that an exported program was not made for."""
+        try:
+            with interruptible():
+                return self.model(*self.inputs, *self.args, **self.kwargs)
+        except AssertionError as error:
+            if not str(error).startswith("Guard failed"):
+                raise
+            raise ValueError(
+                f"model={type(self.model).__name__} is an exported program and refuses {self.samples} samples at once "
+                f"({error}); expected dynamic_shapes of the batch in torch.export.export, or chunks of its size."
+            ) from error
 
     def own(self) -> "Call":
         """The call with copies of its tensors, which the model may overwrite."""

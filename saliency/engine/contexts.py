@@ -1,7 +1,6 @@
 """Contexts: how the backward pass runs. A rule replaces one operation while its context is open."""
 
 import importlib
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,8 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
+from saliency.engine.nesting import Opened, OwnMode, here
 from saliency.engine.operations import (
     Function,
     Instead,
@@ -29,18 +28,15 @@ from saliency.engine.operations import (
 )
 from saliency.engine.sending import Force, differentiate, is_recorded, keep_operation, send_through
 
-_state = threading.local()  # is this thread inside a rule? Then contexts further out leave the operation alone.
-
 
 @contextmanager
 def outside_rules() -> Iterator[None]:
     """What runs inside is no operation of the model: no context of this thread sees it."""
-    before = getattr(_state, "in_rule", False)
-    _state.in_rule = True
+    before, here.in_rule = here.in_rule, here.call
     try:
         yield
     finally:
-        _state.in_rule = before
+        here.in_rule = before
 
 
 class NullContext:
@@ -98,7 +94,7 @@ class Noted(NamedTuple):
     output: GradientEdge
 
 
-class RuleContext(TorchFunctionMode):
+class RuleContext(OwnMode):
     """Replace what operations send back, or the operations: ``rules`` maps a torch function to a row.
 
     A row is ``Pre(f)``: f(gradient) is sent through the operation's derivative; ``Through(f)``: f(gradient) comes back
@@ -122,6 +118,7 @@ class RuleContext(TorchFunctionMode):
         self.last: dict[Function, Noted | None] | None = None
         self._keeping: dict[int, list[Operation]] = {}  # by the memory of their arguments
         self._made: dict[int, tuple[Operation, int, torch.Size]] = {}  # by the memory of what they made
+        self._opened = Opened()
 
     @property
     def is_table(self) -> bool:
@@ -145,15 +142,16 @@ class RuleContext(TorchFunctionMode):
         row = self.rules.get(func)
         if (
             row is None
-            or getattr(_state, "in_rule", False)
+            or here.in_rule is here.call
+            or self._opened.call not in (None, here.call)
             or not (row.applies is None or row.applies(*args, **kwargs))
         ):
             return func(*args, **kwargs)
-        _state.in_rule = True
+        before, here.in_rule = here.in_rule, here.call
         try:
             return self._execute(row, func, args, kwargs)
         finally:
-            _state.in_rule = False
+            here.in_rule = before
 
     def _execute(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
         if isinstance(row, Instead):
@@ -204,16 +202,16 @@ class RuleContext(TorchFunctionMode):
             for op in self._keeping.pop(memory_of(overwritten), ()):
                 op.keep_copies(overwritten)
 
+    def __enter__(self) -> "RuleContext":
+        self._opened.call = here.call  # a call that is made inside of it, by a hook or a reduction, is not touched
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._keeping, self._made = {}, {}
-        # Contexts may overlap without being nested (generators do that): take out this one, not the topmost.
-        inner = []
-        while (mode := _pop_mode()) is not self:
-            inner.append(mode)
-        for mode in reversed(inner):
-            _push_mode(mode)
+        self._keeping, self._made, self._opened.call = {}, {}, None
+        super().__exit__(kind, error, trace)
 
 
 def _replace_relu(

@@ -1,9 +1,9 @@
 """The driver: probe a layer, run the model forward and backward in a context, turn the gradient into a map."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,17 +14,21 @@ from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import check_count
 from saliency.engine.contexts import NullContext, outside_rules
 from saliency.engine.gradients import CutOffError, GetGradient, How
+from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import Layer, Layers
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.maps import Attribution, Resize, check_map_options, finish_map, join_targets
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import ContextBuilder, SharedForward
+from saliency.engine.sending import keeping_copies
 from saliency.engine.signatures import Maps, typed
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 from saliency.engine.walking import Walking, along
+
+_Explained: TypeAlias = tuple[list[list[list[Tensor]]], Sequence[Tensor], Mapping[str, Probe] | None]
 
 
 @typed
@@ -110,7 +114,11 @@ def saliency(
     def make_sites(anew: bool) -> list[Site]:
         return [make_site(asked, layer, attribute_to_layer_input, target, call, whole, anew) for layer in layers]
 
-    found, deltas, probes = _explain(make_sites, asked, Targets(target, asked.samples), how, walking, finish, debug)
+    def explain(anew: bool) -> _Explained:
+        own = replace(how, shared=None) if anew else how
+        return _explain(make_sites, asked, Targets(target, asked.samples), own, walking, finish, debug)
+
+    found, deltas, probes = keeping_copies(explain)
     results = []
     for layer, of_targets in zip(layers, zip(*found, strict=True), strict=True):
         joined = tuple(join_targets(list(per), shape == "layer") for per in zip(*of_targets, strict=True))
@@ -157,7 +165,9 @@ class Finish(NamedTuple):
     def _map(self, site: Site, x: Tensor) -> Tensor:
         # The input is (N, C, H, W), whatever the layout of the layers.
         reference, layout = (self.image, self.layout) if site.name else (x, "layer" if x.ndim > 2 else self.layout)
-        saliency = self.gradient_to_saliency(_to_grid(x, reference, layout, site))
+        grid = _to_grid(x, reference, layout, site)
+        with interruptible():
+            saliency = self.gradient_to_saliency(grid)
         if not isinstance(saliency, Tensor):
             raise ValueError(f"gradient_to_saliency={self.gradient_to_saliency!r} returned no tensor; expected a map.")
         return finish_map(saliency, reference, self.resize, self.resize_mode, self.smooth)
@@ -171,7 +181,7 @@ def _explain(
     walking: Walking,
     finish: Finish,
     debug: bool,
-) -> tuple[list[list[list[Tensor]]], Sequence[Tensor], Mapping[str, Probe] | None]:
+) -> _Explained:
     """Maps by target, site and tensor, of each target before the gradients of the next; deltas by site; the probes."""
     sites = make_sites(False)
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on. A
@@ -187,6 +197,8 @@ def _explain(
                 watching = replace(how, probes=[stack.enter_context(probe) for probe in (probes or {}).values()])
                 walked = along(call, targets, sites, walking, watching)
                 every = walked.activations
+                if isinstance(every, Generator):
+                    stack.callback(every.close)  # it holds the pass open; an error keeps it alive, but has to end it
                 found = [[finish.maps(*of) for of in zip(sites, each, strict=True)] for each in every]
                 return found, walked.deltas, probes
         except CutOffError as cut:

@@ -18,9 +18,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from saliency.engine.nesting import OwnMode
 
 _Function: TypeAlias = Callable[..., Any]
 _Operation: TypeAlias = tuple[_Function, Any]  # a function, and its result with a Noted in place of every tensor
@@ -156,7 +157,7 @@ class _Uses(TorchDispatchMode):
                     self.overwritten[_storage(x)] = x.as_strided((size,), (1,), 0).clone()
 
 
-class Recording(TorchFunctionMode):
+class Recording(OwnMode):
     """Note the operations of a forward pass. ``recording.uses`` and this are opened around the model, innermost.
 
     ``given`` is what the model is called with; ``mark`` is called where the layer is reached.
@@ -218,7 +219,7 @@ class Front:
         return Replay(self, rows)
 
 
-class Replay(TorchFunctionMode):
+class Replay(OwnMode):
     """The operations of the front give what is known. Raises :class:`DivergedError` for any other operation.
 
     ``given`` is what the model is to be called with; ``finish`` is called where the layer is reached.

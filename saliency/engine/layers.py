@@ -12,6 +12,7 @@ from saliency.engine.state import modules_of
 Layer: TypeAlias = str | Module | None
 Layers: TypeAlias = Layer | Sequence[Layer]
 
+_STEPS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 
 
@@ -29,8 +30,15 @@ def unwrap(model: Module) -> Module:
 
 
 def plain_name(name: str) -> str:
-    """A module's path without the steps into compiled ones."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    """A module's path without the steps into compiled, sharded and checkpointed ones."""
+    return ".".join(part for part in name.split(".") if part not in _STEPS)
+
+
+def _inside(module: Module) -> Module:
+    """The layer itself goes by its plain name."""
+    step = next((step for step in _STEPS if step in module._modules), None)
+    inner = None if step is None else module._modules[step]
+    return module if inner is None else _inside(inner)
 
 
 def get_module(model: Module, module: str | Module) -> Module | None:
@@ -48,14 +56,11 @@ def get_module(model: Module, module: str | Module) -> Module | None:
 
 def _descend(module: Module, name: str) -> Module | None:
     for part in name.split(".") if name else ():
-        if part not in module._modules:
-            return None
-        child = module._modules[part]
-        while child is not None and "_orig_mod" in child._modules:  # compiled: the layer itself goes by its plain name
-            child = child._modules["_orig_mod"]
+        children = _inside(module)._modules
+        child = children[part] if part in children else None  # noqa: SIM401 - TorchScript's know no get()
         if child is None:
             return None
-        module = child
+        module = _inside(child)
     return module
 
 

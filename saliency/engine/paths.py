@@ -117,20 +117,19 @@ def quadrature(n_steps: int, method: str) -> tuple[Tensor, Tensor]:
     check_count("n_steps", n_steps)
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not a quadrature; expected one of {', '.join(METHODS)}.")
-    with torch.device("cpu"):
-        at = torch.arange(n_steps, dtype=torch.float64)
-        if method == "gausslegendre":
-            k = at[1:]
-            off = torch.diag(k / (4 * k**2 - 1).sqrt(), 1)
-            nodes, vectors = torch.linalg.eigh(off + off.T)
-            return (nodes + 1) / 2, vectors[0].square()
-        if method == "riemann_trapezoid":
-            if n_steps < 2:
-                raise ValueError(f"n_steps={n_steps!r} is not enough for riemann_trapezoid; expected an int >= 2.")
-            ends = (at == 0) | (at == n_steps - 1)
-            return at / (n_steps - 1), torch.where(ends, 0.5, 1.0).double() / (n_steps - 1)
-        shift = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}[method]
-        return (at + shift) / n_steps, torch.full_like(at, 1 / n_steps)
+    at = torch.arange(n_steps, dtype=torch.float64, device="cpu")
+    if method == "gausslegendre":
+        k = at[1:]
+        off = torch.diag(k / (4 * k**2 - 1).sqrt(), 1)
+        nodes, vectors = torch.linalg.eigh(off + off.T)
+        return (nodes + 1) / 2, vectors[0].square()
+    if method == "riemann_trapezoid":
+        if n_steps < 2:
+            raise ValueError(f"n_steps={n_steps!r} is not enough for riemann_trapezoid; expected an int >= 2.")
+        ends = (at == 0) | (at == n_steps - 1)
+        return at / (n_steps - 1), torch.where(ends, 0.5, 1.0).double() / (n_steps - 1)
+    shift = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}[method]
+    return (at + shift) / n_steps, torch.full_like(at, 1 / n_steps)
 
 
 def starts_of(baselines: Baselines, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -228,7 +227,7 @@ def between(
     """
     listed = _distributions(baselines)
     draw = _noise(n_samples, stdevs, seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     alphas = torch.rand(n_samples, generator=generator, dtype=torch.float64, device="cpu")
     chosen = [torch.randint(len(b), (n_samples,), generator=generator, device="cpu") for b in listed]
 

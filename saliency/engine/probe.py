@@ -12,15 +12,17 @@ from torch.nn import Module
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from saliency.engine.nesting import here
+
 _registering = threading.Lock()  # two threads may hook one module, and PyTorch numbers hooks without a lock
 
 
 def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any], **options: Any) -> RemovableHandle:
-    """Register a hook that acts on calls of this thread alone."""
-    thread = threading.get_ident()
+    """Register a hook that acts on calls of this thread alone, and in a saliency call not inside of another one."""
+    thread, call = threading.get_ident(), here.call
 
     def own_calls(*args: object) -> Any:
-        return hook(*args) if threading.get_ident() == thread else None
+        return hook(*args) if threading.get_ident() == thread and call in (None, here.call) else None
 
     with _registering:
         try:
@@ -35,7 +37,8 @@ class Probe:
     ``data`` lists the floating-point tensors of the module's last call; after ``backward`` each has its ``.grad``.
     The model goes on with a copy, so an in-place operation behind the layer leaves ``data`` as it was.
     Only calls made by the thread that made the probe are recorded. ``enable_grad=True`` switches gradients on when
-    the layer is reached. Use :meth:`remove`, or ``with``, to detach it.
+    the layer is reached; ``prepend=True`` looks before the module's other hooks. Use :meth:`remove`, or ``with``, to
+    detach it.
 
     >>> relu = torch.nn.ReLU(inplace=True)
     >>> with Probe(relu) as probe:
@@ -44,7 +47,9 @@ class Probe:
     ([-1.0, 2.0], [0.0, 1.0])
     """
 
-    def __init__(self, module: Module, target: str = "input", *, enable_grad: bool = False) -> None:
+    def __init__(
+        self, module: Module, target: str = "input", *, enable_grad: bool = False, prepend: bool = False
+    ) -> None:
         if target not in ("input", "output"):
             raise ValueError(f"target={target!r} is not a side of a layer; expected 'input' or 'output'.")
         self.module = module
@@ -52,9 +57,11 @@ class Probe:
         self.data: list[Tensor] = []
         self._enable_grad = enable_grad
         if target == "input":
-            self._hook = add_hook(module.register_forward_pre_hook, self._catch_input, with_kwargs=True)
+            self._hook = add_hook(
+                module.register_forward_pre_hook, self._catch_input, with_kwargs=True, prepend=prepend
+            )
         else:
-            self._hook = add_hook(module.register_forward_hook, self._catch_output)
+            self._hook = add_hook(module.register_forward_hook, self._catch_output, prepend=prepend)
 
     def remove(self) -> None:
         """Detach the probe from its module. ``data`` stays."""
@@ -86,7 +93,8 @@ class Probe:
             return tensor
         if tensor.requires_grad and torch.is_grad_enabled():
             # A view: hooks that a rule has put on the tensor itself belong to the layer, not to what comes after it.
-            tensor = tensor.view_as(tensor)
+            # Not view_as: it makes up new strides for a batch of one, of which kernels read another memory format.
+            tensor = tensor[...]
             tensor.retain_grad()
         else:
             tensor = tensor.detach().requires_grad_()
@@ -105,7 +113,7 @@ def attach_debug_probes(model: Module, debug: bool = False) -> "OrderedDict[str,
     probes: OrderedDict[str, Probe] = OrderedDict()
     try:
         for name, module in model.named_modules():
-            probes[name] = Probe(module, "output" if name else "input")
+            probes[name] = Probe(module, "output" if name else "input", prepend=not name)
     except BaseException:
         for probe in probes.values():
             probe.remove()

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from saliency.engine.call import Call, check_parameters
 from saliency.engine.contexts import NullContext, RuleContext
-from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, version_of
+from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, memory_of, version_of
 from saliency.engine.probe import Probe
 from saliency.engine.sending import differentiate, keep_relu
 from saliency.engine.site import Site
@@ -55,7 +55,8 @@ class _SiteProbe(Probe):
         self.calls: list[list[Tensor]] = []
         self.site, self._watch = site, watch
         self._seen: list[list[Grid]] = []
-        super().__init__(site.module, site.side, enable_grad=grad)
+        # What the caller passed in is in front of the caller's own hooks, too.
+        super().__init__(site.module, site.side, enable_grad=grad, prepend=not site.name)
 
     def tensors(self) -> list[Tensor]:
         """The tensors of the site; ``ValueError`` where there are none."""
@@ -136,7 +137,8 @@ class SharedForward:
     def __init__(self, call: Call, sites: Sequence[Site], functions: Collection[Function]) -> None:
         self._call, self._sites, self._places = call, sites, [_place(site) for site in sites]
         self._recorder = _Recorder(functions)
-        self._given = _versions((_given(call), call.parameters, list(call.model.buffers())))
+        self._state = _state_of(call)
+        self._given = _versions((_given(call), self._state))
         self._precision = _autocast(call)
         with evaluating(call.model, call.modules), recording(call, sites, lambda: self._recorder) as recorded:
             self._pass = recorded
@@ -170,12 +172,12 @@ class SharedForward:
 
     def _is_own(self, call: Call) -> bool:
         """Is it the call of this pass, and nothing that goes into it or came out of it changed since then?"""
-        (tensors, tree), (own_tensors, own_tree) = map(tree_flatten, (_given(call), _given(self._call)))
+        pairs = ((_given(call), _state_of(call)), (_given(self._call), self._state))
+        (tensors, tree), (own_tensors, own_tree) = map(tree_flatten, pairs)
         same = tree == own_tree and all(x is y for x, y in zip(tensors, own_tensors, strict=True))
         return (
             (call.model is self._call.model and same)
-            and all(map(_is, call.parameters, self._call.parameters))
-            and all(version_of(x) == version for x, version in (*self._given, *self._output))
+            and all(_version(x) == version for x, version in (*self._given, *self._output))
             and self._precision == _autocast(call)
         )
 
@@ -210,10 +212,6 @@ class _KeptPass(Pass):
         return found
 
 
-def _is(a: object, b: object) -> bool:
-    return a is b
-
-
 def _place(site: Site) -> tuple[object, ...]:
     return site.module, site.side, site.call, site.tensors
 
@@ -222,9 +220,18 @@ def _given(call: Call) -> tuple[object, ...]:
     return call.inputs, call.args, dict(call.kwargs)
 
 
-def _versions(values: object) -> list[tuple[Tensor, int]]:
+def _state_of(call: Call) -> list[Tensor]:
+    return [*call.parameters, *call.model.buffers()]
+
+
+def _version(x: Tensor) -> tuple[int, int]:
+    """Another one where a tensor was overwritten, or given other memory by ``x.data = ...``."""
+    return version_of(x), memory_of(x) if x.layout is torch.strided else 0
+
+
+def _versions(values: object) -> list[tuple[Tensor, tuple[int, int]]]:
     with torch._C.DisableTorchFunction():
-        return [(x, version_of(x)) for x in tree_leaves(values) if isinstance(x, Tensor)]
+        return [(x, _version(x)) for x in tree_leaves(values) if isinstance(x, Tensor)]
 
 
 def _autocast(call: Call) -> torch.dtype | None:

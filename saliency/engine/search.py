@@ -14,9 +14,11 @@ from torch.utils._pytree import tree_leaves
 from saliency.engine.call import Call, check_parameters, make_call
 from saliency.engine.candidates import NO_GRID, Output, Watch
 from saliency.engine.graph import Graph, origins
+from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import get_module, plain_name, resolve_layer
 from saliency.engine.layouts import to_channels_first
 from saliency.engine.probe import add_hook
+from saliency.engine.sending import keeping_copies
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets, main_output
 
@@ -56,7 +58,7 @@ def found_layer(call: Call, target: Target = None, anew: bool = False) -> tuple[
     key = (hash(call.modules), _signature(call), _kind(target))
     name = None if anew else _recall(call.model, key)
     if name is None:
-        name = _search(call, target)
+        name = keeping_copies(lambda _: _search(call, target))
         _remember(call.model, key, name)
     return name, resolve_layer(call.model, name)
 
@@ -135,8 +137,8 @@ def _search(call: Call, target: Target) -> str:
 def _run(call: Call, watch: Watch) -> object:
     with ExitStack() as stack:
         for path, module in call.model.named_modules():
-            if path:
-                hook = watch.hook(plain_name(path))
+            if name := plain_name(path):
+                hook = watch.hook(name)
                 stack.callback(add_hook(module.register_forward_hook, hook, with_kwargs=True).remove)
         stack.enter_context(watch.grids)
         return call.run()
@@ -178,7 +180,8 @@ def _choose(outputs: list[Output], score: Tensor, size: tuple[int, ...]) -> str:
     shares: list[float] = []
     while len(shares) < len(maps):
         some = maps[len(shares) : 2 * len(shares) + 1]  # often the first will do, and all gradients take their time
-        gradients = torch.autograd.grad(score, [edge for _, edge in some], retain_graph=True, allow_unused=True)
+        with interruptible():
+            gradients = torch.autograd.grad(score, [edge for _, edge in some], retain_graph=True, allow_unused=True)
         for (found, _), gradient in zip(some, gradients, strict=True):
             shares.append(0 if gradient is None else _share_of_cells(gradient, size, found))
             if shares[-1] > _EVERYWHERE:

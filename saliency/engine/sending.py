@@ -1,18 +1,20 @@
 """Sending gradients back: operations whose gradient comes back by a rule of a table."""
 
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, saved_tensors_hooks
 from torch.nn import Parameter
 
+from saliency.engine.interrupts import interruptible, is_interrupted, uninterrupted
 from saliency.engine.operations import Function, Gradients, Operation, Pre, Row, Rule, Through
 
 Args: TypeAlias = Sequence[object]
 Kwargs: TypeAlias = Mapping[str, object]
+_T = TypeVar("_T")
 
 
 class Force:
@@ -151,6 +153,26 @@ def keep_operation(force: Force, op: Operation, graph: bool, source: Operation |
     return output
 
 
+def keeping_copies(run: Callable[[bool], _T]) -> _T:
+    """What ``run(False)`` gives; where the model overwrites what its own backward pass needs, what ``run(True)`` does.
+
+    Then autograd keeps copies, and all passes have to run inside. Nothing else is lost by running again.
+    """
+    try:
+        return run(False)
+    except RuntimeError as error:
+        if is_interrupted() or "modified by an inplace operation" not in str(error):
+            raise
+    with uninterrupted(), saved_tensors_hooks(_copy, lambda kept: kept):
+        return run(True)
+
+
+def _copy(saved: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunction():  # it is no operation of the model
+        is_parameter = isinstance(saved, Parameter) or isinstance(saved._base, Parameter)
+        return saved if is_parameter else saved.detach().clone()
+
+
 def is_recorded(values: Sequence[object]) -> bool:
     """Will a backward pass come through here? In front of the first probe there is none."""
     return torch.is_grad_enabled() and any(
@@ -171,5 +193,5 @@ def differentiate(
     [tensor([4.])]
     """
     outputs, gradients = zip(*roots, strict=True)
-    with torch._C.DisableTorchFunction():  # each rule has been chosen
+    with interruptible(), torch._C.DisableTorchFunction():  # each rule has been chosen
         return list(torch.autograd.grad(outputs, tensors, gradients, retain_graph=retain, allow_unused=True))

@@ -45,6 +45,7 @@ def make_site(
     """
     if which != "all" and not is_int(which):
         raise ValueError(f"call={which!r} is not a call of a layer; expected an int or 'all'.")
+    which = which if which == "all" else int(which)  # of NumPy
     if isinstance(layer, str) and not layer:
         floats = sum(tensor.is_floating_point() for tensor in call.inputs)
         if not floats:

@@ -5,16 +5,19 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, RNNBase
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
-Undo: TypeAlias = Callable[[], None]
+from saliency.engine.attributes import Undo, hold_attributes, hold_tensor
+from saliency.engine.interrupts import uninterrupted
+from saliency.engine.nesting import own_call
 
 # Overlapping calls share a change: the first makes it, the last undoes it. Entries live only as long as a call does.
 _lock = threading.Lock()
@@ -22,33 +25,42 @@ _held: dict[Hashable, tuple[int, Undo]] = {}
 
 
 @contextmanager
-def _holding(modules: Iterable[Module]) -> Iterator[None]:
-    """Hold modules in evaluation mode, and compiled functions back, until the last of the overlapping calls ends."""
-    taken: list[Hashable] = []
-    try:
+def _holding(modules: Iterable[Module], device: torch.device) -> Iterator[None]:
+    """Hold back what :func:`_changes` lists, until the last of the overlapping calls ends."""
+    with ExitStack() as stack:
         with _lock:
-            for key, change in _changes(modules):
+            for key, change in _changes(tuple(modules), device):
                 count, undo = _held[key] if key in _held else (0, change())
                 _held[key] = (count + 1, undo)
-                taken.append(key)
+                stack.callback(_release, key)  # one by one: all are put back, even if one cannot be
         yield
-    finally:
-        with _lock:
-            for key in taken:
-                count, undo = _held.pop(key)
-                if count > 1:
-                    _held[key] = (count - 1, undo)
-                else:
-                    undo()
 
 
-def _changes(modules: Iterable[Module]) -> Iterator[tuple[Hashable, Callable[[], Undo]]]:
-    """What this call has to change, or to keep changed. Most modules are in evaluation mode and have no state."""
+def _release(key: Hashable) -> None:
+    with _lock:
+        count, undo = _held.pop(key)
+        if count > 1:
+            _held[key] = (count - 1, undo)
+        else:
+            undo()
+
+
+def _changes(modules: tuple[Module, ...], device: torch.device) -> Iterator[tuple[Hashable, Callable[[], Undo]]]:
+    """What this call has to change, or to keep changed: each made at once with its undo, which comes when it is over.
+
+    Most modules are in evaluation mode and have no state.
+    """
+    yield ("attributes", modules[:1]), partial(hold_attributes, modules)
     for module in modules:
-        if module.training or module in _held or (module._buffers and _own_buffers(module)):
+        training = getattr(module, "training", False)  # torch.jit.freeze takes it away
+        if training or module in _held or (module._buffers and _own_buffers(module)):
             yield module, partial(_hold, module)
     if "torch._dynamo" in sys.modules:  # something may be compiled, and hooks do not fire in compiled code
         yield "eager", _to_eager
+    if parametrize._cache_enabled:
+        yield "cache", _to_own_cache
+    if device.type == "cuda" and any(isinstance(module, RNNBase) for module in modules):
+        yield "cudnn", _without_cudnn
 
 
 def _own_buffers(module: Module) -> dict[str, Tensor | None]:
@@ -58,32 +70,40 @@ def _own_buffers(module: Module) -> dict[str, Tensor | None]:
 
 def _hold(module: Module) -> Undo:
     """Put one module into evaluation mode, and remember its own mode and buffers."""
+    buffers = dict(_own_buffers(module))
+    undos = [hold_tensor(buffer) for buffer in buffers.values() if buffer is not None]
     # Not module.eval(): networks override train() with side effects, and train() is not its inverse.
-    training = module.training
+    training = getattr(module, "training", False)
     if training:
         module.training = False
-    buffers = dict(_own_buffers(module))
-    copies = {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
-    leaves = {name for name, buffer in buffers.items() if buffer is not None and buffer.grad_fn is None}
 
     def undo() -> None:
         if training:
             module.training = True
-        for name, copy in copies.items():
-            buffer = module._buffers[name] = buffers[name]
-            if buffer is not None and buffer.grad_fn is not None and name in leaves:
-                buffer.detach_()  # what the model has written into it had a gradient
-            if buffer is not None and buffer.shape != copy.shape:
-                buffer.data = copy
-            elif buffer is not None and not torch.equal(buffer, copy):
-                buffer.data.copy_(copy)
+        for name, buffer in buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer
+        for each in undos:
+            each()
 
     return undo
 
 
 def _to_eager() -> Undo:
-    stance = torch.compiler.set_stance("force_eager")
+    stance = torch.compiler.set_stance("force_eager")  # in all threads: PyTorch has one stance a process
     return lambda: stance.__exit__(None, None, None)
+
+
+def _to_own_cache() -> Undo:
+    """Inside ``parametrize.cached()``, what is computed here has no gradient that the caller could use."""
+    cache, parametrize._cache = parametrize._cache, {}
+    return partial(setattr, parametrize, "_cache", cache)
+
+
+def _without_cudnn() -> Undo:
+    """cuDNN's recurrent layers have no backward pass in evaluation mode; PyTorch's own do."""
+    before, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+    return partial(setattr, torch.backends.cudnn, "enabled", before)
 
 
 def modules_of(model: Module) -> tuple[Module, ...]:
@@ -136,8 +156,9 @@ def _random_state(device: torch.device) -> Iterator[None]:
 def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterator[None]:
     """Run ``model`` for a saliency call: in evaluation mode, eagerly, without gradients unless a probe asks.
 
-    Put back afterwards, whatever happens inside: every module's ``training`` flag and buffers, the random states,
-    the gradient, inference and autocast modes, the compiler's stance. Calls may overlap in time and across threads.
+    Put back afterwards, whatever happens inside, signals included: every module's ``training`` flag, buffers and tensor
+    attributes, the random states, all modes, the compiler's stance. Calls may overlap in time and across threads; the
+    stance is every thread's, and the random states are put back by the main thread alone: they are every thread's too.
     ``modules`` are those of the model, where they are known.
 
     >>> model = torch.nn.Dropout()
@@ -148,22 +169,26 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
     True
     """
     device = model_device(model)
-    with ExitStack() as stack:
+    with uninterrupted(), ExitStack() as stack:
+        stack.enter_context(own_call())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
             # Weights cast without gradients must not stay in the cache for the caller's own training step.
             dtype = torch.get_autocast_dtype(device.type)
             stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=False))
-        stack.enter_context(_random_state(device))
-        stack.enter_context(_holding(modules_of(model) if modules is None else modules))
+        if threading.current_thread() is threading.main_thread():  # it would take back what that draws meanwhile
+            stack.enter_context(_random_state(device))
+        stack.enter_context(_holding(modules_of(model) if modules is None else modules, device))
         yield
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
     """Operations on the device are not cast: autocast is off, on devices that have it."""
     available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    with uninterrupted(), torch.autocast(device.type, enabled=False) if available else nullcontext():
+        yield
 
 
 def own_copy(tensor: Tensor) -> Tensor:
@@ -173,4 +198,4 @@ def own_copy(tensor: Tensor) -> Tensor:
 
 def make_generator(device: torch.device, seed: int) -> torch.Generator | None:
     """A random generator of one's own; none on the meta device, where nothing is drawn."""
-    return None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
+    return None if device.type == "meta" else torch.Generator(device).manual_seed(int(seed))

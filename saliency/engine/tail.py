@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from saliency.engine.call import Call
 from saliency.engine.contexts import NullContext
 from saliency.engine.front import Front, Recording
+from saliency.engine.interrupts import is_interrupted
 from saliency.engine.probe import add_hook
 from saliency.engine.record import ContextBuilder
 from saliency.engine.site import Site
@@ -58,6 +59,8 @@ class Tail:
             try:
                 return self._replay(activations)
             except Exception:  # whatever the reason; an error of the model itself comes again from the copies
+                if is_interrupted():
+                    raise
                 self.replays = False
         index = torch.zeros(len(activations), dtype=torch.long, device="cpu")
         return self._run(self.call.rows(index), activations.clone(), nullcontext(), lambda: None)
@@ -65,7 +68,7 @@ class Tail:
     def _replay(self, activations: Tensor) -> Any:
         replay = self._front.replay(len(activations))
         inputs, args, kwargs = replay.given
-        x = activations.clone() if self._overwritten else activations.view_as(activations)
+        x = activations.clone() if self._overwritten else activations[...]
         return self._run(replace(self.call, inputs=inputs, args=args, kwargs=kwargs), x, replay, replay.finish)
 
     def _run(self, call: Call, x: Tensor, mode: AbstractContextManager[object], reached: Callable[[], None]) -> Any:
@@ -127,6 +130,8 @@ class Tail:
                 output = self._replay(torch.cat([other, x]))
             return _ends_in(output, self.output, _rounding(x))
         except Exception:  # whatever the reason: the model is not made for it
+            if is_interrupted():
+                raise
             return False
 
     def _hook(self, function: Callable[[Any], Any]) -> RemovableHandle:

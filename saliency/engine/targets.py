@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saliency.engine.checks import describe, is_int
+from saliency.engine.interrupts import uninterrupted
 
 Function: TypeAlias = Callable[[Any], Any]  # the model's output -> scores
 Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
@@ -52,7 +53,7 @@ class Targets:
     def __init__(self, target: Target, samples: int) -> None:
         self.samples = samples
         self._target = target  # the user's words
-        with torch.inference_mode(False):  # what is made inside takes no part in a graph
+        with uninterrupted(), torch.inference_mode(False):  # what is made inside takes no part in a graph
             parsed = _parse(target, samples)
             self._parsed = parsed.clone() if isinstance(parsed, Tensor) and parsed.is_inference() else parsed
         # A single target reaches the function that makes a gradient of it as the user has said it.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from saliency.engine.call import Call
 from saliency.engine.contexts import NullContext
+from saliency.engine.interrupts import interruptible
 from saliency.engine.record import ContextBuilder
 from saliency.engine.site import Site
 from saliency.engine.tail import Tail
@@ -43,12 +44,13 @@ def scores(
             [6., 8.]])
     """
     found = []
-    for index in torch.arange(len(rows), device="cpu").split(size or max(1, len(rows))):
+    for index in torch.arange(len(rows), device="cpu").split(int(size or max(1, len(rows)))):
         samples = rows[index]
         parts = [(at, targets.rows(samples[at]).scores(output)) for at, output in run(variants(index), samples)]
         found.append(in_order(parts))
         if progress is not None:
-            progress(int(index[-1]) + 1, len(rows))
+            with interruptible():
+                progress(int(index[-1]) + 1, len(rows))
     return torch.cat(found)
 
 

@@ -37,10 +37,11 @@ class Folding:
         steps = steps if self._needed is None else self._needed.joined(steps)
         if self._fold.overlap is not None or last:
             folded = self._fold.combine(steps)
+            folded = folded.to(torch.promote_types(folded.dtype, torch.float32))  # many chunks are added up
             self._sum = folded if self._sum is None else self._sum + folded
         self._needed = steps if self._fold.overlap is None else steps.last(self._fold.overlap)
         if last and self._sum is not None:
-            self._done.append(self._sum)
+            self._done.append(self._sum.to(steps.x.dtype))
             self._sum = self._needed = None
 
     def result(self) -> Tensor:

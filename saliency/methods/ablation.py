@@ -134,7 +134,7 @@ def feature_permutation(
 
     def attribute(p: Perturbed) -> Tensor:
         features, count = _features(layer_mask, feature_mask, p)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         others = torch.rand(count, len(p.x), generator=generator, device="cpu").argsort(1)
         same = (others == torch.arange(len(p.x), device="cpu")).all(1, keepdim=True)
         others = torch.where(same, others.roll(1, 1), others)

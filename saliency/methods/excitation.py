@@ -121,7 +121,7 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
                 (self.classifier_layer.register_forward_hook, self._note_classifier),
             ):
                 self._hooks.callback(add_hook(register, hook).remove)
-        super().__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()
         return self
 
     def __exit__(

@@ -10,6 +10,7 @@ from torch.nn import Module
 
 from saliency.engine.call import Call, make_call
 from saliency.engine.checks import check_count, describe
+from saliency.engine.interrupts import interruptible
 from saliency.engine.maps import Resize, check_map_options, finish_map
 from saliency.engine.state import evaluating, full_precision
 from saliency.engine.targets import Target, Targets, main_output
@@ -220,7 +221,8 @@ def _weigh(
         of_images = [scores(run, targets, row + n, partial(_masked, image, part)) for n, image in enumerate(x)]
         chunks.append(torch.cat(of_images if of_scores else list(map(activation, of_images)), 1))
         if options.progress is not None:
-            options.progress(start + len(part), len(masks))
+            with interruptible():
+                options.progress(start + len(part), len(masks))
     return torch.cat(chunks)
 
 

@@ -5,6 +5,7 @@ stream, and pixels from IEEE-exact operations only.
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -86,9 +87,9 @@ def make_scene(seed: int) -> Scene:
     >>> bool((scene.image == make_scene(7).image).all())
     True
     """
-    if not isinstance(seed, int) or not 0 <= seed < SEEDS:
+    if not isinstance(seed, Integral) or not 0 <= seed < SEEDS:
         raise ValueError(f"seed={seed!r} is no seed of a scene; an integer from 0 to {SEEDS - 1} is accepted.")
-    stream = Stream(seed)
+    stream = Stream(int(seed))
     image, palette = _background(stream)
     for _ in range(integer(stream, 2, 7)):
         shape = DISTRACTORS[integer(stream, 0, len(DISTRACTORS) - 1)]
@@ -106,7 +107,7 @@ def make_scenes(n: int, seed: int = 0) -> list[Scene]:
     >>> [len(scene.objects) >= 1 for scene in make_scenes(2)]
     [True, True]
     """
-    if not isinstance(n, int) or n < 0:
+    if not isinstance(n, Integral) or n < 0:
         raise ValueError(f"n={n!r} is no number of scenes; an integer of at least 0 is accepted.")
     return [make_scene(seed + offset) for offset in range(n)]
 

@@ -18,6 +18,7 @@ from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize, check_map_options, finish_map, imsmooth
 from saliency.engine.probe import attach_debug_probes
 from saliency.engine.record import recording
+from saliency.engine.sending import keeping_copies
 from saliency.engine.signatures import Maps
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
@@ -95,14 +96,16 @@ def extremal_perturbation(
         x, run, count = _perturbed(call, site, targets, layout, sigma, copies=debug)
         probes = attach_debug_probes(call.model, debug)
         watching = [stack.enter_context(probe) for probe in (probes or {}).values()]
-        masks, energies = find_masks(
-            x,
-            [image for image in range(len(x)) for _ in range(count * len(shares))],
-            shares * (len(x) * count),
-            _reward(run, targets, count, len(shares), reward_func, variant),
-            search,
-            print_iter,
-            lambda: [tensor for probe in watching for tensor in probe.data],
+        masks, energies = keeping_copies(
+            lambda _: find_masks(
+                x,
+                [image for image in range(len(x)) for _ in range(count * len(shares))],
+                shares * (len(x) * count),
+                _reward(run, targets, count, len(shares), reward_func, variant),
+                search,
+                print_iter,
+                lambda: [tensor for probe in watching for tensor in probe.data],
+            )
         )
     masks = finish_map(masks.to(call.dtype), call.image, resize, resize_mode, 0)
     masks = imsmooth(masks, smooth * min(masks.shape[2:])) if smooth > 0 else masks

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saliency.engine.checks import check_count, check_seed, is_number
+from saliency.engine.interrupts import interruptible
 from saliency.methods.extremal.perturbation import MaskGenerator, Perturbation, check_grid, check_perturbation
 
 PRESERVE_VARIANT = "preserve"
@@ -123,7 +124,8 @@ def find_masks(
         at = rows.number.to(x.device)
         energies[at, :, t] = torch.stack([rewards, area], 1).detach()
         if report is not None:
-            report(t, energies[:, :, t].clone())
+            with interruptible():
+                report(t, energies[:, :, t].clone())
         masks[at] = mask.detach()
         rows = _climb(rows, gradient, first=t == 0)
         if search.tolerance and (t + 1) % _CHECK_EVERY == 0:
@@ -140,7 +142,8 @@ def _perturb(pyramid: Perturbation, mask: Tensor, images: Tensor, variant: str) 
 
 
 def _differentiate(energy: Tensor, parameters: Tensor, watched: list[Tensor]) -> Tensor:
-    gradient, *others = torch.autograd.grad(energy, [parameters, *watched], allow_unused=True)
+    with interruptible():
+        gradient, *others = torch.autograd.grad(energy, [parameters, *watched], allow_unused=True)
     for x, dx in zip(watched, others, strict=True):
         x.grad = dx
     return gradient

@@ -1,0 +1,93 @@
+"""Attributes: tensors that modules keep beside their parameters, and that a forward pass may change.
+
+Old weight and spectral norms and pruning leave a layer's weight there, recurrent networks their state, others a cache.
+"""
+
+from collections.abc import Callable, Iterable
+from operator import is_
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils._pytree import tree_leaves
+
+Undo: TypeAlias = Callable[[], None]
+
+_STANDARD = frozenset(vars(Module()))  # what every module has
+_MISSING = object()
+
+
+def hold_attributes(modules: Iterable[Module]) -> Undo:
+    """Remember the tensors among modules' attributes, also in lists, tuples and dicts; gives what puts them back."""
+    states = []
+    containers: list[tuple[Any, Any]] = []
+    tensors: list[Undo] = []
+    for module in modules:
+        is_layer = type(module).__module__.startswith("torch.nn.")
+        if is_layer and not module._forward_pre_hooks:  # PyTorch's own layers keep nothing, hooks do
+            continue
+        own = module.__dict__
+        states.append((own, own.copy()))
+        for name in own.keys() - _STANDARD:
+            value = own[name]
+            if isinstance(value, (list, dict)):
+                containers.append((value, value.copy()))
+            elif isinstance(value, Tensor) and not is_layer:  # a layer's hook makes it anew, and overwrites nothing
+                tensors.append(hold_tensor(value))
+
+    def put_back() -> None:
+        for own, before in states:
+            if not _is_same(own, before):
+                _put_back(own, before)
+        for container, contents in containers:
+            if not _is_same(container, contents) and _holds_tensor((container, contents)):
+                _refill(container, contents)
+        for undo in tensors:
+            undo()
+
+    return put_back
+
+
+def hold_tensor(tensor: Tensor) -> Undo:
+    """Remember the values of a tensor; gives what puts them back, into the same tensor."""
+    copy, was_leaf = tensor.detach().clone(), tensor.grad_fn is None
+
+    def undo() -> None:
+        if tensor.grad_fn is not None and was_leaf:
+            tensor.detach_()  # what the model has written into it had a gradient
+        if tensor.shape != copy.shape:
+            tensor.data = copy
+        elif not torch.equal(tensor, copy):
+            tensor.data.copy_(copy)
+
+    return undo
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Do two lists or dicts hold the same objects? They are compared by hundreds, once a call."""
+    if len(a) != len(b) or not all(map(is_, a, b)):
+        return False
+    return isinstance(a, list) or all(map(is_, a.values(), b.values()))
+
+
+def _put_back(own: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in own.keys() - _STANDARD - before.keys():
+        if _holds_tensor(own[name]):
+            del own[name]
+    for name in before.keys() - _STANDARD:
+        found = own.get(name, _MISSING)
+        if found is not before[name] and _holds_tensor((found, before[name])):
+            own[name] = before[name]
+
+
+def _refill(container: Any, contents: Any) -> None:
+    container.clear()
+    if isinstance(container, dict):
+        container.update(contents)
+    else:
+        container.extend(contents)
+
+
+def _holds_tensor(value: object) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))

@@ -1,0 +1,68 @@
+"""Nesting: a call may be made inside of another, by a hook or a reduction; what the outer one opened spares it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
+
+from saliency.engine.interrupts import end_suspended, is_interrupted
+
+OUTSIDE = object()  # what no call is
+
+
+class _Here(threading.local):
+    """Where this thread is: in which call, the innermost, and in the rule of which (rules are closed in there)."""
+
+    call: object = None
+    in_rule: object = OUTSIDE
+
+
+here = _Here()
+
+
+class Opened(threading.local):
+    """In which call a thread has opened a context, which others may have open too."""
+
+    call: object = None
+
+
+@contextmanager
+def own_call() -> Iterator[None]:
+    """A call begins. Hooks and contexts of another one that is open leave alone what runs inside.
+
+    The modes that were open are so afterwards: PyTorch closes them while it handles a function, and if it is
+    interrupted then, they stay closed.
+    """
+    call, in_rule, modes = here.call, here.in_rule, _get_current_function_mode_stack()
+    here.call = object()
+    try:
+        yield
+    except BaseException as error:
+        if is_interrupted():
+            end_suspended(error)
+        raise
+    finally:
+        here.call, here.in_rule = call, in_rule
+        if _get_current_function_mode_stack() != modes:
+            _replace_modes(modes)
+
+
+class OwnMode(TorchFunctionMode):
+    """A mode that is closed wherever it stands: modes may overlap without being nested, and may have been closed."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        modes = _get_current_function_mode_stack()
+        if self in modes:
+            del modes[len(modes) - 1 - modes[::-1].index(self)]  # it may be open twice
+            _replace_modes(modes)
+
+
+def _replace_modes(modes: list[TorchFunctionMode]) -> None:
+    for _ in _get_current_function_mode_stack():
+        _pop_mode()
+    for mode in modes:
+        _push_mode(mode)
