@@ -182,6 +182,7 @@ def to_channels_first(
     (h, w), (l,) or (d, h, w), or a function of the activation.
     Raises ``ValueError`` where the shape is ambiguous or no grid.
 
+    >>> import torch
     >>> to_channels_first(torch.zeros(1, 197, 5), (224, 224)).shape
     torch.Size([1, 5, 14, 14])
     """
