@@ -78,6 +78,9 @@ def report(outcome: Outcome) -> None:
         print(f"no row, left out: {problem}", file=sys.stderr)
     missing = sum(line.missing for line in outcome.lines)
     print(outcome.table)
+    constant = {line.task.name: line.constant for line in outcome.lines if line.constant}
+    if constant:
+        print(f"\nconstant maps: {', '.join(f'{count} of {name}' for name, count in constant.items())}.")
     if missing:
         print(f"\n{missing} results are missing; the same command goes on.")
     if outcome.failed:

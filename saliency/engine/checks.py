@@ -1,6 +1,7 @@
 """Checks of arguments, and the words of their errors."""
 
 import math
+import reprlib
 from numbers import Integral, Real
 from typing import TypeGuard
 
@@ -24,6 +25,18 @@ def is_positive_int(value: object) -> TypeGuard[int]:
 def describe(value: object) -> str:
     """What a value is, in a few words, however large it is."""
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def check_tensor(argument: str, value: object) -> None:
+    """Raise ``ValueError`` for what is not a tensor, as an array, a list or a text."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{argument}={shown(value)} is not a tensor; expected a torch.Tensor.")
+
+
+def shown(value: object) -> str:
+    """A short value as it is written, of any other what it is."""
+    short = value is None or isinstance(value, (str, Real))
+    return reprlib.repr(value) if short else describe(value)
 
 
 def check_seed(seed: object) -> None:

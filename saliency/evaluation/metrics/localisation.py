@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from saliency.engine.checks import check_tensor, is_number
 from saliency.engine.maps import safe_divide
 from saliency.evaluation.metrics.components import sweep
 
@@ -42,34 +44,66 @@ def points_hit(points: Tensor, masks: Tensor, tolerance: float = 15) -> Tensor:
     >>> points_hit(torch.tensor([[5, 0]]), mask), points_hit(torch.tensor([[4, 0]]), mask)
     (tensor([True]), tensor([False]))
     """
+    check_tensor("points", points)
+    check_tensor("masks", masks)
     if masks.ndim != 3 or masks.dtype != torch.bool or points.shape != (len(masks), 2):
         raise ValueError(
             f"masks={tuple(masks.shape)} of {masks.dtype} do not fit points of shape {tuple(points.shape)}; "
             "bool masks (N, H, W) and points (N, 2) are accepted."
         )
     _check_not_empty(masks)
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance={tolerance!r} is no radius in pixels; a number >= 0 is accepted.")
     height, width = masks.shape[1:]
+    reach = _squared_reach(tolerance, masks)
     x = torch.arange(width, device=masks.device)
     y = torch.arange(height, device=masks.device)
     squared = (x - points[:, :1])[:, None, :] ** 2 + (y - points[:, 1:])[:, :, None] ** 2
-    return (masks & (squared <= tolerance**2)).flatten(1).any(1)
+    return (masks & (squared <= reach)).flatten(1).any(1)
+
+
+def _squared_reach(tolerance: object, masks: Tensor) -> int:
+    """The largest squared distance of two pixels within the tolerance; beyond the image it makes no difference."""
+    if not is_number(tolerance) or tolerance < 0:
+        raise ValueError(f"tolerance={tolerance!r} is no radius in pixels; expected a number >= 0.")
+    return int(min(tolerance, sum(masks.shape[1:])) ** 2)
+
+
+def _dilated(masks: Tensor, reach: int) -> Tensor:
+    """The pixels (N, H, W) of which a pixel of the mask is no farther away than the root of ``reach``."""
+    height, width = masks.shape[1:]
+    before = F.pad(masks.cumsum(2), (1, 0))  # how many of the row's pixels stand before each, all of them at the end
+    x = torch.arange(width, device=masks.device)
+    near = torch.zeros_like(masks)
+    for dy in range(min(height - 1, math.isqrt(reach)) + 1):
+        dx = math.isqrt(reach - dy * dy)
+        row = before[..., (x + dx + 1).clamp(max=width)] > before[..., (x - dx).clamp(min=0)]
+        near[:, dy:] |= row[:, : height - dy]
+        near[:, : height - dy] |= row[:, dy:]
+    return near
 
 
 def pointing_game(saliency: Tensor, masks: Tensor, tolerance: float = 15) -> Tensor:
-    """The pointing game: is the map's maximum on the object, or at most ``tolerance`` pixels away from it?
+    r"""The pointing game: is the map's maximum on the object, or at most ``tolerance`` pixels away from it?
 
-    ``saliency`` is (N, 1, H, W) at the size of the ``masks``, (N, H, W) bool; the result is (N,) bool, a hit or a
-    miss per case. The mean over the cases of a class is its accuracy; a class without cases has none.
+    .. math:: h_n = \frac{|\{u \in U_n : d(u, m_n) \le \mathrm{tolerance}\}|}{|U_n|}, \quad
+              U_n = \arg\max_u s_{nu}
+
+    ``saliency`` is (N, 1, H, W) at the size of the ``masks``, (N, H, W) bool; the result is (N,): 1 for a hit, 0 for
+    a miss, and where several pixels are largest the chance that one of them, drawn at random, hits. A constant map has
+    that of a random pixel. The mean over the cases of a class is its accuracy; a class without cases has none.
     Zhang et al., Top-down Neural Attention by Excitation Backprop, IJCV 2018.
     Raises ``ValueError`` for shapes that differ, an empty mask and NaN.
 
-    >>> pointing_game(torch.eye(4).view(1, 1, 4, 4), torch.eye(4).bool()[None], tolerance=0)
-    tensor([True])
+    >>> pointing_game(torch.tensor([[[[0.0, 2.0, 2.0]]]]), torch.tensor([[[True, False, False]]]), tolerance=1)
+    tensor([0.5000])
     """
     _check_size(saliency, masks)
-    return points_hit(saliency_points(saliency), masks, tolerance)
+    hits = points_hit(saliency_points(saliency), masks, tolerance).float()
+    largest = (saliency == saliency.amax((2, 3), keepdim=True))[:, 0]
+    several = largest.sum((1, 2)) > 1
+    if several.any():
+        largest, near = largest[several], _dilated(masks[several], _squared_reach(tolerance, masks))
+        hits[several] = (largest & near).sum((1, 2)) / largest.sum((1, 2))
+    return hits
 
 
 def energy_pointing_game(saliency: Tensor, masks: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.checks import check_count, describe
+from saliency.engine.checks import check_count, check_seed, describe
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Targets, main_output, target_error
 
@@ -91,13 +91,20 @@ def check_maps(input: Tensor, saliency: Tensor) -> Tensor:
     return saliency.detach().to(input.device, torch.promote_types(saliency.dtype, torch.float32))
 
 
-def saliency_ranks(saliency: Tensor) -> Tensor:
-    """The rank of every pixel of (N, 1, H, W) maps: 0 for the most salient, equals in reading order.
+def saliency_ranks(saliency: Tensor, seed: int = 0) -> Tensor:
+    """The rank of every pixel of (N, 1, H, W) maps: 0 for the most salient, equals in an order drawn for ``seed``.
 
-    >>> saliency_ranks(torch.tensor([[[[1.0, 3.0, 1.0]]]]))
-    tensor([[[[1, 0, 2]]]])
+    All maps draw the same order, so that a case does not depend on the others. In reading order a map of zeros would
+    take the background before what is in the middle of the photo, and be better than chance.
+
+    >>> saliency_ranks(torch.tensor([[[[1.0, 3.0, 2.0]]]]))
+    tensor([[[[2, 0, 1]]]])
     """
-    order = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)
+    check_seed(seed)
+    values = saliency.flatten(1)
+    drawn = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(int(seed)), device="cpu")
+    drawn = drawn.to(values.device)
+    order = drawn[values[:, drawn].argsort(dim=1, descending=True, stable=True)]
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places).view_as(saliency)
 

@@ -21,7 +21,8 @@ class Row(NamedTuple):
 
     ``image`` is the annotation's name, ``target`` the class index of the data set. ``score`` is None where the case
     failed, and then ``error`` says why. ``seconds`` is its share of the time for map and metric. ``curve`` holds what
-    the score sums up (insertion, deletion, IoU over thresholds), ``point`` the map's maximum (x, y).
+    the score sums up (insertion, deletion, IoU over thresholds), ``point`` the map's maximum (x, y), which a
+    ``constant`` map does not have.
     """
 
     image: str
@@ -35,6 +36,7 @@ class Row(NamedTuple):
     difficult: bool = False
     curve: tuple[float, ...] | None = None
     point: tuple[int, int] | None = None
+    constant: bool = False
 
 
 def key_of(row: Row) -> Key:
@@ -92,6 +94,7 @@ def _checks(row: Row) -> dict[str, bool]:
         "seconds": _is_number(row.seconds),
         "error": isinstance(row.error, str) if row.score is None else row.error is None,
         "difficult": isinstance(row.difficult, bool),
+        "constant": isinstance(row.constant, bool),
         "curve": row.curve is None or (isinstance(row.curve, tuple) and all(map(_is_number, row.curve))),
         "point": row.point is None or (isinstance(row.point, tuple) and [type(v) for v in row.point] == [int, int]),
     }
@@ -109,7 +112,8 @@ def row_files(folder: str | Path) -> list[Path]:
 def scan_rows(folder: str | Path, problems: list[str] | None = None) -> Iterator[Row]:
     """Yield every row of the folder, as they stand in the files; a line that a run is just writing is left out.
 
-    A line may end as it does on any system. ``problems`` is given the file, number and fault of each whole line that is no row; without it they are warned of.
+    A line may end as it does on any system. ``problems`` is given the file, number and fault of each whole line that
+    is no row; without it they are warned of.
     """
     for path in row_files(folder):
         with path.open("rb") as file:
