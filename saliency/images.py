@@ -1,5 +1,6 @@
 """Photos as tensors, and maps as pictures."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,23 +31,33 @@ DIVERGING = (
 )
 
 
+MOST_PIXELS = 2**24
+
+
 def read_image(path: str | Path) -> Tensor:
     """Return the photo as an RGB tensor (3, H, W) in [0, 1], turned upright as its EXIF orientation says.
 
     Grey, palette, CMYK and 16-bit files are converted; what is transparent becomes white; of an animation the first
-    frame counts. Raises :class:`ValueError` where the file is missing, truncated, broken or no image.
+    frame counts. One of more than 16 megapixels is read reduced by a whole number, so that it fits in memory.
+    Raises :class:`ValueError` where the file is missing, truncated, broken or no image.
     """
     if not Path(path).is_file():
         raise ValueError(f"photo={str(path)!r} is no file; accepted is an image that Pillow reads.")
     try:
         with Image.open(path) as image:
-            pixels = _rgb(ImageOps.exif_transpose(image))
+            pixels = _rgb(ImageOps.exif_transpose(_reduced(image)))
     except Exception as error:  # on a broken file, decoders raise whatever comes up
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"photo={str(path)!r} cannot be read ({reason}); accepted is an image that Pillow reads."
         ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return pixels_to_tensor(pixels)
+
+
+def pixels_to_tensor(pixels: NDArray[np.generic]) -> Tensor:
+    """Pixels (H, W, 3), bytes or numbers in [0, 1], as a tensor (3, H, W) in [0, 1]: copied while they are bytes."""
+    image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return image if image.is_floating_point() else image.float().div_(255)
 
 
 def resize_image(image: Tensor, size: int, square: bool = False) -> Tensor:
@@ -138,14 +149,30 @@ def write_png(image: Tensor | Image.Image, path: str | Path) -> None:
     picture.save(path, "PNG")
 
 
-def _rgb(image: Image.Image) -> NDArray[np.float32]:
+def _reduced(image: Image.Image) -> Image.Image:
+    """The photo, or where it has more than ``MOST_PIXELS`` the means of squares of it."""
+    width, height = image.size
+    factor = math.ceil(math.sqrt(width * height / MOST_PIXELS))
+    if factor > 1:
+        image.draft(None, (width // factor, height // factor))  # a JPEG can be decoded to half, a quarter, an eighth
+        factor = math.ceil(math.sqrt(image.width * image.height / MOST_PIXELS))
+    if factor == 1:
+        return image
+    if image.mode in ("1", "P", "PA"):  # of which no means can be taken
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    elif image.mode.startswith("I;"):
+        image = image.convert("I")
+    return image.reduce(factor)
+
+
+def _rgb(image: Image.Image) -> NDArray[np.generic]:
     if image.mode.startswith("I") or image.mode == "F":  # convert("RGB") would clip 16 bits at 255
         grey = np.nan_to_num(np.asarray(image, np.float32) / (1 if image.mode == "F" else 65535)).clip(0, 1)
         return np.repeat(grey[..., None], 3, axis=-1)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
+    return np.array(image.convert("RGB"))
 
 
 def _percentile(values: Tensor) -> float:

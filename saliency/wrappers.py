@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils._pytree import tree_map
 
 from saliency.engine.call import check_inputs
+from saliency.engine.checks import check_seed, shown
 
 
 def smooth_grad(
@@ -27,6 +29,9 @@ def smooth_grad(
     >>> smooth_grad(lambda model, x, target: x, n_samples=2, sigma=0)(None, torch.ones(1, 3), 0)
     tensor([[1., 1., 1.]])
     """
+    if not callable(method) or isinstance(method, Module):
+        raise ValueError(f"method={shown(method)} is not a method; expected a function such as saliency.gradient.")
+    check_seed(seed)
     if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
         raise ValueError(f"n_samples={n_samples!r} is not a number of samples; expected an int >= 1.")
     if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 <= sigma < math.inf:
@@ -37,7 +42,7 @@ def smooth_grad(
         if options.get("debug"):
             raise ValueError("debug=True is not possible for a mean over noisy inputs; expected debug=False.")
         inputs = check_inputs(input)
-        generator = torch.Generator(inputs[0].device).manual_seed(seed)
+        generator = torch.Generator(inputs[0].device).manual_seed(int(seed))
         total: Any = None
         for _ in range(n_samples):
             noisy = [_add_noise(tensor, sigma, generator) for tensor in inputs]

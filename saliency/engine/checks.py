@@ -5,6 +5,7 @@ import reprlib
 from numbers import Integral, Real
 from typing import TypeGuard
 
+import torch
 from torch import Tensor
 
 
@@ -37,6 +38,23 @@ def shown(value: object) -> str:
     """A short value as it is written, of any other what it is."""
     short = value is None or isinstance(value, (str, Real))
     return reprlib.repr(value) if short else describe(value)
+
+
+def printable(text: str) -> str:
+    """The text with its control characters written out: names from a file must not move a terminal's cursor.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def check_device(device: object) -> None:
+    """Raise ``ValueError`` for a device that does not exist here."""
+    try:
+        torch.empty(0, device=device)  # type: ignore[call-overload]
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"device={shown(device)} is not available; expected a device of this machine.") from error
 
 
 def check_seed(seed: object) -> None:

@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saliency.engine.checks import is_number, is_positive_int
+from saliency.engine.checks import check_tensor, is_number, is_positive_int, shown
 from saliency.engine.state import full_precision
 
 Resize: TypeAlias = bool | Sequence[int]
 Reduction: TypeAlias = Callable[[Tensor], Tensor] | None  # attribution -> map; None keeps the attribution
+_CORNERSMOST_SIGMA = 100  # pixels, or twice the side of a larger map
 _CORNERS_MODES = ("bilinear", "bicubic")
 _MODES = (*_CORNERS_MODES, "nearest", "nearest-exact", "area")
+MOST_SIGMA = 100  # pixels, or twice the side of a larger map
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -133,8 +135,10 @@ def imsmooth(
     >>> imsmooth(torch.ones(1, 1, 3, 3), 0.5, padding_mode='replicate').allclose(torch.ones(1, 1, 3, 3))
     True
     """
-    if not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma={sigma!r} is not a standard deviation in pixels; expected a number >= 0.")
+    check_tensor("tensor", tensor)
+    most = max(MOST_SIGMA, *(2 * side for side in tensor.shape[2:]))  # of a wider one the padding fills the memory
+    if not is_number(sigma) or not 0 <= sigma <= most:
+        raise ValueError(f"sigma={shown(sigma)} is not a standard deviation in pixels; expected a number, 0 to {most}.")
     width = math.ceil(4 * sigma)
     precision = torch.promote_types(tensor.dtype, torch.float32)
     at = torch.arange(-width, width + 1, dtype=precision, device=tensor.device)

@@ -136,7 +136,7 @@ def read_class_map(path: str | Path) -> dict[str, list[int]]:
     """Read a class map for :func:`outputs_of` from a JSON file, ``{"cat": [281, 282]}``."""
     try:
         found = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"class_map={str(path)!r} cannot be read ({error}); a JSON file is accepted.") from error
     if not isinstance(found, dict) or not all(isinstance(indices, list) for indices in found.values()):
         raise ValueError(f"class_map={str(path)!r} holds no map; class names with lists of outputs are accepted.")

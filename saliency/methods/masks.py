@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_count, check_seed, is_int, is_number
+from saliency.engine.checks import check_count, check_device, check_seed, is_int, is_number, shown
 from saliency.engine.state import full_precision
 
 _AT_ONCE = 32  # masks that are interpolated together where no batch size is given
@@ -36,8 +36,9 @@ def random_masks(
     check_masks(num_masks, num_cells, p, seed)
     if not isinstance(size, Sequence) or not size or not all(is_int(side) and side > 0 for side in size):
         raise ValueError(f"size={size!r} is not a size of an image; expected (height, width).")
-    if not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype} holds no shares; expected a floating-point dtype.")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={shown(dtype)} holds no shares; expected a floating-point dtype.")
+    check_device(device)
     masks = torch.empty(num_masks, 1, *size, device=device, dtype=dtype)
     drawn = DrawnMasks(num_masks, size, num_cells, p, seed, masks.device, dtype)
     for start in range(0, num_masks, _AT_ONCE):

@@ -76,9 +76,10 @@ def scene_network(weights: bool | str | PathLike[str] = True) -> SceneNet:
     >>> scene_network().training
     False
     """
-    network = SceneNet().eval()
     if weights is False:
-        return network
+        return SceneNet().eval()
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        network = SceneNet().eval()
     path = WEIGHTS if weights is True else weights
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from saliency.engine.layers import plain_name
 from saliency.evaluation.networks.caffe import CAFFE_ARCHS, MEAN, STD, caffe_network, from_caffe
 
 SCENES = "scenes"
 DEFAULT = "DEFAULT"
+CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # what checkpoints keep a state dict under
 # Their weights are trained for another normalisation than the others', which they make of the common one on request.
 TRANSFORMING = ("googlenet", "inception_v3")
 
@@ -75,10 +77,10 @@ def load_network(arch: str, weights: str | Path | None = None, *, pooled: bool =
 
     ``arch`` is one of :func:`networks`. ``weights`` is None (random), ``'DEFAULT'`` (the published ones, downloaded
     once; the embedded ones of ``scenes``) or a file with a state dict, in any precision, bare or under
-    ``'state_dict'``, with or without the prefix ``'module.'``. The head takes the number of classes of the file.
-    TorchRay's networks take its own files, and score every place (N, classes, h, w) unless ``pooled``, as the
-    published pointing game has it. Raises :class:`ValueError` for an unknown ``arch`` and for weights that are
-    missing, broken or of another network.
+    ``'state_dict'`` or ``'model'``, with or without the prefixes ``'module.'`` and ``'_orig_mod.'``. The head takes the
+    number of classes of the file. TorchRay's networks take its own files, and score every place (N, classes, h, w)
+    unless ``pooled``, as the published pointing game has it. Raises :class:`ValueError` for an unknown ``arch`` and for
+    weights that are missing, broken or of another network.
 
     >>> load_network("squeezenet1_1")(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 1000])
@@ -86,12 +88,13 @@ def load_network(arch: str, weights: str | Path | None = None, *, pooled: bool =
     check_arch(arch)
     if not pooled and arch not in CAFFE_ARCHS:
         raise ValueError(f"pooled=False does not go with arch={arch!r}; one of {', '.join(CAFFE_ARCHS)} is accepted.")
-    if arch in CAFFE_ARCHS:
-        return _load_caffe(arch, weights, pooled)
-    if weights is None or weights == DEFAULT:
-        return _build(arch, weights, {}).eval()
-    state = read_state_dict(weights)
-    return _fill(_build(arch, None, state), state, arch, weights)
+    with torch.random.fork_rng(devices=[], enabled=weights is not None):  # what is drawn is overwritten
+        if arch in CAFFE_ARCHS:
+            return _load_caffe(arch, weights, pooled)
+        if weights is None or weights == DEFAULT:
+            return _build(arch, weights, {}).eval()
+        state = read_state_dict(weights)
+        return _fill(_build(arch, None, state), state, arch, weights)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -105,10 +108,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler raises whatever the bytes make it raise
         raise _weights_error(path, "cannot be read", error) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    for key in CHECKPOINT_KEYS:
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights={str(path)!r} holds no state dict; accepted is a dict of tensors by name.")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if not all(isinstance(name, str) for name in state):
+        raise ValueError(f"weights={str(path)!r} has a key that is not a text; expected a dict of tensors by name.")
+    return {plain_name(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def find_class(name: str, classes: Sequence[str]) -> int:
