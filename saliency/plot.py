@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 CELL, GAP, HEAD, LETTER = 1.7, 0.04, 0.16, 0.07  # inches: a column, the space between, the top line, a wide letter
 DPI = 150
+LONGEST = 8  # times its other side that an image is drawn with: a strip of 1 x 20,000 pixels is squeezed
 MOST_PIXELS = 60_000  # matplotlib draws fewer than 2^16 pixels a side
 
 
@@ -60,6 +61,7 @@ def _grid(shapes: Sequence[float], columns: int, titles: Sequence[str]) -> "tupl
     except ImportError as error:
         raise ImportError("matplotlib is missing; install the extra 'plot' of saliency-torch.") from error
     left = 2 * GAP + LETTER * max((len(line) for title in titles for line in title.split("\n")), default=0)
+    shapes = [min(max(shape, 1 / LONGEST), LONGEST) for shape in shapes]
     width, height = left + columns * (CELL + GAP), HEAD + sum(CELL * shape + GAP for shape in shapes)
     figure = Figure(figsize=(width, height), dpi=min(DPI, MOST_PIXELS / max(width, height)))
     rows, top = [], height - HEAD

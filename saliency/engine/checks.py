@@ -49,6 +49,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line that can be printed."""
+    return printable(" ".join(str(error).split()))
+
+
 def check_device(device: object) -> None:
     """Raise ``ValueError`` for a device that does not exist here."""
     try:

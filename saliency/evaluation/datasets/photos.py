@@ -18,7 +18,7 @@ from saliency.images import pixels_to_tensor
 
 OVERSHOOT = 1.0  # pixels by which a box may leave its image: coordinates are rounded, and count from 0 or from 1
 SHOWN = 5
-LONGEST = 400  # characters of a problem
+LONGEST = 300  # characters of a problem
 TRUSTED = 2**26  # pixels; a size beyond is compared with that of the file before anything of it is drawn
 
 Name = TypeVar("Name")
@@ -73,15 +73,15 @@ def collect(
             continue
         try:
             size = _checked_size(entry, root, annotations)
-        except (ValueError, OSError) as error:
-            problems.append(f"{entry.name}: {error}")
+        except (ValueError, OSError) as error:  # of a system's error the text without the path
+            problems.append(f"{entry.name}: {getattr(error, 'strerror', None) or error}")
             continue
         found = [(thing, box_problem(thing.box, size)) for thing in entry.things]
         problems += [f"{entry.name}: a {classes[thing.label]!r} {problem}" for thing, problem in found if problem]
         things = tuple(thing._replace(box=clip_box(thing.box, size)) for thing, problem in found if not problem)
         annotations[entry.name] = Annotation(entry.name, size, things)
         paths.append(entry.path)
-    problems = [printable(problem[:LONGEST]) for problem in problems]
+    problems = [printable(_shortened(problem)) for problem in problems]
     if problems and on_error == "refuse":
         shown = " ".join(f"({number}) {problem}" for number, problem in enumerate(problems[:SHOWN], 1))
         raise ValueError(f"root={str(root)!r} holds {len(problems)} problems: {shown}; on_error='skip' is accepted.")
@@ -102,6 +102,11 @@ def _attempt(name: Name, read: Callable[[Name], Iterable[Photo | str]]) -> list[
         return list(read(name))
     except Exception as error:  # files hold whatever was put into them
         return [f"{name}: it cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"]
+
+
+def _shortened(problem: str) -> str:
+    half = LONGEST // 2
+    return problem if len(problem) <= LONGEST else f"{problem[:half]} … {problem[-half:]}"
 
 
 def _checked_size(photo: Photo, root: Path, taken: Container[str]) -> tuple[int, int]:

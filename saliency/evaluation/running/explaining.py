@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from saliency.engine.checks import printable
 from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.maps import check_map_options, finish_map
 from saliency.engine.record import SharedForward
@@ -121,7 +122,7 @@ def describe_error(error: BaseException) -> str:
     >>> describe_error(ValueError("two\\nlines"))
     'ValueError: two lines'
     """
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return f"{type(error).__name__}: {printable(' '.join(str(error).split())[:500])}"
 
 
 def explain_each(
