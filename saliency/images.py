@@ -11,6 +11,19 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
+from saliency.engine.checks import (
+    check_count,
+    check_flag,
+    check_maps_type,
+    check_path,
+    check_tensor,
+    check_type,
+    describe,
+    is_file,
+    is_number,
+    shown,
+)
+
 # Control points (r, g, b), evenly spaced, of two colour maps: from dark to light, and from dark by white to dark.
 HEAT = (
     (0.05, 0.03, 0.25),
@@ -41,7 +54,8 @@ def read_image(path: str | Path) -> Tensor:
     frame counts. One of more than 16 megapixels is read reduced by a whole number, so that it fits in memory.
     Raises :class:`ValueError` where the file is missing, truncated, broken or no image.
     """
-    if not Path(path).is_file():
+    check_path("path", path)
+    if not is_file(path):
         raise ValueError(f"photo={str(path)!r} is no file; accepted is an image that Pillow reads.")
     try:
         with Image.open(path) as image:
@@ -69,6 +83,9 @@ def resize_image(image: Tensor, size: int, square: bool = False) -> Tensor:
     >>> resize_image(torch.rand(3, 60, 90), 224).shape
     torch.Size([3, 224, 336])
     """
+    _check_image(image)
+    check_count("size", size)
+    check_flag("square", square)
     height, width = image.shape[-2:]
     scale = size / min(height, width)
     sides = [size, size] if square else [min(round(side * scale), 8 * size) for side in (height, width)]
@@ -82,6 +99,11 @@ def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     >>> normalise(torch.ones(3, 1, 1), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.25)).flatten()
     tensor([1., 1., 2.])
     """
+    check_maps_type("image", image)
+    for argument, values in (("mean", mean), ("std", std)):
+        fits = isinstance(values, (tuple, list)) and all(map(is_number, values))
+        if image.ndim < 3 or not fits or len(values) != image.shape[-3]:
+            raise ValueError(f"{argument}={shown(values)} does not fit {describe(image)}; expected a number a channel.")
     return (image - image.new_tensor(mean).view(-1, 1, 1)) / image.new_tensor(std).view(-1, 1, 1)
 
 
@@ -94,6 +116,9 @@ def display_range(saliency_map: Tensor) -> Tensor:
     tensor([[0.0000, 1.0000],
             [0.5000, 0.0000]])
     """
+    check_maps_type("saliency_map", saliency_map)
+    if not saliency_map.numel():
+        raise ValueError(f"saliency_map={describe(saliency_map)} is empty; expected a map of a pixel or more.")
     values = torch.nan_to_num(saliency_map.detach().float().cpu())
     if values.min() < 0:
         top = _percentile(values.abs())
@@ -113,6 +138,10 @@ def overlay(image: Tensor, saliency_map: Tensor, alpha: float = 0.85) -> Image.I
     >>> overlay(torch.rand(3, 60, 90), torch.rand(1, 1, 7, 7)).size
     (90, 60)
     """
+    check_maps_type("saliency_map", saliency_map)
+    _check_image(image)
+    if not is_number(alpha):
+        raise ValueError(f"alpha={shown(alpha)} is not a weight of the colours; expected a number, 0 to 1.")
     if saliency_map.ndim < 2 or saliency_map.shape[-2:].numel() != saliency_map.numel() or not saliency_map.numel():
         shape = tuple(saliency_map.shape)
         raise ValueError(f"saliency_map={shape!r} is not the shape of one map; accepted is (h, w) or (1, 1, h, w).")
@@ -138,15 +167,24 @@ def to_picture(image: Tensor) -> Image.Image:
     >>> to_picture(torch.ones(3, 2, 4)).getpixel((3, 1))
     (255, 255, 255)
     """
+    _check_image(image)
     pixels = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def write_png(image: Tensor | Image.Image, path: str | Path) -> None:
     """Write an image tensor (3, H, W) in [0, 1], or a picture, as a PNG file; missing folders are made."""
+    check_path("path", path)
+    check_type("image", image, (Tensor, Image.Image), "a tensor (3, H, W) or a picture")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture = to_picture(image) if isinstance(image, Tensor) else image
     picture.save(path, "PNG")
+
+
+def _check_image(image: object) -> None:
+    check_tensor("image", image)
+    if isinstance(image, Tensor) and (image.ndim != 3 or image.shape[0] != 3 or not image.numel()):
+        raise ValueError(f"image={describe(image)} is no image; expected (3, H, W), values in [0, 1].")
 
 
 def _reduced(image: Image.Image) -> Image.Image:

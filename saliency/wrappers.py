@@ -33,9 +33,9 @@ def smooth_grad(
         raise ValueError(f"method={shown(method)} is not a method; expected a function such as saliency.gradient.")
     check_seed(seed)
     if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
-        raise ValueError(f"n_samples={n_samples!r} is not a number of samples; expected an int >= 1.")
+        raise ValueError(f"n_samples={shown(n_samples)} is not a number of samples; expected an int >= 1.")
     if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma={sigma!r} is not a fraction of the input's range; expected a number >= 0.")
+        raise ValueError(f"sigma={shown(sigma)} is not a fraction of the input's range; expected a number >= 0.")
 
     @wraps(method)
     def smoothed(model: Any, input: Any, *args: Any, **options: Any) -> Any:

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from saliency.engine.checks import check_type
+
 from .generator import CLASSES
 
 WEIGHTS = Path(__file__).with_name("scene_network.pt")
@@ -76,6 +78,7 @@ def scene_network(weights: bool | str | PathLike[str] = True) -> SceneNet:
     >>> scene_network().training
     False
     """
+    check_type("weights", weights, (bool, str, PathLike), "True, False or the path of a state dict")
     if weights is False:
         return SceneNet().eval()
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten

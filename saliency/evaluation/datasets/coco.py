@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from saliency.engine.checks import is_file
 from saliency.evaluation.cases import Thing
 from saliency.evaluation.datasets.photos import Box, Photo, PhotoSet, collect, each_photo, stored_size
 from saliency.evaluation.datasets.segmentation import draw_mask, segmentation_problem
@@ -90,14 +91,7 @@ def _is_coco(path: Path) -> bool:
 def _photo_folder(root: Path, names: Sequence[Any]) -> Path:
     """``root``, or the folder in it that holds more of the files."""
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    return max(folders, key=lambda folder: sum(_is_file(folder / str(name)) for name in names))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name longer than the system takes
-        return False
+    return max(folders, key=lambda folder: sum(is_file(folder / str(name)) for name in names))
 
 
 def digest(path: Path) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.checks import check_count, is_number
+from saliency.engine.checks import check_count, check_maps_type, is_number, shown
 from saliency.engine.maps import safe_divide
 from saliency.evaluation.metrics.imputation import linear_imputation
 from saliency.evaluation.metrics.perturbed import (
@@ -109,6 +109,9 @@ def curve_area(curve: Tensor) -> Tensor:
     >>> curve_area(torch.tensor([[0.0, 1.0, 1.0]]))
     tensor([0.7500])
     """
+    check_maps_type("curve", curve)
+    if not curve.isfinite().all():
+        raise ValueError("curve=NaN or infinity has no area; expected finite numbers.")
     if curve.ndim != 2 or curve.shape[1] < 2:
         raise ValueError(f"curve={tuple(curve.shape)} has no area; a tensor (N, T) with T >= 2 is accepted.")
     return torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
@@ -179,9 +182,9 @@ def road_curves(
 def _check_road(percentages: object, noise: object) -> None:
     known = isinstance(percentages, Sequence) and all(is_number(share) and 0 < share < 100 for share in percentages)
     if not known or not percentages:
-        raise ValueError(f"percentages={percentages!r} are none of pixels; numbers between 0 and 100 are accepted.")
+        raise ValueError(f"percentages={shown(percentages)} are none of pixels; expected numbers between 0 and 100.")
     if not is_number(noise) or noise < 0:
-        raise ValueError(f"noise={noise!r} is no standard deviation; a number >= 0 is accepted.")
+        raise ValueError(f"noise={shown(noise)} is no standard deviation; a number >= 0 is accepted.")
 
 
 def average_drop(

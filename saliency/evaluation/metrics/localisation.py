@@ -1,6 +1,7 @@
 """Localisation: does the map find the object? Every function gives one result per case."""
 
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from saliency.engine.checks import check_tensor, is_number
+from saliency.engine.checks import check_maps_type, check_tensor, check_type, is_number, is_positive_int, shown
 from saliency.engine.maps import safe_divide
 from saliency.evaluation.metrics.components import sweep
 
@@ -63,7 +64,7 @@ def points_hit(points: Tensor, masks: Tensor, tolerance: float = 15) -> Tensor:
 def _squared_reach(tolerance: object, masks: Tensor) -> int:
     """The largest squared distance of two pixels within the tolerance; beyond the image it makes no difference."""
     if not is_number(tolerance) or tolerance < 0:
-        raise ValueError(f"tolerance={tolerance!r} is no radius in pixels; expected a number >= 0.")
+        raise ValueError(f"tolerance={shown(tolerance)} is no radius in pixels; expected a number >= 0.")
     return int(min(tolerance, sum(masks.shape[1:])) ** 2)
 
 
@@ -166,7 +167,7 @@ def box_iou(
     _check_maps(saliency)
     _check_boxes(saliency, boxes)
     if components not in ("largest", "all"):
-        raise ValueError(f"components={components!r} is unknown; 'largest' or 'all' is accepted.")
+        raise ValueError(f"components={shown(components)} is unknown; 'largest' or 'all' is accepted.")
     levels, order = _levels(saliency, thresholds)
     ious = _wide(saliency).new_zeros(len(order), len(saliency))
     truth = pad_sequence([box.to(ious) for box in boxes], batch_first=True)  # a box without a pixel has IoU 0
@@ -191,12 +192,15 @@ def max_box_accuracy(ious: Tensor, delta: float | Sequence[float] = 0.5) -> Tens
     >>> max_box_accuracy(torch.tensor([[0.6, 0.1], [0.4, 0.5], [0.7, 0.3]]))
     tensor(0.6667)
     """
+    check_maps_type("ious", ious)
+    if not ious.isfinite().all():
+        raise ValueError("ious=NaN or infinity is no overlap; expected finite numbers.")
     if ious.ndim != 2 or not ious.numel():
         raise ValueError(f"ious={tuple(ious.shape)} is no table of cases; a tensor (N, T) is accepted.")
     deltas = tuple(delta) if isinstance(delta, Sequence) else (delta,)
-    if not deltas or not all(0 < value <= 1 for value in deltas):
-        raise ValueError(f"delta={delta!r} is no IoU; numbers in (0, 1] are accepted.")
-    return torch.stack([(ious >= value).to(ious.dtype).mean(0).max() for value in deltas]).mean()
+    if not deltas or not all(is_number(value) and 0 < value <= 1 for value in deltas):
+        raise ValueError(f"delta={shown(delta)} is no IoU; numbers in (0, 1] are accepted.")
+    return torch.stack([(ious >= value).to(_wide(ious).dtype).mean(0).max() for value in deltas]).mean()
 
 
 def boxes_to_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -206,8 +210,13 @@ def boxes_to_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     tensor([[0, 1, 1],
             [0, 0, 0]], dtype=torch.int32)
     """
+    check_maps_type("boxes", boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes={tuple(boxes.shape)} are no boxes; a tensor (K, 4) is accepted.")
+    if not boxes.isfinite().all():
+        raise ValueError("boxes=NaN or infinity is no place; expected finite numbers.")
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(map(is_positive_int, size)):
+        raise ValueError(f"size={shown(size)} is not a size of an image; expected (height, width).")
     height, width = size
     x = torch.arange(width, device=boxes.device)
     y = torch.arange(height, device=boxes.device)
@@ -224,9 +233,13 @@ def _wide(saliency: Tensor) -> Tensor:
 def _levels(saliency: Tensor, thresholds: Thresholds) -> tuple[Tensor, Tensor]:
     """How many thresholds each pixel reaches, (N, H, W), and where each stood before they were sorted, (T,)."""
     values = _wide(saliency[:, 0])
-    edges = torch.as_tensor(thresholds, dtype=values.dtype, device=values.device)
+    try:
+        edges = torch.as_tensor(thresholds, dtype=values.dtype, device=values.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        edges = values.new_empty(0)
     if edges.ndim != 1 or not edges.numel() or not ((edges >= 0) & (edges <= 1)).all():
-        raise ValueError(f"thresholds={thresholds!r} are no shares of the maximum; numbers from 0 to 1 are accepted.")
+        given = reprlib.repr(thresholds) if isinstance(thresholds, Sequence) else shown(thresholds)
+        raise ValueError(f"thresholds={given} are no shares of the maximum; numbers from 0 to 1 are accepted.")
     values = values - values.amin((1, 2), keepdim=True)
     edges, order = edges.sort()
     share = safe_divide(values, values.amax((1, 2), keepdim=True))
@@ -244,6 +257,7 @@ def _overlap(box: Tensor, truth: Tensor) -> Tensor:
 
 
 def _check_maps(saliency: Tensor) -> None:
+    check_maps_type("saliency", saliency)
     if saliency.ndim != 4 or saliency.shape[1] != 1 or not saliency[:1].numel():
         raise ValueError(f"saliency={tuple(saliency.shape)} is no batch of maps; a tensor (N, 1, H, W) is accepted.")
     if not saliency.isfinite().all():
@@ -251,6 +265,8 @@ def _check_maps(saliency: Tensor) -> None:
 
 
 def _check_size(saliency: Tensor, masks: Tensor) -> None:
+    check_tensor("saliency", saliency)
+    check_tensor("masks", masks)
     if saliency.ndim != 4 or saliency.shape[2:] != masks.shape[1:]:
         raise ValueError(
             f"saliency={tuple(saliency.shape)} is not at the masks' size {tuple(masks.shape[1:])}; "
@@ -273,6 +289,11 @@ def _check_maps_and_masks(saliency: Tensor, masks: Tensor) -> None:
 
 
 def _check_boxes(saliency: Tensor, boxes: Sequence[Tensor]) -> None:
+    check_type("boxes", boxes, (Sequence, Tensor), "a tensor (K, 4) for each map")
+    for box in boxes if not isinstance(boxes, Tensor) or boxes.ndim == 3 else [None]:
+        check_tensor("boxes", box)
+        if not box.isfinite().all():
+            raise ValueError("boxes=NaN or infinity is no place; expected finite numbers.")
     shapes = [tuple(box.shape) for box in boxes]
     if len(shapes) != len(saliency) or any(len(shape) != 2 or shape[1] != 4 or not shape[0] for shape in shapes):
         raise ValueError(f"boxes={shapes} do not fit {len(saliency)} maps; (K, 4) with K >= 1 for each is accepted.")

@@ -1,5 +1,6 @@
 """Sanity checks: does a map change with the parameters it is to explain, and with the class? The lower the better."""
 
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -14,7 +15,18 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils._pytree import tree_leaves
 
-from saliency.engine.checks import check_seed, is_int
+from saliency.engine.checks import (
+    check_flag,
+    check_maps_type,
+    check_model,
+    check_seed,
+    check_tensor,
+    check_type,
+    describe,
+    is_int,
+    is_positive_int,
+    shown,
+)
 from saliency.engine.layers import resolve_layer, unwrap
 from saliency.engine.state import evaluating, own_copy
 from saliency.engine.targets import main_output
@@ -46,6 +58,7 @@ def parameter_groups(
         of_layer = groupby(reversed(owners.values()), lambda name: name.partition(".parametrizations.")[0])
         groups = [tuple(names) for _, names in of_layer]
     else:
+        check_type("layers", layers, (list, tuple), "a list of names")
         found = [resolve_layer(inner, layer, "layers") for layer in layers]
         groups = [tuple(owners[part] for part in layer.modules() if part in owners) for layer in found]
     if not groups or not all(groups):
@@ -53,7 +66,7 @@ def parameter_groups(
     if steps is None:
         return groups
     if not is_int(steps) or steps < 1:
-        raise ValueError(f"steps={steps!r} is no number of steps; an int >= 1 or None is accepted.")
+        raise ValueError(f"steps={shown(steps)} is no number of steps; an int >= 1 or None is accepted.")
     steps = min(steps, len(groups))
     ends = [len(groups) * step // steps for step in range(steps + 1)]
     return [tuple(chain(*groups[start:end])) for start, end in pairwise(ends)]
@@ -84,6 +97,8 @@ def parameter_randomisation(
     Raises ``ValueError`` as :func:`parameter_groups`, and for a ``seed`` that is none.
     """
     check_seed(seed)
+    check_flag("cascading", cascading)
+    _check_asked(explain, input, saliency)
     groups = parameter_groups(model, layers, steps)
     networks = _randomised_networks(model, groups, cascading, seed)
     return torch.stack([similarity(saliency, explain(network, own_copy(input), target)) for network in networks], 1)
@@ -109,15 +124,30 @@ def random_logit(
     ``target`` or ``seed`` that is none.
     """
     check_seed(seed)
+    check_model(model)
+    _check_asked(explain, input, saliency)
+    check_tensor("target", target)
     if classes is None:
         with evaluating(model):
-            classes = main_output(model(input[:1].detach().clone())).shape[1]
-    if not is_int(classes) or classes < 2:
-        raise ValueError(f"classes={classes!r} leaves no other class; an int >= 2 is accepted.")
-    if target.shape != input.shape[:1] or not ((target >= 0) & (target < classes)).all():
-        raise ValueError(f"target={target.tolist()} is no class each; {len(input)} ints below {classes} are accepted.")
+            output = main_output(model(input[:1].detach().clone()))
+        classes = output.shape[1] if isinstance(output, Tensor) and output.ndim > 1 else 0
+    if not is_positive_int(classes) or classes < 2:
+        raise ValueError(f"classes={shown(classes)} leaves no other class; an int >= 2 is accepted.")
+    fits = target.shape == input.shape[:1] and not target.is_floating_point()
+    if not fits or not ((target >= 0) & (target < classes)).all():
+        given = reprlib.repr(target.tolist()) if target.ndim == 1 else describe(target)
+        raise ValueError(f"target={given} is no class each; {len(input)} ints below {classes} are accepted.")
     shift = _drawn(1, classes, (classes,), seed).to(target.device)
     return similarity(saliency, explain(model, own_copy(input), (target + shift[target]) % classes))
+
+
+def _check_asked(explain: object, input: object, saliency: object) -> None:
+    if not callable(explain):
+        raise ValueError(f"explain={shown(explain)} is not callable; expected a function of model, input and target.")
+    check_tensor("input", input)
+    check_maps_type("saliency", saliency)
+    if isinstance(input, Tensor) and input.ndim < 2:
+        raise ValueError(f"input={describe(input)} is no batch; expected (N, C, ...).")
 
 
 def _randomised_networks(

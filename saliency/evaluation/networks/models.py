@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from saliency.engine.checks import check_count, check_flag, check_path, check_tensor, check_type, is_file, shown
 from saliency.engine.layers import plain_name
 from saliency.evaluation.networks.caffe import CAFFE_ARCHS, MEAN, STD, caffe_network, from_caffe
 
@@ -63,6 +64,8 @@ def recipe(arch: str, size: int | None = None) -> Recipe:
     (299, 'bull mastiff')
     """
     check_arch(arch)
+    if size is not None:
+        check_count("size", size)
     found = _find_recipe(arch)
     if size is None or size == found.size:
         return found
@@ -86,6 +89,8 @@ def load_network(arch: str, weights: str | Path | None = None, *, pooled: bool =
     torch.Size([1, 1000])
     """
     check_arch(arch)
+    check_flag("pooled", pooled)
+    check_type("weights", weights, (str, Path, type(None)), "None, 'DEFAULT' or the file of a state dict")
     if not pooled and arch not in CAFFE_ARCHS:
         raise ValueError(f"pooled=False does not go with arch={arch!r}; one of {', '.join(CAFFE_ARCHS)} is accepted.")
     with torch.random.fork_rng(devices=[], enabled=weights is not None):  # what is drawn is overwritten
@@ -102,7 +107,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Only tensors are unpickled, never code. Raises :class:`ValueError` where the file is missing or holds anything else.
     """
-    if not Path(path).is_file():
+    check_path("weights", path)
+    if not is_file(path):
         raise ValueError(f"weights={str(path)!r} is no file; accepted are 'DEFAULT' and a file with a state dict.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -126,7 +132,9 @@ def find_class(name: str, classes: Sequence[str]) -> int:
     >>> find_class("Tabby", ["tabby", "tiger cat", "bull mastiff"]), find_class("mastiff", ["tabby", "bull mastiff"])
     (0, 1)
     """
-    wanted, names = name.strip().lower(), [entry.lower() for entry in classes]
+    check_type("name", name, str, "the name of a class")
+    check_type("classes", classes, (list, tuple), "the names of the classes")
+    wanted, names = name.strip().lower(), [str(entry).lower() for entry in classes]
     word = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
     tests = (
         lambda entry: entry == wanted,
@@ -139,8 +147,8 @@ def find_class(name: str, classes: Sequence[str]) -> int:
             return found[0]
         if found:
             meant = ", ".join(f"{index} {classes[index]!r}" for index in found[:8])
-            raise ValueError(f"target={name!r} may mean several classes; give the index or the name: {meant}.")
-    words = sorted({part for entry in classes for part in re.findall(r"\w+", entry)})
+            raise ValueError(f"target={shown(name)} may mean several classes; give the index or the name: {meant}.")
+    words = sorted({part for entry in classes for part in re.findall(r"\w+", str(entry))})
     raise unknown("target", name, [*classes, *words], "accepted are a class index, a class name and 'top' or 'topK'")
 
 
@@ -152,14 +160,20 @@ def find_targets(text: str, classes: Sequence[str], scores: Tensor) -> list[int]
     >>> [find_targets(text, ["cat", "dog"], torch.tensor([0.4, 0.6])) for text in ("top2", "0", "Dog")]
     [[1, 0], [0], [1]]
     """
+    check_type("text", text, str, "INDEX, NAME or topK")
+    check_tensor("scores", scores)
+    if scores.ndim != 1:
+        raise ValueError(f"scores={tuple(scores.shape)} are not those of one image; expected (classes,).")
     if top := re.fullmatch(r"top(\d*)", text):
         count = int(top[1] or 1)
         if not 1 <= count <= len(scores):
-            raise ValueError(f"target={text!r} asks for {count} classes; accepted is 'top1' to 'top{len(scores)}'.")
+            raise ValueError(
+                f"target={shown(text)} asks for {count} classes; accepted is 'top1' to 'top{len(scores)}'."
+            )
         return scores.argsort(descending=True)[:count].tolist()
     if re.fullmatch(r"-?\d+", text):
         if not 0 <= int(text) < len(scores):
-            raise ValueError(f"target={text!r} is no class of the network; accepted is 0 to {len(scores) - 1}.")
+            raise ValueError(f"target={shown(text)} is no class of the network; accepted is 0 to {len(scores) - 1}.")
         return [int(text)]
     return [find_class(text, classes)]
 
@@ -187,6 +201,7 @@ def layer_shapes(model: Module, image: Tensor) -> dict[str, str]:
 
 def check_arch(arch: str) -> None:
     """Raise :class:`ValueError`, with the nearest name, where no network has this name."""
+    check_type("arch", arch, str, "the name of a network")
     if arch != SCENES and arch not in networks():
         raise unknown(
             "arch", arch, networks(), "accepted are 'scenes', torchvision's classification networks and TorchRay's"
@@ -201,7 +216,7 @@ def unknown(argument: str, value: str, names: Sequence[str], accepted: str) -> V
     """
     nearest = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.0)
     hint = f"did you mean {_spelling(nearest[0], names)!r}? " if nearest else ""
-    return ValueError(f"{argument}={value!r} is unknown; {hint}{accepted}.")
+    return ValueError(f"{argument}={shown(value)} is unknown; {hint}{accepted}.")
 
 
 def _spelling(lowered: str, names: Sequence[str]) -> str:
