@@ -166,7 +166,7 @@ def box_iou(
     """
     _check_maps(saliency)
     _check_boxes(saliency, boxes)
-    if components not in ("largest", "all"):
+    if not isinstance(components, str) or components not in ("largest", "all"):
         raise ValueError(f"components={shown(components)} is unknown; 'largest' or 'all' is accepted.")
     levels, order = _levels(saliency, thresholds)
     ious = _wide(saliency).new_zeros(len(order), len(saliency))

@@ -134,7 +134,9 @@ def find_class(name: str, classes: Sequence[str]) -> int:
     """
     check_type("name", name, str, "the name of a class")
     check_type("classes", classes, (list, tuple), "the names of the classes")
-    wanted, names = name.strip().lower(), [str(entry).lower() for entry in classes]
+    for entry in classes:
+        check_type("classes", entry, str, "the names of the classes")
+    wanted, names = name.strip().lower(), [entry.lower() for entry in classes]
     word = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
     tests = (
         lambda entry: entry == wanted,
@@ -148,7 +150,7 @@ def find_class(name: str, classes: Sequence[str]) -> int:
         if found:
             meant = ", ".join(f"{index} {classes[index]!r}" for index in found[:8])
             raise ValueError(f"target={shown(name)} may mean several classes; give the index or the name: {meant}.")
-    words = sorted({part for entry in classes for part in re.findall(r"\w+", str(entry))})
+    words = sorted({part for entry in classes for part in re.findall(r"\w+", entry)})
     raise unknown("target", name, [*classes, *words], "accepted are a class index, a class name and 'top' or 'topK'")
 
 
@@ -269,14 +271,12 @@ def _find_recipe(arch: str) -> Recipe:
         return _scenes_recipe()
     if arch not in CAFFE_ARCHS:
         return _torchvision_recipe(arch)
-    caffe = CAFFE_ARCHS[arch]
-    classes, layer = caffe.classes, caffe.layer
-    return Recipe(224, caffe.min_size, False, MEAN, STD, classes, multi_label=True, caffe_resize=True, layer=layer)
+    classes, _, layer, min_size = CAFFE_ARCHS[arch]
+    return Recipe(224, min_size, False, MEAN, STD, classes, multi_label=True, caffe_resize=True, layer=layer)
 
 
 def _scenes_recipe() -> Recipe:
-    from saliency.scenes import CLASSES
-    from saliency.scenes.generator import SIZE
+    from saliency.scenes.generator import CLASSES, SIZE
 
     return Recipe(SIZE, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, multi_label=True)
 
