@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from saliency.engine.checks import check_type
+from saliency.engine.checks import shown
 
 from .generator import CLASSES
 
@@ -78,7 +78,9 @@ def scene_network(weights: bool | str | PathLike[str] = True) -> SceneNet:
     >>> scene_network().training
     False
     """
-    check_type("weights", weights, (bool, str, PathLike), "True, False or the path of a state dict")
+    accepted = "True, False or the path of a state dict of a SceneNet is accepted"
+    if not isinstance(weights, (bool, str, PathLike)):
+        raise ValueError(f"weights={shown(weights)} is not a path; {accepted}.")
     if weights is False:
         return SceneNet().eval()
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
@@ -87,6 +89,5 @@ def scene_network(weights: bool | str | PathLike[str] = True) -> SceneNet:
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
-        accepted = "True, False or the path of a state dict of a SceneNet is accepted"
         raise ValueError(f"weights={weights!r} cannot be read from {path}; {accepted}.") from error
     return network

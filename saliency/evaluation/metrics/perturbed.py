@@ -14,7 +14,6 @@ from saliency.engine.checks import (
     check_model,
     check_seed,
     check_tensor,
-    check_type,
     describe,
     shown,
 )
@@ -85,7 +84,8 @@ def check_maps(input: Tensor, saliency: Tensor) -> Tensor:
     Raises ``ValueError`` for an input that is no batch of images, maps that do not fit it, NaN and infinity.
     """
     check_tensor("input", input)
-    check_maps_type("saliency", saliency)
+    check_tensor("saliency", saliency)
+    check_maps_type("saliency", saliency.float() if saliency.dtype == torch.bool else saliency)  # a mask is a map
     if input.ndim != 4 or not input.is_floating_point() or not input.numel():
         raise ValueError(
             f"input={tuple(input.shape)} of {input.dtype} is no batch of images; "
@@ -143,12 +143,12 @@ def make_baseline(input: Tensor, baseline: Baseline) -> Tensor:
         except RuntimeError as error:
             given = describe(baseline)
             raise ValueError(f"baseline={given} does not fit; one that broadcasts to the input is accepted.") from error
-    check_type("baseline", baseline, str, f"a tensor or one of {', '.join(BASELINES)}")
-    if baseline == "blur":
+    kind = baseline if isinstance(baseline, str) else None  # of an array, == is an array
+    if kind == "blur":
         return _blur(input)
-    if baseline == "mean":
+    if kind == "mean":
         return input.mean((2, 3), keepdim=True).expand_as(input)
-    if baseline == "zero":
+    if kind == "zero":
         return torch.zeros_like(input)
     raise ValueError(f"baseline={shown(baseline)} is unknown; a tensor or one of {', '.join(BASELINES)} is accepted.")
 
