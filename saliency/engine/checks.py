@@ -82,8 +82,9 @@ def check_maps_type(argument: str, maps: object) -> None:
 
 
 def shown(value: object) -> str:
-    """A short value as it is written, of any other what it is."""
-    short = value is None or isinstance(value, (str, Real))
+    """A number, a text or a few of them as they are written, of any other value what it is."""
+    entries = value if isinstance(value, (tuple, list)) else [value]
+    short = all(entry is None or isinstance(entry, (str, Real)) for entry in entries)
     return reprlib.repr(value) if short else describe(value)
 
 

@@ -23,7 +23,7 @@ _ACCEPTED = (
 
 def target_error(target: object, problem: str) -> ValueError:
     """The error that every unusable target raises."""
-    large = getattr(target, "ndim", 0) > 1 or (isinstance(target, Tensor) and target.numel() > 16)
+    large = target.numel() > 16 if isinstance(target, Tensor) else getattr(target, "ndim", 0) > 1
     shown = describe(target) if large else repr(target)
     return ValueError(f"target={shown} {problem}; expected {_ACCEPTED}.")
 
