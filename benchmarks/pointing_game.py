@@ -27,6 +27,7 @@ from torch.nn import Module
 from benchmarks.choices import choose_metrics, choose_names, make_methods
 from saliency.catalogue import choose_device
 from saliency.cli import Parser, positive
+from saliency.engine.checks import one_line, printable
 from saliency.engine.search import find_layer
 from saliency.engine.state import evaluating, model_dtype
 from saliency.engine.targets import main_output
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, DistError, FATAL) as error:
         if rank == 0 or not isinstance(error, ValueError) or isinstance(error, RankError):
             lost = "the process that kept the ranks together is gone: " if isinstance(error, DistError) else ""
-            print(f"pointing_game: error: {lost}{' '.join(str(error).split())}", file=sys.stderr)
+            print(f"pointing_game: error: {lost}{one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         return 130
@@ -75,15 +76,18 @@ def keep_freed_memory() -> None:
 def report(outcome: Outcome) -> None:
     """Print what was found."""
     for problem in outcome.problems:
-        print(f"no row, left out: {problem}", file=sys.stderr)
+        print(f"no row, left out: {printable(problem)}", file=sys.stderr)
     missing = sum(line.missing for line in outcome.lines)
     print(outcome.table)
+    constant = {line.task.name: line.constant for line in outcome.lines if line.constant}
+    if constant:
+        print(f"\nconstant maps: {', '.join(f'{count} of {name}' for name, count in constant.items())}.")
     if missing:
         print(f"\n{missing} results are missing; the same command goes on.")
     if outcome.failed:
         print(f"\n{outcome.failed} results failed, see 'error' in their rows; --retry-errors tries them again.")
         for error in dict.fromkeys(line.error for line in outcome.lines if line.error):
-            print(f"  {error}")
+            print(f"  {printable(error)}")
 
 
 def build_parser() -> Parser:

@@ -24,6 +24,7 @@ from saliency.catalogue import (
     layers_table,
     methods_table,
 )
+from saliency.engine.checks import one_line, printable
 from saliency.engine.layers import resolve_layer
 from saliency.evaluation.networks.models import (
     DEFAULT,
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader left (`saliency layers | head`): point stdout elsewhere, to exit quietly
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"saliency: error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"saliency: error: {one_line(error)}\n")
         return 2
     return 0
 
@@ -174,13 +175,16 @@ def maps_of(case: Case, model: Module, options: dict[str, dict[str, Any]]) -> di
         own = {"internal_batch_size": POINTS_AT_ONCE} if is_path_method(name) else {}
         try:
             with progress_of(name) as progress:
-                maps[name] = METHODS[name].function(model, case.input, targets, **{**own, **progress, **chosen})[0]
+                found = METHODS[name].function(model, case.input, targets, **{**own, **progress, **chosen})[0]
+            if not found.isfinite().all():
+                raise ValueError(f"method={name!r} gave a map that holds NaN or infinity; expected finite numbers.")
+            maps[name] = found
         except ValueError as error:
             refused[name] = error
     if not maps:
         raise next(iter(refused.values()))
     for name, problem in refused.items():
-        sys.stderr.write(f"saliency: {name}: {' '.join(str(problem).split())}\n")
+        sys.stderr.write(f"saliency: {name}: {one_line(problem)}\n")
     return maps
 
 
@@ -251,6 +255,8 @@ def prepare(photo: Photo, model: Module, wanted: Recipe, targets: list[str] | No
     batch = preprocess(photo.image, wanted)[None].to(device)
     with torch.no_grad():
         output = model(batch)[0].float().cpu()
+    if not output.isfinite().all():
+        raise ValueError(f"weights give NaN or infinite scores for photo={photo.name!r}; expected finite numbers.")
     scores = output.sigmoid() if wanted.multi_label else output.softmax(0)
     if targets is None and photo.present:
         return Case(photo.name, picture, batch, scores, list(photo.present))
@@ -287,4 +293,4 @@ def positive(text: str) -> int:
 
 def say(text: str) -> None:
     """Write a line to stdout."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{printable(text)}\n")

@@ -1,5 +1,6 @@
 """Photos as tensors, and maps as pictures."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
+
+from saliency.engine.checks import (
+    check_count,
+    check_flag,
+    check_maps_type,
+    check_path,
+    check_tensor,
+    check_type,
+    describe,
+    is_file,
+    is_number,
+    shown,
+)
 
 # Control points (r, g, b), evenly spaced, of two colour maps: from dark to light, and from dark by white to dark.
 HEAT = (
@@ -30,23 +44,34 @@ DIVERGING = (
 )
 
 
+MOST_PIXELS = 2**24
+
+
 def read_image(path: str | Path) -> Tensor:
     """Return the photo as an RGB tensor (3, H, W) in [0, 1], turned upright as its EXIF orientation says.
 
     Grey, palette, CMYK and 16-bit files are converted; what is transparent becomes white; of an animation the first
-    frame counts. Raises :class:`ValueError` where the file is missing, truncated, broken or no image.
+    frame counts. One of more than 16 megapixels is read reduced by a whole number, so that it fits in memory.
+    Raises :class:`ValueError` where the file is missing, truncated, broken or no image.
     """
-    if not Path(path).is_file():
+    check_path("path", path)
+    if not is_file(path):
         raise ValueError(f"photo={str(path)!r} is no file; accepted is an image that Pillow reads.")
     try:
         with Image.open(path) as image:
-            pixels = _rgb(ImageOps.exif_transpose(image))
+            pixels = _rgb(ImageOps.exif_transpose(_reduced(image)))
     except Exception as error:  # on a broken file, decoders raise whatever comes up
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"photo={str(path)!r} cannot be read ({reason}); accepted is an image that Pillow reads."
         ) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return pixels_to_tensor(pixels)
+
+
+def pixels_to_tensor(pixels: NDArray[np.generic]) -> Tensor:
+    """Pixels (H, W, 3), bytes or numbers in [0, 1], as a tensor (3, H, W) in [0, 1]: copied while they are bytes."""
+    image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return image if image.is_floating_point() else image.float().div_(255)
 
 
 def resize_image(image: Tensor, size: int, square: bool = False) -> Tensor:
@@ -58,6 +83,9 @@ def resize_image(image: Tensor, size: int, square: bool = False) -> Tensor:
     >>> resize_image(torch.rand(3, 60, 90), 224).shape
     torch.Size([3, 224, 336])
     """
+    _check_image(image)
+    check_count("size", size)
+    check_flag("square", square)
     height, width = image.shape[-2:]
     scale = size / min(height, width)
     sides = [size, size] if square else [min(round(side * scale), 8 * size) for side in (height, width)]
@@ -71,6 +99,11 @@ def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     >>> normalise(torch.ones(3, 1, 1), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.25)).flatten()
     tensor([1., 1., 2.])
     """
+    check_maps_type("image", image)
+    for argument, values in (("mean", mean), ("std", std)):
+        fits = isinstance(values, (tuple, list)) and all(map(is_number, values))
+        if image.ndim < 3 or not fits or len(values) != image.shape[-3]:
+            raise ValueError(f"{argument}={shown(values)} does not fit {describe(image)}; expected a number a channel.")
     return (image - image.new_tensor(mean).view(-1, 1, 1)) / image.new_tensor(std).view(-1, 1, 1)
 
 
@@ -83,6 +116,9 @@ def display_range(saliency_map: Tensor) -> Tensor:
     tensor([[0.0000, 1.0000],
             [0.5000, 0.0000]])
     """
+    check_maps_type("saliency_map", saliency_map)
+    if not saliency_map.numel():
+        raise ValueError(f"saliency_map={describe(saliency_map)} is empty; expected a map of a pixel or more.")
     values = torch.nan_to_num(saliency_map.detach().float().cpu())
     if values.min() < 0:
         top = _percentile(values.abs())
@@ -102,6 +138,10 @@ def overlay(image: Tensor, saliency_map: Tensor, alpha: float = 0.85) -> Image.I
     >>> overlay(torch.rand(3, 60, 90), torch.rand(1, 1, 7, 7)).size
     (90, 60)
     """
+    check_maps_type("saliency_map", saliency_map)
+    _check_image(image)
+    if not is_number(alpha):
+        raise ValueError(f"alpha={shown(alpha)} is not a weight of the colours; expected a number, 0 to 1.")
     if saliency_map.ndim < 2 or saliency_map.shape[-2:].numel() != saliency_map.numel() or not saliency_map.numel():
         shape = tuple(saliency_map.shape)
         raise ValueError(f"saliency_map={shape!r} is not the shape of one map; accepted is (h, w) or (1, 1, h, w).")
@@ -127,25 +167,50 @@ def to_picture(image: Tensor) -> Image.Image:
     >>> to_picture(torch.ones(3, 2, 4)).getpixel((3, 1))
     (255, 255, 255)
     """
+    _check_image(image)
     pixels = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def write_png(image: Tensor | Image.Image, path: str | Path) -> None:
     """Write an image tensor (3, H, W) in [0, 1], or a picture, as a PNG file; missing folders are made."""
+    check_path("path", path)
+    check_type("image", image, (Tensor, Image.Image), "a tensor (3, H, W) or a picture")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture = to_picture(image) if isinstance(image, Tensor) else image
     picture.save(path, "PNG")
 
 
-def _rgb(image: Image.Image) -> NDArray[np.float32]:
+def _check_image(image: object) -> None:
+    check_tensor("image", image)
+    if isinstance(image, Tensor) and (image.ndim != 3 or image.shape[0] != 3 or not image.numel()):
+        raise ValueError(f"image={describe(image)} is no image; expected (3, H, W), values in [0, 1].")
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """The photo, or where it has more than ``MOST_PIXELS`` the means of squares of it."""
+    width, height = image.size
+    factor = math.ceil(math.sqrt(width * height / MOST_PIXELS))
+    if factor > 1:
+        image.draft(None, (width // factor, height // factor))  # a JPEG can be decoded to half, a quarter, an eighth
+        factor = math.ceil(math.sqrt(image.width * image.height / MOST_PIXELS))
+    if factor == 1:
+        return image
+    if image.mode in ("1", "P", "PA"):  # of which no means can be taken
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+    elif image.mode.startswith("I;"):
+        image = image.convert("I")
+    return image.reduce(factor)
+
+
+def _rgb(image: Image.Image) -> NDArray[np.generic]:
     if image.mode.startswith("I") or image.mode == "F":  # convert("RGB") would clip 16 bits at 255
         grey = np.nan_to_num(np.asarray(image, np.float32) / (1 if image.mode == "F" else 65535)).clip(0, 1)
         return np.repeat(grey[..., None], 3, axis=-1)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
+    return np.array(image.convert("RGB"))
 
 
 def _percentile(values: Tensor) -> float:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from saliency.engine.checks import check_path, check_type, shown
+
 from .images import overlay, to_picture
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
 CELL, GAP, HEAD, LETTER = 1.7, 0.04, 0.16, 0.07  # inches: a column, the space between, the top line, a wide letter
 DPI = 150
+LONGEST = 8  # times its other side that an image is drawn with: a strip of 1 x 20,000 pixels is squeezed
 MOST_PIXELS = 60_000  # matplotlib draws fewer than 2^16 pixels a side
 
 
@@ -29,9 +32,18 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
     >>> len(figure.axes)
     4
     """
+    check_type("images", images, (Sequence, Tensor), "tensors (3, H, W)")
+    check_type("maps", maps, Mapping, "lists of maps by the names of methods")
+    check_type("titles", titles, (list, tuple), "texts")
     for name, given in {"images": images, **maps, "titles": titles or images}.items():
+        check_type(name, given, (Sequence, Tensor), "one for every image")
+        if isinstance(given, Tensor) and not given.ndim:
+            raise ValueError(f"{name}={shown(given)} is a single number; expected one for every image.")
         if not len(images) or len(given) != len(images):
             raise ValueError(f"{name}={len(given)!r} entries do not fit; accepted is one for every image.")
+    for name, values, kind in (("images", images, Tensor), ("titles", titles, str)):
+        for value in values:
+            check_type(name, value, kind, f"a {kind.__name__} for every image")
     figure, axes = _grid([image.shape[-2] / image.shape[-1] for image in images], 1 + len(maps), titles)
     for row, image in enumerate(images):
         pictures = [to_picture(image), *(overlay(image, column[row]) for column in maps.values())]
@@ -48,6 +60,7 @@ def contact_sheet(
     images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str], path: str | Path
 ) -> None:
     """Write the figure of :func:`show` as an image file; missing folders are made. Same errors."""
+    check_path("path", path)
     figure = show(images, maps, titles)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white")
@@ -60,6 +73,7 @@ def _grid(shapes: Sequence[float], columns: int, titles: Sequence[str]) -> "tupl
     except ImportError as error:
         raise ImportError("matplotlib is missing; install the extra 'plot' of saliency-torch.") from error
     left = 2 * GAP + LETTER * max((len(line) for title in titles for line in title.split("\n")), default=0)
+    shapes = [min(max(shape, 1 / LONGEST), LONGEST) for shape in shapes]
     width, height = left + columns * (CELL + GAP), HEAD + sum(CELL * shape + GAP for shape in shapes)
     figure = Figure(figsize=(width, height), dpi=min(DPI, MOST_PIXELS / max(width, height)))
     rows, top = [], height - HEAD

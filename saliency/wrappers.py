@@ -6,10 +6,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils._pytree import tree_map
 
 from saliency.engine.call import check_inputs
-from saliency.engine.checks import is_number, is_positive_int
+from saliency.engine.checks import check_seed, is_number, is_positive_int, shown
 
 Method = TypeVar("Method", bound=Callable[..., Any])  # what is wrapped is called as before
 
@@ -27,10 +28,13 @@ def smooth_grad(method: Method, n_samples: int = 25, sigma: float = 0.15, seed: 
     >>> smooth_grad(lambda model, x, target: x, n_samples=2, sigma=0)(None, torch.ones(1, 3), 0)
     tensor([[1., 1., 1.]])
     """
+    if not callable(method) or isinstance(method, Module):
+        raise ValueError(f"method={shown(method)} is not a method; expected a function such as saliency.gradient.")
+    check_seed(seed)
     if not is_positive_int(n_samples):
-        raise ValueError(f"n_samples={n_samples!r} is not a number of samples; expected an int >= 1.")
+        raise ValueError(f"n_samples={shown(n_samples)} is not a number of samples; expected an int >= 1.")
     if not is_number(sigma) or sigma < 0:
-        raise ValueError(f"sigma={sigma!r} is not a fraction of the input's range; expected a number >= 0.")
+        raise ValueError(f"sigma={shown(sigma)} is not a fraction of the input's range; expected a number >= 0.")
 
     @wraps(method)
     def smoothed(model: Any, input: Any, *args: Any, **options: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import torch
 from torch.nn import Module
 
+from saliency.engine.checks import check_type
 from saliency.engine.state import modules_of
 
 Layer: TypeAlias = str | Module | None
@@ -49,6 +50,7 @@ def get_module(model: Module, module: str | Module) -> Module | None:
     """
     if isinstance(module, Module):
         return module
+    check_type("module", module, str, "a dotted name or a torch.nn.Module")
     inner, name = unwrap(model), plain_name(module)
     found = _descend(inner, name)
     return _descend(inner, name.removeprefix("module.")) if found is None else found

@@ -8,13 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saliency.engine.checks import is_number, is_positive_int
+from saliency.engine.checks import (
+    check_count,
+    check_maps_type,
+    check_tensor,
+    describe,
+    is_int,
+    is_number,
+    is_positive_int,
+    shown,
+)
 from saliency.engine.state import full_precision
 
 Resize: TypeAlias = bool | Sequence[int]
 Reduction: TypeAlias = Callable[[Tensor], Tensor] | None  # attribution -> map; None keeps the attribution
 _CORNERS_MODES = ("bilinear", "bicubic")
 _MODES = (*_CORNERS_MODES, "nearest", "nearest-exact", "area")
+_PADDING_MODES = ("constant", "reflect", "replicate")
+MOST_SIGMA = 100  # pixels, or twice the side of a larger map
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -39,6 +50,7 @@ def gradient_to_saliency(x: Tensor) -> Tensor:
 
 def gradient_of(x: Tensor) -> Tensor:
     """The gradient of a tensor; ``ValueError`` where it has none."""
+    check_tensor("x", x)
     if x.grad is None:
         raise ValueError(f"x={tuple(x.shape)} has no gradient; expected a tensor after a backward pass.")
     return x.grad
@@ -46,12 +58,20 @@ def gradient_of(x: Tensor) -> Tensor:
 
 def sum_channels(attribution: Tensor) -> Tensor:
     r"""The reduction :math:`s_{n1u} = \sum_c a_{ncu}`: the map adds up to what the attribution adds up to."""
+    _check_channels(attribution)
     return attribution.sum(1, keepdim=True)
 
 
 def max_channels(attribution: Tensor) -> Tensor:
     r"""The reduction :math:`s_{n1u} = \max_c |a_{ncu}|`."""
+    _check_channels(attribution)
     return attribution.abs().amax(1, keepdim=True)
+
+
+def _check_channels(attribution: object) -> None:
+    check_maps_type("attribution", attribution)
+    if isinstance(attribution, Tensor) and (attribution.ndim < 2 or not attribution.shape[1]):
+        raise ValueError(f"attribution={describe(attribution)} has no channels; expected (N, C, ...).")
 
 
 class Attribution:
@@ -67,7 +87,7 @@ class Attribution:
 
     def __init__(self, reduction: Reduction = sum_channels, of: str = "gradient_x_activation") -> None:
         if not (reduction is None or callable(reduction)):
-            raise ValueError(f"reduction={reduction!r} is not a reduction; expected a function or None.")
+            raise ValueError(f"reduction={shown(reduction)} is not a reduction; expected a function or None.")
         self.reduction, self.of = reduction, of
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -83,8 +103,8 @@ class Attribution:
 
 def check_mode(argument: str, mode: object) -> None:
     """Raise ``ValueError`` for an unknown way to interpolate."""
-    if mode not in _MODES:
-        raise ValueError(f"{argument}={mode!r} is unknown; expected one of {', '.join(_MODES)}.")
+    if not isinstance(mode, str) or mode not in _MODES:
+        raise ValueError(f"{argument}={shown(mode)} is unknown; expected one of {', '.join(_MODES)}.")
 
 
 def check_map_options(resize: object, resize_mode: object, smooth: object, layout: object) -> None:
@@ -109,9 +129,18 @@ def resize_saliency(tensor: Tensor, saliency: Tensor, size: Resize, mode: str) -
     >>> resize_saliency(torch.zeros(1, 3, 8, 6), torch.ones(1, 1, 2, 2), True, 'bilinear').shape
     torch.Size([1, 1, 8, 6])
     """
+    check_tensor("tensor", tensor)
+    check_maps_type("saliency", saliency)
+    check_mode("mode", mode)
     if size is False:
         return saliency
+    if size is not True and not (
+        isinstance(size, (tuple, list)) and len(size) == saliency.ndim - 2 and all(map(is_positive_int, size))
+    ):
+        raise ValueError(f"size={shown(size)} is not a size; expected True, False or (width, height).")
     shape = tuple(tensor.shape[2:]) if size is True else tuple(size)[::-1]
+    if not saliency.numel():
+        raise ValueError(f"saliency={describe(saliency)} is empty; expected maps (N, K, h, w).")
     align_corners = False if mode in _CORNERS_MODES else None
     with full_precision(saliency.device):
         return F.interpolate(saliency, shape, mode=mode, align_corners=align_corners)
@@ -133,8 +162,13 @@ def imsmooth(
     >>> imsmooth(torch.ones(1, 1, 3, 3), 0.5, padding_mode='replicate').allclose(torch.ones(1, 1, 3, 3))
     True
     """
-    if not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma={sigma!r} is not a standard deviation in pixels; expected a number >= 0.")
+    check_tensor("tensor", tensor)
+    if tensor.ndim != 4 or not tensor.numel() or not tensor.is_floating_point():
+        raise ValueError(f"tensor={describe(tensor)} of {tensor.dtype} is no image; expected real (N, C, H, W).")
+    most = max(MOST_SIGMA, *(2 * side for side in tensor.shape[2:]))  # of a wider one the padding fills the memory
+    _check_window(stride, padding, padding_mode, padding_value, 4 * most)
+    if not is_number(sigma) or not 0 <= sigma <= most:
+        raise ValueError(f"sigma={shown(sigma)} is not a standard deviation in pixels; expected a number, 0 to {most}.")
     width = math.ceil(4 * sigma)
     precision = torch.promote_types(tensor.dtype, torch.float32)
     at = torch.arange(-width, width + 1, dtype=precision, device=tensor.device)
@@ -147,6 +181,16 @@ def imsmooth(
     with full_precision(tensor.device):
         padded = F.conv2d(padded, column, stride=(stride, 1), groups=channels)
         return F.conv2d(padded, column.mT, stride=(1, stride), groups=channels)
+
+
+def _check_window(stride: object, padding: object, padding_mode: object, padding_value: object, most: int) -> None:
+    check_count("stride", stride)
+    if not is_int(padding) or not 0 <= padding <= most:
+        raise ValueError(f"padding={shown(padding)} is not a number of pixels; expected an int, 0 to {most}.")
+    if not isinstance(padding_mode, str) or padding_mode not in _PADDING_MODES:
+        raise ValueError(f"padding_mode={shown(padding_mode)} is unknown; expected one of {', '.join(_PADDING_MODES)}.")
+    if not is_number(padding_value):
+        raise ValueError(f"padding_value={shown(padding_value)} is not a value; expected a number.")
 
 
 def finish_map(saliency: Tensor, input: Tensor, resize: Resize, resize_mode: str, smooth: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import Module
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from saliency.engine.checks import check_flag, check_model, check_type, shown
 from saliency.engine.nesting import here
 
 _registering = threading.Lock()  # two threads may hook one module, and PyTorch numbers hooks without a lock
@@ -50,8 +51,9 @@ class Probe:
     def __init__(
         self, module: Module, target: str = "input", *, enable_grad: bool = False, prepend: bool = False
     ) -> None:
-        if target not in ("input", "output"):
-            raise ValueError(f"target={target!r} is not a side of a layer; expected 'input' or 'output'.")
+        if not isinstance(target, str) or target not in ("input", "output"):
+            raise ValueError(f"target={shown(target)} is not a side of a layer; expected 'input' or 'output'.")
+        check_type("module", module, Module, "a torch.nn.Module")
         self.module = module
         self.target = target
         self.data: list[Tensor] = []
@@ -108,6 +110,8 @@ def attach_debug_probes(model: Module, debug: bool = False) -> "OrderedDict[str,
     >>> list(attach_debug_probes(torch.nn.Sequential(torch.nn.ReLU()), debug=True))
     ['', '0']
     """
+    check_model(model)
+    check_flag("debug", debug)
     if not debug:
         return None
     probes: OrderedDict[str, Probe] = OrderedDict()

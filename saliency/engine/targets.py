@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import describe, is_int
+from saliency.engine.checks import check_flag, check_maps_type, describe, is_int
 from saliency.engine.interrupts import uninterrupted
 
 Function: TypeAlias = Callable[[Any], Any]  # the model's output -> scores
@@ -24,7 +24,8 @@ _ACCEPTED = (
 
 def target_error(target: object, problem: str) -> ValueError:
     """The error that every unusable target raises."""
-    shown = describe(target) if isinstance(target, Tensor) and target.numel() > 16 else repr(target)
+    large = target.numel() > 16 if isinstance(target, Tensor) else getattr(target, "ndim", 0) > 1
+    shown = describe(target) if large else repr(target)
     return ValueError(f"target={shown} {problem}; expected {_ACCEPTED}.")
 
 
@@ -175,6 +176,7 @@ def get_backward_gradient(pred_y: Tensor, y: object) -> Tensor:
     tensor([[1., 0., 0.],
             [0., 0., 1.]])
     """
+    check_maps_type("pred_y", pred_y)
     parsed = _parse(y, len(pred_y) if pred_y.ndim else 1)
     if callable(parsed) or _are_functions(parsed):
         raise target_error(y, "is not a class index")
@@ -198,6 +200,8 @@ def get_pointing_gradient(pred_y: Tensor, y: object, normalize: bool = True) -> 
     <BLANKLINE>
              [[0.5000, 0.5000]]]])
     """
+    check_maps_type("pred_y", pred_y)
+    check_flag("normalize", normalize)
     index = class_indices(pred_y, y).expand_as(pred_y[:, :1])
     chosen = pred_y.detach().gather(1, index)
     weight = chosen.flatten(1).softmax(1).view_as(chosen) if normalize else chosen.exp()
@@ -228,7 +232,10 @@ def _parse(target: object, samples: int) -> _Parsed:
             raise target_error(target, "has rows of different length")
         target = torch.tensor(target, device="cpu")
     if hasattr(target, "__array__") and not isinstance(target, Tensor):
-        target = torch.as_tensor(target)
+        try:
+            target = torch.as_tensor(target)
+        except TypeError as error:
+            raise target_error(target, "is an array of other things than numbers") from error
     if isinstance(target, Tensor) and target.is_floating_point():
         if target.shape[:1] != (samples,):
             raise target_error(target, f"has shape {tuple(target.shape)}, but the batch holds {samples} samples")

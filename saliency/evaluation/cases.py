@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from saliency.engine.checks import check_count, check_path, check_type
 from saliency.evaluation.metrics.localisation import boxes_to_mask
 
 
@@ -115,6 +116,8 @@ def outputs_of(
     >>> outputs_of(["cat", "mouse", "tree"], 1000, {"cat": [281, 282], "mouse": [673]})
     [(281, 282), (673,), ()]
     """
+    check_type("classes", classes, (list, tuple), "the names of the classes")
+    check_count("outputs", outputs)
     if class_map is None:
         if len(classes) != outputs:
             raise ValueError(
@@ -122,7 +125,9 @@ def outputs_of(
                 "a map from class names to lists of outputs is accepted."
             )
         return [(index,) for index in range(outputs)]
+    check_type("class_map", class_map, Mapping, "lists of outputs by the names of the classes")
     for name, indices in class_map.items():
+        check_type("class_map", indices, (list, tuple), "lists of outputs by the names of the classes")
         if name not in classes:
             raise ValueError(f"class_map={name!r} is no class of the data set; one of {list(classes)} is accepted.")
         if not all(isinstance(index, int) and 0 <= index < outputs for index in indices):
@@ -134,9 +139,10 @@ def outputs_of(
 
 def read_class_map(path: str | Path) -> dict[str, list[int]]:
     """Read a class map for :func:`outputs_of` from a JSON file, ``{"cat": [281, 282]}``."""
+    check_path("path", path)
     try:
         found = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"class_map={str(path)!r} cannot be read ({error}); a JSON file is accepted.") from error
     if not isinstance(found, dict) or not all(isinstance(indices, list) for indices in found.values()):
         raise ValueError(f"class_map={str(path)!r} holds no map; class names with lists of outputs are accepted.")

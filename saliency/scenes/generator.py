@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saliency.engine.checks import shown
+
 from .shapes import DISTRACTORS, OBJECTS, Shape
 from .textures import TEXTURES, Grid, Stream, integer, rotation, uniform
 
@@ -88,7 +90,7 @@ def make_scene(seed: int) -> Scene:
     True
     """
     if not isinstance(seed, Integral) or not 0 <= seed < SEEDS:
-        raise ValueError(f"seed={seed!r} is no seed of a scene; an integer from 0 to {SEEDS - 1} is accepted.")
+        raise ValueError(f"seed={shown(seed)} is no seed of a scene; an integer from 0 to {SEEDS - 1} is accepted.")
     stream = Stream(int(seed))
     image, palette = _background(stream)
     for _ in range(integer(stream, 2, 7)):

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from saliency.engine.checks import shown
+
 from .generator import CLASSES
 
 WEIGHTS = Path(__file__).with_name("scene_network.pt")
@@ -76,13 +78,16 @@ def scene_network(weights: bool | str | PathLike[str] = True) -> SceneNet:
     >>> scene_network().training
     False
     """
-    network = SceneNet().eval()
+    accepted = "True, False or the path of a state dict of a SceneNet is accepted"
+    if not isinstance(weights, (bool, str, PathLike)):
+        raise ValueError(f"weights={shown(weights)} is not a path; {accepted}.")
     if weights is False:
-        return network
+        return SceneNet().eval()
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        network = SceneNet().eval()
     path = WEIGHTS if weights is True else weights
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
-        accepted = "True, False or the path of a state dict of a SceneNet is accepted"
         raise ValueError(f"weights={weights!r} cannot be read from {path}; {accepted}.") from error
     return network

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from saliency.engine.checks import check_tensor
+
 
 def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     r"""Average the precision at the rank of every positive; one value in [0, 1] for each class.
@@ -15,6 +17,8 @@ def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
     >>> average_precision(torch.tensor([[3.0], [2.0], [1.0]]), torch.tensor([[1], [0], [1]]))
     tensor([0.8333])
     """
+    check_tensor("scores", scores)
+    check_tensor("labels", labels)
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise ValueError(f"scores={tuple(scores.shape)!r} do not fit labels {tuple(labels.shape)}; (N, C) is accepted.")
     values = []

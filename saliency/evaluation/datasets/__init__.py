@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from saliency.engine.checks import check_path, check_type, shown
 from saliency.evaluation.cases import Dataset
 from saliency.evaluation.datasets.coco import coco_set, folder_set
 from saliency.evaluation.datasets.imagenet import imagenet_set
@@ -55,12 +56,15 @@ def load_dataset(
 
 
 def _check(name: str, root: str | Path | None, on_error: str) -> None:
+    check_type("name", name, str, f"one of {', '.join(DATASETS)}")
+    if root is not None:
+        check_path("root", root)
     if name not in DATASETS:
         raise unknown("dataset", name, list(DATASETS), f"one of {', '.join(DATASETS)} is accepted")
-    if on_error not in ("skip", "refuse"):
-        raise ValueError(f"on_error={on_error!r} is unknown; 'skip' or 'refuse' is accepted.")
+    if not isinstance(on_error, str) or on_error not in ("skip", "refuse"):
+        raise ValueError(f"on_error={shown(on_error)} is unknown; 'skip' or 'refuse' is accepted.")
     if name != "scenes" and (root is None or not Path(root).is_dir()):
-        shown = None if root is None else str(root)
-        raise ValueError(f"root={shown!r} is no folder; the folder of the data set {name!r} is accepted.")
+        given = None if root is None else str(root)
+        raise ValueError(f"root={given!r} is no folder; the folder of the data set {name!r} is accepted.")
     if name == "scenes" and root is not None:
         raise ValueError(f"root={str(root)!r} does not go with 'scenes', which are drawn; None is accepted.")

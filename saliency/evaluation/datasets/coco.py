@@ -4,16 +4,20 @@ import contextlib
 import hashlib
 import io
 import json
+import reprlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from saliency.engine.checks import is_file
 from saliency.evaluation.cases import Thing
-from saliency.evaluation.datasets.photos import Box, Photo, PhotoSet, collect, stored_size
+from saliency.evaluation.datasets.photos import Box, Photo, PhotoSet, collect, each_photo, stored_size
 from saliency.evaluation.datasets.segmentation import draw_mask, segmentation_problem
 from saliency.evaluation.networks.class_names import COCO_CLASSES
+
+FARTHEST = 1e12  # pixels
 
 
 def coco_set(name: str, root: Path, split: str, annotations: Path | None, on_error: str) -> PhotoSet:
@@ -55,7 +59,7 @@ def read_index(file: Path) -> Any:
         named = all(isinstance(category["name"], str) for category in index.cats.values())
         if not (index.imgs and index.anns and index.cats and named):
             raise ValueError("it lacks images, annotations or the names of categories")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+    except Exception as error:  # a file of another format is indexed as far as that goes
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
             f"annotations={str(file)!r} cannot be read ({reason}); a JSON file in COCO's format is accepted."
@@ -79,7 +83,7 @@ def find_json(root: Path) -> Path:
 def _is_coco(path: Path) -> bool:
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
 
@@ -87,7 +91,7 @@ def _is_coco(path: Path) -> bool:
 def _photo_folder(root: Path, names: Sequence[Any]) -> Path:
     """``root``, or the folder in it that holds more of the files."""
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-    return max(folders, key=lambda folder: sum((folder / str(name)).is_file() for name in names))
+    return max(folders, key=lambda folder: sum(is_file(folder / str(name)) for name in names))
 
 
 def digest(path: Path) -> str:
@@ -103,8 +107,11 @@ def _photos(index: Any, folder: Path, labels: Mapping[Any, int]) -> Iterator[Pho
     for entry in index.dataset["annotations"]:
         if entry["image_id"] not in index.imgs:
             yield f"annotation {entry['id']}: its image id {entry['image_id']} is not listed"
-    for key in sorted(index.imgs):
-        yield from _photo(index.imgs[key], index.imgToAnns.get(key, ()), folder, labels, index.cats)
+
+    def read(key: Any) -> Iterator[Photo | str]:
+        return _photo(index.imgs[key], index.imgToAnns.get(key, ()), folder, labels, index.cats)
+
+    yield from each_photo(sorted(index.imgs), read)
 
 
 def _photo(
@@ -148,9 +155,13 @@ def _problem(
     if category not in labels:
         name = categories[category]["name"] if category in categories else None
         return f"is of the unknown category {category!r}" + (f", {name!r}" if name else "")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(number, (int, float)) for number in box):
-        return f"has the bbox {box!r}, not x, y, width, height"
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_pixels(number) for number in box):
+        return f"has the bbox {reprlib.repr(box)}, not x, y, width, height"
     return segmentation_problem(entry.get("segmentation"), size)
+
+
+def _is_pixels(value: object) -> bool:
+    return isinstance(value, (int, float)) and not abs(value) > FARTHEST
 
 
 def _thing(entry: Mapping[str, Any], size: tuple[int, int], label: int) -> Thing:

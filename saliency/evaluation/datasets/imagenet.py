@@ -1,11 +1,12 @@
 """ImageNet's localisation task, in the layout of its challenge on Kaggle."""
 
 import csv
+import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from saliency.evaluation.cases import Thing
-from saliency.evaluation.datasets.photos import Photo, PhotoSet, collect
+from saliency.evaluation.datasets.photos import Photo, PhotoSet, collect, each_photo
 from saliency.evaluation.datasets.voc import read_xml
 
 SYNSETS = "LOC_synset_mapping.txt"
@@ -40,24 +41,36 @@ def _photos(root: Path, split: str, labels: Mapping[str, int]) -> Iterator[Photo
     listing, solution = root / f"ILSVRC/ImageSets/CLS-LOC/{split}.txt", root / f"LOC_{split}_solution.csv"
     rows = _rows(solution)
     answers = dict(rows)
-    lines = listing.read_text("utf-8").splitlines() if listing.is_file() else []
+    lines = _read(listing).splitlines() if listing.is_file() else []
     names = [line.split()[0] for line in lines if line.strip()]
     listed = set(names)
-    for name in [*names, *(name for name, _ in rows if name not in listed)]:
+
+    def read(name: str) -> Iterator[Photo | str]:
         image = root / f"ILSVRC/Data/CLS-LOC/{split}/{name}.JPEG"
         xml = root / f"ILSVRC/Annotations/CLS-LOC/{split}/{name}.xml"
         if name not in answers:
-            yield from read_xml(xml, image, labels, FIRST)
-        else:
-            yield from _answered(answers[name], xml, image, labels)
+            return read_xml(xml, image, labels, FIRST)
+        return _answered(answers[name], xml, image, labels)
+
+    yield from each_photo([*names, *(name for name, _ in rows if name not in listed)], read)
 
 
 def _rows(solution: Path) -> list[tuple[str, str]]:
     """The photos' names and what is in them, from the file of solutions, if there is one."""
     if not solution.is_file():
         return []
-    with solution.open(encoding="utf-8", newline="") as file:
-        return [(row[0], row[1] if len(row) > 1 else "") for row in list(csv.reader(file))[1:] if row]
+    try:
+        rows = list(csv.reader(io.StringIO(_read(solution), newline="")))[1:]
+    except csv.Error as error:
+        raise ValueError(f"root has a broken {solution} ({error}); a file of the challenge is accepted.") from error
+    return [(row[0], row[1] if len(row) > 1 else "") for row in rows if row]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"root has a broken {path} ({error}); a file of the challenge is accepted.") from error
 
 
 def _answered(answer: str, xml: Path, image: Path, labels: Mapping[str, int]) -> Iterator[Photo | str]:

@@ -1,20 +1,27 @@
 """Photo files with annotations: what is wrong with a file or an object is named, and left out."""
 
-from collections.abc import Container, Iterable, Sequence
+import math
+import os
+import reprlib
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
+from saliency.engine.checks import printable
 from saliency.evaluation.cases import Annotation, Thing
+from saliency.images import pixels_to_tensor
 
 OVERSHOOT = 1.0  # pixels by which a box may leave its image: coordinates are rounded, and count from 0 or from 1
 SHOWN = 5
+LONGEST = 300  # characters of a problem
+TRUSTED = 2**26  # pixels; a size beyond is compared with that of the file before anything of it is drawn
 
+Name = TypeVar("Name")
 Box: TypeAlias = tuple[float, float, float, float]
 
 
@@ -65,15 +72,16 @@ def collect(
             problems.append(entry)
             continue
         try:
-            size = _checked_size(entry, annotations)
-        except ValueError as error:
-            problems.append(f"{entry.name}: {error}")
+            size = _checked_size(entry, root, annotations)
+        except (ValueError, OSError) as error:  # of a system's error the text without the path
+            problems.append(f"{entry.name}: {getattr(error, 'strerror', None) or error}")
             continue
         found = [(thing, box_problem(thing.box, size)) for thing in entry.things]
         problems += [f"{entry.name}: a {classes[thing.label]!r} {problem}" for thing, problem in found if problem]
         things = tuple(thing._replace(box=clip_box(thing.box, size)) for thing, problem in found if not problem)
         annotations[entry.name] = Annotation(entry.name, size, things)
         paths.append(entry.path)
+    problems = [printable(_shortened(problem)) for problem in problems]
     if problems and on_error == "refuse":
         shown = " ".join(f"({number}) {problem}" for number, problem in enumerate(problems[:SHOWN], 1))
         raise ValueError(f"root={str(root)!r} holds {len(problems)} problems: {shown}; on_error='skip' is accepted.")
@@ -83,13 +91,36 @@ def collect(
     return PhotoSet(name, root, classes, tuple(annotations.values()), tuple(problems), tuple(paths), source)
 
 
-def _checked_size(photo: Photo, taken: Container[str]) -> tuple[int, int]:
-    """The size of a photo; ``ValueError`` where its name is taken, or its file missing or broken."""
+def each_photo(names: Iterable[Name], read: Callable[[Name], Iterable[Photo | str]]) -> Iterator[Photo | str]:
+    """What is read of each; of one for which anything is raised, that it cannot be read, and why."""
+    for name in names:
+        yield from _attempt(name, read)
+
+
+def _attempt(name: Name, read: Callable[[Name], Iterable[Photo | str]]) -> list[Photo | str]:
+    try:
+        return list(read(name))
+    except Exception as error:  # files hold whatever was put into them
+        return [f"{name}: it cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"]
+
+
+def _shortened(problem: str) -> str:
+    half = LONGEST // 2
+    return problem if len(problem) <= LONGEST else f"{problem[:half]} … {problem[-half:]}"
+
+
+def _checked_size(photo: Photo, root: Path, taken: Container[str]) -> tuple[int, int]:
+    """The size of a photo; ``ValueError`` where its name is taken, or its file missing, broken or of another size."""
     if photo.name in taken:
         raise ValueError("it is listed twice; the first time counts")
+    if not Path(os.path.normpath(photo.path)).is_relative_to(os.path.normpath(root)):
+        raise ValueError(f"its file {photo.path} is outside of {root}")
     if not photo.path.is_file():
         raise ValueError(f"its file {photo.path} is missing")
-    return photo.size or stored_size(photo.path)
+    size = photo.size or stored_size(photo.path)
+    if math.prod(size) > TRUSTED and stored_size(photo.path) != size:
+        raise ValueError(f"its file {photo.path} is not of the annotated height and width {reprlib.repr(size)}")
+    return size
 
 
 def box_problem(box: Box, size: tuple[int, int]) -> str:
@@ -102,9 +133,9 @@ def box_problem(box: Box, size: tuple[int, int]) -> str:
     """
     (x0, y0, x1, y1), (height, width) = box, size
     if not (x0 < x1 and y0 < y1):  # of NaN nothing is true
-        return f"has the box {box} without area"
+        return f"has the box {reprlib.repr(box)} without area"
     if min(x0, y0) < -OVERSHOOT or x1 > width + OVERSHOOT or y1 > height + OVERSHOOT or x0 >= width or y0 >= height:
-        return f"has the box {box} outside of its image of {width} x {height} pixels"
+        return f"has the box {reprlib.repr(box)} outside of its image of {width} x {height} pixels"
     return ""
 
 
@@ -125,10 +156,10 @@ def read_stored(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"), np.float32) / np.float32(255)
+            pixels = np.array(image.convert("RGB"))
     except Exception as error:  # on a broken file, decoders raise whatever comes up
         raise _unreadable(path, error) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return pixels_to_tensor(pixels)
 
 
 def stored_size(path: Path) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from saliency.engine.checks import check_type, is_positive_int, shown
 from saliency.evaluation.cases import Annotation, Thing
 from saliency.scenes import CLASSES, Scene, make_scene
 
@@ -19,8 +20,9 @@ class SceneSet:
     """
 
     def __init__(self, count: int = 100, seed: int = 0) -> None:
-        if count < 1:
-            raise ValueError(f"scenes={count!r} is no number of scenes; a whole number of at least 1 is accepted.")
+        if not is_positive_int(count):
+            raise ValueError(f"scenes={shown(count)} is no number of scenes; a whole number of at least 1 is accepted.")
+        check_type("seed", seed, int, "the seed of a scene")
         self.name, self.classes, self.seed = "scenes", CLASSES, seed
         self.source = ""  # a scene's masks come with its seed
         self.root: Path | None = None

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+LONGEST_NUMBER = 60  # bits
+
 
 def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str:
     """What is wrong with a segmentation in an image of ``size`` = (height, width), or ''; None and [] are none.
@@ -21,7 +23,7 @@ def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str:
             counts = run_lengths(segmentation["counts"])
             full = sum(counts) == math.prod(size) and all(isinstance(n, int) and n >= 0 for n in counts)
             return "" if full else "has a mask that does not fill its image"
-        except (TypeError, KeyError):
+        except (TypeError, KeyError, ValueError):
             return "has a broken run-length code"
     polygons = segmentation or []
     if not isinstance(polygons, list) or not all(
@@ -30,6 +32,8 @@ def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str:
         return "has a segmentation that is neither polygons nor a run-length code"
     try:
         near = all(math.isfinite(sum(p)) and -max(size) <= min(p) <= max(p) <= 2 * max(size) for p in polygons)
+    except OverflowError:
+        near = False
     except TypeError:
         return "has a polygon of other things than numbers"
     return "" if near else "has a polygon far outside of its image"  # filling it would take all memory there is
@@ -67,6 +71,8 @@ def run_lengths(counts: Sequence[int] | str | bytes) -> list[int]:
     value = shift = 0
     for character in counts.encode() if isinstance(counts, str) else counts:
         bits = character - 48
+        if shift > LONGEST_NUMBER:
+            raise ValueError(f"counts={counts[:40]!r} holds a number of no image; COCO's text is accepted.")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

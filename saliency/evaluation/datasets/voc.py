@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from saliency.evaluation.cases import Thing
-from saliency.evaluation.datasets.photos import Photo, PhotoSet, collect
+from saliency.evaluation.datasets.photos import Photo, PhotoSet, collect, each_photo
 from saliency.evaluation.networks.class_names import VOC_CLASSES
 
 
@@ -23,7 +23,7 @@ def voc_set(name: str, root: Path, split: str, on_error: str) -> PhotoSet:
         ) from error
     labels = {class_name: label for label, class_name in enumerate(VOC_CLASSES)}
     files = zip(map(Path, listed.images), map(Path, listed.annotations), strict=True)
-    entries = (entry for image, xml in files for entry in read_xml(xml, image, labels, first=1))
+    entries = each_photo(files, lambda pair: read_xml(pair[1], pair[0], labels, first=1))
     return collect(name, root, VOC_CLASSES, entries, on_error)
 
 
@@ -33,11 +33,10 @@ def read_xml(path: Path, image: Path, labels: Mapping[str, int], first: int) -> 
     Boxes are inclusive there, and the number of the first pixel is ``first``. A broken file is one problem.
     """
     from defusedxml import ElementTree
-    from defusedxml.common import DefusedXmlException
 
     try:
         root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError, DefusedXmlException) as error:
+    except Exception as error:  # besides what is no XML: unknown encodings, entities, names that no file can have
         yield f"{image.stem}: its annotation {path} cannot be read ({' '.join(str(error).split())})"
         return
     described = Path(root.findtext("filename") or image.name).stem

@@ -41,12 +41,16 @@ class Evidence(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A row of the table: ``score(evidence, **options)`` gives (N,) scores, or (N, T) curves that ``area`` sums up."""
+    """A row of the table: ``score(evidence, **options)`` gives (N,) scores, or (N, T) curves that ``area`` sums up.
+
+    ``hits``: a score is a hit or a miss, or the chance of a hit, so that a mean is a percentage.
+    """
 
     score: Callable[..., Tensor]
     paper: str
     higher_is_better: bool = True
     area: Callable[[Tensor], Tensor] | None = None  # a curve's (N, T) -> score (N,)
+    hits: bool = False
 
 
 def _mean(curve: Tensor) -> Tensor:
@@ -58,7 +62,7 @@ def _asked(evidence: Evidence) -> tuple[Module, Tensor, Tensor, Tensor]:
 
 
 def _pointing_game(evidence: Evidence, tolerance: float = 15) -> Tensor:
-    return pointing_game(evidence.saliency, evidence.masks, tolerance).float()
+    return pointing_game(evidence.saliency, evidence.masks, tolerance)
 
 
 def _energy(evidence: Evidence) -> Tensor:
@@ -73,12 +77,12 @@ def _mask_iou(evidence: Evidence, thresholds: Any = THRESHOLDS) -> Tensor:
     return mask_iou(evidence.saliency, evidence.masks, thresholds)
 
 
-def _insertion(evidence: Evidence, steps: int = 32, baseline: Baseline = "blur") -> Tensor:
-    return insertion(*_asked(evidence), steps, baseline, evidence.activation)
+def _insertion(evidence: Evidence, steps: int = 32, baseline: Baseline = "blur", seed: int = 0) -> Tensor:
+    return insertion(*_asked(evidence), steps, baseline, evidence.activation, seed=seed)
 
 
-def _deletion(evidence: Evidence, steps: int = 32, baseline: Baseline = "zero") -> Tensor:
-    return deletion(*_asked(evidence), steps, baseline, evidence.activation)
+def _deletion(evidence: Evidence, steps: int = 32, baseline: Baseline = "zero", seed: int = 0) -> Tensor:
+    return deletion(*_asked(evidence), steps, baseline, evidence.activation, seed=seed)
 
 
 def _road(evidence: Evidence, percentages: Any = (20, 40, 60, 80), noise: float = 0.01, seed: int = 0) -> Tensor:
@@ -115,7 +119,7 @@ def _random_logit(evidence: Evidence, seed: int = 0) -> Tensor:
 
 
 METRICS: dict[str, Metric] = {
-    "pointing_game": Metric(_pointing_game, "Zhang et al., Excitation Backprop, IJCV 2018"),
+    "pointing_game": Metric(_pointing_game, "Zhang et al., Excitation Backprop, IJCV 2018", hits=True),
     "energy_pointing_game": Metric(_energy, "Wang et al., Score-CAM, CVPR workshop 2020"),
     "box_iou": Metric(_box_iou, "Choe et al., Evaluating Weakly Supervised Localization, CVPR 2020", area=_mean),
     "mask_iou": Metric(_mask_iou, "Choe et al., Evaluating Weakly Supervised Localization, CVPR 2020", area=_mean),
@@ -123,7 +127,7 @@ METRICS: dict[str, Metric] = {
     "deletion": Metric(_deletion, "Petsiuk et al., RISE, BMVC 2018", higher_is_better=False, area=curve_area),
     "road": Metric(_road, "Rong et al., A Consistent and Efficient Evaluation Strategy, ICML 2022"),
     "average_drop": Metric(_average_drop, "Chattopadhay et al., Grad-CAM++, WACV 2018", higher_is_better=False),
-    "increase_in_confidence": Metric(_increase_in_confidence, "Chattopadhay et al., Grad-CAM++, WACV 2018"),
+    "increase_in_confidence": Metric(_increase_in_confidence, "Chattopadhay et al., Grad-CAM++, WACV 2018", hits=True),
     "sensitivity_n": Metric(_sensitivity_n, "Ancona et al., Gradient-based Attribution Methods, ICLR 2018"),
     "cascading_randomisation": Metric(_cascading, "Adebayo et al., Sanity Checks, NeurIPS 2018", False, _mean),
     "independent_randomisation": Metric(_independent, "Adebayo et al., Sanity Checks, NeurIPS 2018", False, _mean),

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from saliency.engine.checks import check_flag, check_maps_type
 from saliency.engine.maps import safe_divide
 
 
@@ -19,6 +20,9 @@ def rank_correlation(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
     >>> rank_correlation(torch.tensor([[1.0, 2.0, 30.0], [7.0, 7.0, 7.0]]), torch.tensor([[0.0, -1.0, -2.0]] * 2))
     tensor([-1.,  0.])
     """
+    check_maps_type("a", a)
+    check_maps_type("b", b)
+    check_flag("absolute", absolute)
     if a.shape != b.shape or a.ndim < 2 or not a[:1].numel():
         raise ValueError(
             f"a={tuple(a.shape)} and b={tuple(b.shape)} are no pair; two tensors (N, 1, h, w) are accepted."

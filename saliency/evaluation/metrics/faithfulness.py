@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.checks import check_count, check_seed, is_number
+from saliency.engine.checks import check_count, check_maps_type, is_number, shown
 from saliency.engine.maps import safe_divide
 from saliency.evaluation.metrics.imputation import linear_imputation
 from saliency.evaluation.metrics.perturbed import (
@@ -32,12 +32,13 @@ def insertion(
     baseline: Baseline = "blur",
     activation: Activation = class_softmax,
     batch_size: int = 32,
+    seed: int = 0,
 ) -> Tensor:
     r"""The target's probability (N, steps + 1) while pixels, the most salient first, are put into a blurred image.
 
     .. math:: p_{nt} = f_{y_n}(\tilde x_n + m_{nt} (x_n - \tilde x_n)), \quad m_{ntu} = [r_{nu} < k_t]
 
-    with r a pixel's rank in the map, that of equals in reading order, and k the rounded t H W / T. ``input`` is
+    with r a pixel's rank in the map, equals in an order drawn for ``seed``, and k the rounded t H W / T. ``input`` is
     (N, C, H, W), ``saliency`` (N, 1, H, W), ``target`` an index or one for each case. ``baseline``: ``'blur'``
     as in RISE (11 pixels of 224), ``'zero'``, ``'mean'`` of each channel, or a tensor. The score is
     :func:`curve_area`; higher is better. ``batch_size`` images are a forward pass. Raises ``ValueError`` for maps
@@ -48,7 +49,7 @@ def insertion(
     >>> insertion(model, x, 1, x, steps=2, baseline="zero", activation=lambda output: output)
     tensor([[0., 2., 2.]])
     """
-    return _curve(model, input, target, saliency, True, steps, baseline, activation, batch_size)
+    return _curve(model, input, target, saliency, True, steps, baseline, activation, batch_size, seed)
 
 
 def deletion(
@@ -60,6 +61,7 @@ def deletion(
     baseline: Baseline = "zero",
     activation: Activation = class_softmax,
     batch_size: int = 32,
+    seed: int = 0,
 ) -> Tensor:
     r"""The target's probability (N, steps + 1) while pixels, the most salient first, are taken from the image.
 
@@ -73,7 +75,7 @@ def deletion(
     >>> deletion(torch.nn.Flatten(), x, 1, x, steps=2, activation=lambda output: output)
     tensor([[2., 0., 0.]])
     """
-    return _curve(model, input, target, saliency, False, steps, baseline, activation, batch_size)
+    return _curve(model, input, target, saliency, False, steps, baseline, activation, batch_size, seed)
 
 
 def _curve(
@@ -86,8 +88,9 @@ def _curve(
     baseline: Baseline,
     activation: Activation,
     batch_size: int,
+    seed: int,
 ) -> Tensor:
-    rank = saliency_ranks(check_maps(input, saliency))
+    rank = saliency_ranks(check_maps(input, saliency), seed)
     pixels = rank[0].numel()
     check_count("steps", steps)
     counts = ((torch.arange(steps + 1) * pixels + steps // 2) // steps).to(input.device).view(-1, 1, 1, 1)
@@ -106,6 +109,9 @@ def curve_area(curve: Tensor) -> Tensor:
     >>> curve_area(torch.tensor([[0.0, 1.0, 1.0]]))
     tensor([0.7500])
     """
+    check_maps_type("curve", curve)
+    if not curve.isfinite().all():
+        raise ValueError("curve=NaN or infinity has no area; expected finite numbers.")
     if curve.ndim != 2 or curve.shape[1] < 2:
         raise ValueError(f"curve={tuple(curve.shape)} has no area; a tensor (N, T) with T >= 2 is accepted.")
     return torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
@@ -151,12 +157,13 @@ def road_curves(
     r"""The target's probabilities, (N, P) and (N, P), after most and after least salient pixels were imputed.
 
     ``percentages`` of the pixels are removed, filled in by :func:`linear_imputation` and given Gaussian noise of
-    standard deviation ``noise``, in the input's units; drawn once for ``seed``, so that a case's score does not
-    depend on the others. Arguments as for :func:`insertion`. Raises ``ValueError`` for a percentage outside (0, 100).
+    standard deviation ``noise``, in the input's units; it and the order of equal pixels are drawn once for ``seed``,
+    so that a case's score does not depend on the others. Arguments as for :func:`insertion`. Raises ``ValueError`` for
+    a percentage outside (0, 100).
     Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods, ICML 2022.
     """
-    rank = saliency_ranks(check_maps(input, saliency))
-    _check_road(percentages, noise, seed)
+    rank = saliency_ranks(check_maps(input, saliency), seed)
+    _check_road(percentages, noise)
     pixels = rank[0].numel()
     counts = [min(round(pixels * share / 100), pixels - 1) for share in percentages]
     bounds = torch.tensor([*counts, *(pixels - count for count in counts)], device=input.device).view(-1, 1, 1, 1)
@@ -172,13 +179,12 @@ def road_curves(
     return scores[:, : len(counts)], scores[:, len(counts) :]
 
 
-def _check_road(percentages: Any, noise: Any, seed: Any) -> None:
+def _check_road(percentages: object, noise: object) -> None:
     known = isinstance(percentages, Sequence) and all(is_number(share) and 0 < share < 100 for share in percentages)
     if not known or not percentages:
-        raise ValueError(f"percentages={percentages!r} are none of pixels; numbers between 0 and 100 are accepted.")
+        raise ValueError(f"percentages={shown(percentages)} are none of pixels; expected numbers between 0 and 100.")
     if not is_number(noise) or noise < 0:
-        raise ValueError(f"noise={noise!r} is no standard deviation; a number >= 0 is accepted.")
-    check_seed(seed)
+        raise ValueError(f"noise={shown(noise)} is no standard deviation; a number >= 0 is accepted.")
 
 
 def average_drop(

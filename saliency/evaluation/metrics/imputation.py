@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saliency.engine.checks import check_tensor
 from saliency.engine.maps import safe_divide
 
 _TOLERANCE = 1e-7  # of the largest pixel
@@ -52,7 +53,9 @@ def _impute(image: Tensor, removed: Tensor) -> Tensor:
 
 
 def _check(input: Tensor, removed: Tensor) -> None:
-    if input.ndim != 4 or not input.is_floating_point() or not input.isfinite().all():
+    check_tensor("input", input)
+    check_tensor("removed", removed)
+    if input.ndim != 4 or not input.numel() or not input.is_floating_point() or not input.isfinite().all():
         raise ValueError(
             f"input={tuple(input.shape)} of {input.dtype} is no batch of finite images; "
             "a finite floating-point tensor (N, C, H, W) is accepted."

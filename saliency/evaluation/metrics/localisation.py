@@ -1,13 +1,16 @@
 """Localisation: does the map find the object? Every function gives one result per case."""
 
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from saliency.engine.checks import check_maps_type, check_tensor, check_type, is_number, is_positive_int, shown
 from saliency.engine.maps import safe_divide
 from saliency.evaluation.metrics.components import sweep
 
@@ -42,34 +45,66 @@ def points_hit(points: Tensor, masks: Tensor, tolerance: float = 15) -> Tensor:
     >>> points_hit(torch.tensor([[5, 0]]), mask), points_hit(torch.tensor([[4, 0]]), mask)
     (tensor([True]), tensor([False]))
     """
+    check_tensor("points", points)
+    check_tensor("masks", masks)
     if masks.ndim != 3 or masks.dtype != torch.bool or points.shape != (len(masks), 2):
         raise ValueError(
             f"masks={tuple(masks.shape)} of {masks.dtype} do not fit points of shape {tuple(points.shape)}; "
             "bool masks (N, H, W) and points (N, 2) are accepted."
         )
     _check_not_empty(masks)
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance={tolerance!r} is no radius in pixels; a number >= 0 is accepted.")
     height, width = masks.shape[1:]
+    reach = _squared_reach(tolerance, masks)
     x = torch.arange(width, device=masks.device)
     y = torch.arange(height, device=masks.device)
     squared = (x - points[:, :1])[:, None, :] ** 2 + (y - points[:, 1:])[:, :, None] ** 2
-    return (masks & (squared <= tolerance**2)).flatten(1).any(1)
+    return (masks & (squared <= reach)).flatten(1).any(1)
+
+
+def _squared_reach(tolerance: object, masks: Tensor) -> int:
+    """The largest squared distance of two pixels within the tolerance; beyond the image it makes no difference."""
+    if not is_number(tolerance) or tolerance < 0:
+        raise ValueError(f"tolerance={shown(tolerance)} is no radius in pixels; expected a number >= 0.")
+    return int(min(tolerance, sum(masks.shape[1:])) ** 2)
+
+
+def _dilated(masks: Tensor, reach: int) -> Tensor:
+    """The pixels (N, H, W) of which a pixel of the mask is no farther away than the root of ``reach``."""
+    height, width = masks.shape[1:]
+    before = F.pad(masks.cumsum(2), (1, 0))  # how many of the row's pixels stand before each, all of them at the end
+    x = torch.arange(width, device=masks.device)
+    near = torch.zeros_like(masks)
+    for dy in range(min(height - 1, math.isqrt(reach)) + 1):
+        dx = math.isqrt(reach - dy * dy)
+        row = before[..., (x + dx + 1).clamp(max=width)] > before[..., (x - dx).clamp(min=0)]
+        near[:, dy:] |= row[:, : height - dy]
+        near[:, : height - dy] |= row[:, dy:]
+    return near
 
 
 def pointing_game(saliency: Tensor, masks: Tensor, tolerance: float = 15) -> Tensor:
-    """The pointing game: is the map's maximum on the object, or at most ``tolerance`` pixels away from it?
+    r"""The pointing game: is the map's maximum on the object, or at most ``tolerance`` pixels away from it?
 
-    ``saliency`` is (N, 1, H, W) at the size of the ``masks``, (N, H, W) bool; the result is (N,) bool, a hit or a
-    miss per case. The mean over the cases of a class is its accuracy; a class without cases has none.
+    .. math:: h_n = \frac{|\{u \in U_n : d(u, m_n) \le \mathrm{tolerance}\}|}{|U_n|}, \quad
+              U_n = \arg\max_u s_{nu}
+
+    ``saliency`` is (N, 1, H, W) at the size of the ``masks``, (N, H, W) bool; the result is (N,): 1 for a hit, 0 for
+    a miss, and where several pixels are largest the chance that one of them, drawn at random, hits. A constant map has
+    that of a random pixel. The mean over the cases of a class is its accuracy; a class without cases has none.
     Zhang et al., Top-down Neural Attention by Excitation Backprop, IJCV 2018.
     Raises ``ValueError`` for shapes that differ, an empty mask and NaN.
 
-    >>> pointing_game(torch.eye(4).view(1, 1, 4, 4), torch.eye(4).bool()[None], tolerance=0)
-    tensor([True])
+    >>> pointing_game(torch.tensor([[[[0.0, 2.0, 2.0]]]]), torch.tensor([[[True, False, False]]]), tolerance=1)
+    tensor([0.5000])
     """
     _check_size(saliency, masks)
-    return points_hit(saliency_points(saliency), masks, tolerance)
+    hits = points_hit(saliency_points(saliency), masks, tolerance).float()
+    largest = (saliency == saliency.amax((2, 3), keepdim=True))[:, 0]
+    several = largest.sum((1, 2)) > 1
+    if several.any():
+        largest, near = largest[several], _dilated(masks[several], _squared_reach(tolerance, masks))
+        hits[several] = (largest & near).sum((1, 2)) / largest.sum((1, 2))
+    return hits
 
 
 def energy_pointing_game(saliency: Tensor, masks: Tensor) -> Tensor:
@@ -131,8 +166,8 @@ def box_iou(
     """
     _check_maps(saliency)
     _check_boxes(saliency, boxes)
-    if components not in ("largest", "all"):
-        raise ValueError(f"components={components!r} is unknown; 'largest' or 'all' is accepted.")
+    if not isinstance(components, str) or components not in ("largest", "all"):
+        raise ValueError(f"components={shown(components)} is unknown; 'largest' or 'all' is accepted.")
     levels, order = _levels(saliency, thresholds)
     ious = _wide(saliency).new_zeros(len(order), len(saliency))
     truth = pad_sequence([box.to(ious) for box in boxes], batch_first=True)  # a box without a pixel has IoU 0
@@ -157,12 +192,15 @@ def max_box_accuracy(ious: Tensor, delta: float | Sequence[float] = 0.5) -> Tens
     >>> max_box_accuracy(torch.tensor([[0.6, 0.1], [0.4, 0.5], [0.7, 0.3]]))
     tensor(0.6667)
     """
+    check_maps_type("ious", ious)
+    if not ious.isfinite().all():
+        raise ValueError("ious=NaN or infinity is no overlap; expected finite numbers.")
     if ious.ndim != 2 or not ious.numel():
         raise ValueError(f"ious={tuple(ious.shape)} is no table of cases; a tensor (N, T) is accepted.")
     deltas = tuple(delta) if isinstance(delta, Sequence) else (delta,)
-    if not deltas or not all(0 < value <= 1 for value in deltas):
-        raise ValueError(f"delta={delta!r} is no IoU; numbers in (0, 1] are accepted.")
-    return torch.stack([(ious >= value).to(ious.dtype).mean(0).max() for value in deltas]).mean()
+    if not deltas or not all(is_number(value) and 0 < value <= 1 for value in deltas):
+        raise ValueError(f"delta={shown(delta)} is no IoU; numbers in (0, 1] are accepted.")
+    return torch.stack([(ious >= value).to(_wide(ious).dtype).mean(0).max() for value in deltas]).mean()
 
 
 def boxes_to_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -172,8 +210,13 @@ def boxes_to_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     tensor([[0, 1, 1],
             [0, 0, 0]], dtype=torch.int32)
     """
+    check_maps_type("boxes", boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes={tuple(boxes.shape)} are no boxes; a tensor (K, 4) is accepted.")
+    if not boxes.isfinite().all():
+        raise ValueError("boxes=NaN or infinity is no place; expected finite numbers.")
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(map(is_positive_int, size)):
+        raise ValueError(f"size={shown(size)} is not a size of an image; expected (height, width).")
     height, width = size
     x = torch.arange(width, device=boxes.device)
     y = torch.arange(height, device=boxes.device)
@@ -190,9 +233,13 @@ def _wide(saliency: Tensor) -> Tensor:
 def _levels(saliency: Tensor, thresholds: Thresholds) -> tuple[Tensor, Tensor]:
     """How many thresholds each pixel reaches, (N, H, W), and where each stood before they were sorted, (T,)."""
     values = _wide(saliency[:, 0])
-    edges = torch.as_tensor(thresholds, dtype=values.dtype, device=values.device)
+    try:
+        edges = torch.as_tensor(thresholds, dtype=values.dtype, device=values.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        edges = values.new_empty(0)
     if edges.ndim != 1 or not edges.numel() or not ((edges >= 0) & (edges <= 1)).all():
-        raise ValueError(f"thresholds={thresholds!r} are no shares of the maximum; numbers from 0 to 1 are accepted.")
+        given = reprlib.repr(thresholds) if isinstance(thresholds, Sequence) else shown(thresholds)
+        raise ValueError(f"thresholds={given} are no shares of the maximum; numbers from 0 to 1 are accepted.")
     values = values - values.amin((1, 2), keepdim=True)
     edges, order = edges.sort()
     share = safe_divide(values, values.amax((1, 2), keepdim=True))
@@ -210,6 +257,7 @@ def _overlap(box: Tensor, truth: Tensor) -> Tensor:
 
 
 def _check_maps(saliency: Tensor) -> None:
+    check_maps_type("saliency", saliency)
     if saliency.ndim != 4 or saliency.shape[1] != 1 or not saliency[:1].numel():
         raise ValueError(f"saliency={tuple(saliency.shape)} is no batch of maps; a tensor (N, 1, H, W) is accepted.")
     if not saliency.isfinite().all():
@@ -217,6 +265,8 @@ def _check_maps(saliency: Tensor) -> None:
 
 
 def _check_size(saliency: Tensor, masks: Tensor) -> None:
+    check_tensor("saliency", saliency)
+    check_tensor("masks", masks)
     if saliency.ndim != 4 or saliency.shape[2:] != masks.shape[1:]:
         raise ValueError(
             f"saliency={tuple(saliency.shape)} is not at the masks' size {tuple(masks.shape[1:])}; "
@@ -239,6 +289,11 @@ def _check_maps_and_masks(saliency: Tensor, masks: Tensor) -> None:
 
 
 def _check_boxes(saliency: Tensor, boxes: Sequence[Tensor]) -> None:
+    check_type("boxes", boxes, (Sequence, Tensor), "a tensor (K, 4) for each map")
+    for box in boxes if not isinstance(boxes, Tensor) or boxes.ndim == 3 else [None]:
+        check_tensor("boxes", box)
+        if not box.isfinite().all():
+            raise ValueError("boxes=NaN or infinity is no place; expected finite numbers.")
     shapes = [tuple(box.shape) for box in boxes]
     if len(shapes) != len(saliency) or any(len(shape) != 2 or shape[1] != 4 or not shape[0] for shape in shapes):
         raise ValueError(f"boxes={shapes} do not fit {len(saliency)} maps; (K, 4) with K >= 1 for each is accepted.")

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.checks import check_count, describe
+from saliency.engine.checks import (
+    check_count,
+    check_maps_type,
+    check_model,
+    check_seed,
+    check_tensor,
+    describe,
+    shown,
+)
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Targets, main_output, target_error
 
@@ -46,9 +54,10 @@ def score_versions(
     ``picture(case, version)`` gives (B, C, H, W) for two LongTensors (B,). The model and the random state stay as
     they are. Raises ``ValueError`` for a score that is not finite.
     """
+    check_model(model)
     check_count("batch_size", batch_size)
     if not callable(activation):
-        raise ValueError(f"activation={activation!r} is not callable; a function of the model's output is accepted.")
+        raise ValueError(f"activation={shown(activation)} is not callable; expected a function of the model's output.")
     samples, scores = len(input), []
     targets = Targets(target, samples)
     with evaluating(model):
@@ -74,6 +83,9 @@ def check_maps(input: Tensor, saliency: Tensor) -> Tensor:
 
     Raises ``ValueError`` for an input that is no batch of images, maps that do not fit it, NaN and infinity.
     """
+    check_tensor("input", input)
+    check_tensor("saliency", saliency)
+    check_maps_type("saliency", saliency.float() if saliency.dtype == torch.bool else saliency)  # a mask is a map
     if input.ndim != 4 or not input.is_floating_point() or not input.numel():
         raise ValueError(
             f"input={tuple(input.shape)} of {input.dtype} is no batch of images; "
@@ -91,13 +103,23 @@ def check_maps(input: Tensor, saliency: Tensor) -> Tensor:
     return saliency.detach().to(input.device, torch.promote_types(saliency.dtype, torch.float32))
 
 
-def saliency_ranks(saliency: Tensor) -> Tensor:
-    """The rank of every pixel of (N, 1, H, W) maps: 0 for the most salient, equals in reading order.
+def saliency_ranks(saliency: Tensor, seed: int = 0) -> Tensor:
+    """The rank of every pixel of (N, 1, H, W) maps: 0 for the most salient, equals in an order drawn for ``seed``.
 
-    >>> saliency_ranks(torch.tensor([[[[1.0, 3.0, 1.0]]]]))
-    tensor([[[[1, 0, 2]]]])
+    All maps draw the same order, so that a case does not depend on the others. In reading order a map of zeros would
+    take the background before what is in the middle of the photo, and be better than chance.
+
+    >>> saliency_ranks(torch.tensor([[[[1.0, 3.0, 2.0]]]]))
+    tensor([[[[2, 0, 1]]]])
     """
-    order = saliency.flatten(1).argsort(dim=1, descending=True, stable=True)
+    check_seed(seed)
+    check_maps_type("saliency", saliency)
+    if saliency.ndim < 2:
+        raise ValueError(f"saliency={describe(saliency)} is no batch of maps; expected (N, 1, H, W).")
+    values = saliency.flatten(1)
+    drawn = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(int(seed)), device="cpu")
+    drawn = drawn.to(values.device)
+    order = drawn[values[:, drawn].argsort(dim=1, descending=True, stable=True)]
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places).view_as(saliency)
 
@@ -111,20 +133,24 @@ def make_baseline(input: Tensor, baseline: Baseline) -> Tensor:
     >>> make_baseline(torch.tensor([[[[1.0, 3.0]]]]), "mean")
     tensor([[[[2., 2.]]]])
     """
+    check_tensor("input", input)
+    if input.ndim != 4 or not input.is_floating_point():
+        raise ValueError(f"input={describe(input)} of {input.dtype} is no batch of images; expected (N, C, H, W).")
     input = input.detach()
     if isinstance(baseline, Tensor):
         try:
             return baseline.detach().to(input).expand_as(input)
         except RuntimeError as error:
-            shown = describe(baseline)
-            raise ValueError(f"baseline={shown} does not fit; one that broadcasts to the input is accepted.") from error
-    if baseline == "blur":
+            given = describe(baseline)
+            raise ValueError(f"baseline={given} does not fit; one that broadcasts to the input is accepted.") from error
+    kind = baseline if isinstance(baseline, str) else None  # of an array, == is an array
+    if kind == "blur":
         return _blur(input)
-    if baseline == "mean":
+    if kind == "mean":
         return input.mean((2, 3), keepdim=True).expand_as(input)
-    if baseline == "zero":
+    if kind == "zero":
         return torch.zeros_like(input)
-    raise ValueError(f"baseline={baseline!r} is unknown; a tensor or one of {', '.join(BASELINES)} is accepted.")
+    raise ValueError(f"baseline={shown(baseline)} is unknown; a tensor or one of {', '.join(BASELINES)} is accepted.")
 
 
 def _blur(input: Tensor) -> Tensor:

@@ -1,22 +1,41 @@
 """Sanity checks: does a map change with the parameters it is to explain, and with the class? The lower the better."""
 
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
-from itertools import chain, pairwise
-from typing import TypeAlias
+from itertools import chain, groupby, pairwise
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.utils._pytree import tree_leaves
 
-from saliency.engine.checks import check_seed, is_int
+from saliency.engine.checks import (
+    check_flag,
+    check_maps_type,
+    check_model,
+    check_seed,
+    check_tensor,
+    check_type,
+    describe,
+    is_int,
+    is_positive_int,
+    shown,
+)
 from saliency.engine.layers import resolve_layer, unwrap
-from saliency.engine.state import evaluating
+from saliency.engine.state import evaluating, own_copy
 from saliency.engine.targets import main_output
 from saliency.evaluation.metrics.agreement import rank_correlation
 
 Explain: TypeAlias = Callable[[Module, Tensor, Tensor], Tensor]  # model, input, target -> maps (N, 1, h, w)
 Similarity: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # two batches of maps -> (N,)
+
+POWER_ITERATIONS = 20
 
 
 def parameter_groups(
@@ -24,9 +43,10 @@ def parameter_groups(
 ) -> list[tuple[str, ...]]:
     """The names of the modules that are randomised together, group by group, from the output down.
 
-    Without ``layers`` each module with parameters of its own is a group, the last registered one first; with them
-    each of these layers is, with all that is in it, in the order given. ``steps`` joins neighbours into that many
-    groups, as equal as can be. Raises ``ValueError`` for an unknown layer, one without parameters, no ``steps``.
+    Without ``layers`` each module with parameters of its own is a group, the last registered one first, together with
+    what is behind its parametrisations; with them each of these layers is, with all that is in it, in the order given.
+    ``steps`` joins neighbours into that many groups, as equal as can be. Raises ``ValueError`` for an unknown layer,
+    one without parameters, no ``steps``.
 
     >>> parameter_groups(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2)))
     [('2',), ('0',)]
@@ -35,8 +55,10 @@ def parameter_groups(
     owners = {module: name for name, module in inner.named_modules() if any(True for _ in module.parameters(False))}
     groups: list[tuple[str, ...]]
     if layers is None:
-        groups = [(name,) for name in reversed(owners.values())]
+        of_layer = groupby(reversed(owners.values()), lambda name: name.partition(".parametrizations.")[0])
+        groups = [tuple(names) for _, names in of_layer]
     else:
+        check_type("layers", layers, (list, tuple), "a list of names")
         found = [resolve_layer(inner, layer, "layers") for layer in layers]
         groups = [tuple(owners[part] for part in layer.modules() if part in owners) for layer in found]
     if not groups or not all(groups):
@@ -44,7 +66,7 @@ def parameter_groups(
     if steps is None:
         return groups
     if not is_int(steps) or steps < 1:
-        raise ValueError(f"steps={steps!r} is no number of steps; an int >= 1 or None is accepted.")
+        raise ValueError(f"steps={shown(steps)} is no number of steps; an int >= 1 or None is accepted.")
     steps = min(steps, len(groups))
     ends = [len(groups) * step // steps for step in range(steps + 1)]
     return [tuple(chain(*groups[start:end])) for start, end in pairwise(ends)]
@@ -67,16 +89,19 @@ def parameter_randomisation(
     .. math:: r_{nl} = \mathrm{similarity}(s_n, \mathrm{explain}(f_{\theta'_l}, x, y)_n)
 
     ``cascading`` randomises one of :func:`parameter_groups` more each time, from the output down; otherwise one group
-    alone. Randomised means: as ``reset_parameters()`` of the module leaves it, with running statistics; where a module
-    has none, the values of each parameter in random order. A group gets the same values in both kinds, on every
-    device. ``explain(model, input, target)`` is given a copy, and has to find its layer there by name.
+    alone. Randomised means: as ``reset_parameters()`` of the module leaves it, with running statistics; a parameter
+    that this does not reach, as one behind weight norm or pruning, has its values in random order. A group gets the
+    same values in both kinds, on every device. ``explain(model, input, target)`` is given copies, and has to find its
+    layer there by name.
     Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018.
     Raises ``ValueError`` as :func:`parameter_groups`, and for a ``seed`` that is none.
     """
     check_seed(seed)
+    check_flag("cascading", cascading)
+    _check_asked(explain, input, saliency)
     groups = parameter_groups(model, layers, steps)
-    maps = (explain(network, input, target) for network in _randomised_networks(model, groups, cascading, seed))
-    return torch.stack([similarity(saliency, map) for map in maps], 1)
+    networks = _randomised_networks(model, groups, cascading, seed)
+    return torch.stack([similarity(saliency, explain(network, own_copy(input), target)) for network in networks], 1)
 
 
 def random_logit(
@@ -99,15 +124,30 @@ def random_logit(
     ``target`` or ``seed`` that is none.
     """
     check_seed(seed)
+    check_model(model)
+    _check_asked(explain, input, saliency)
+    check_tensor("target", target)
     if classes is None:
         with evaluating(model):
-            classes = main_output(model(input[:1].detach().clone())).shape[1]
-    if not is_int(classes) or classes < 2:
-        raise ValueError(f"classes={classes!r} leaves no other class; an int >= 2 is accepted.")
-    if target.shape != input.shape[:1] or not ((target >= 0) & (target < classes)).all():
-        raise ValueError(f"target={target.tolist()} is no class each; {len(input)} ints below {classes} are accepted.")
+            output = main_output(model(input[:1].detach().clone()))
+        classes = output.shape[1] if isinstance(output, Tensor) and output.ndim > 1 else 0
+    if not is_positive_int(classes) or classes < 2:
+        raise ValueError(f"classes={shown(classes)} leaves no other class; an int >= 2 is accepted.")
+    fits = target.shape == input.shape[:1] and not target.is_floating_point()
+    if not fits or not ((target >= 0) & (target < classes)).all():
+        given = reprlib.repr(target.tolist()) if target.ndim == 1 else describe(target)
+        raise ValueError(f"target={given} is no class each; {len(input)} ints below {classes} are accepted.")
     shift = _drawn(1, classes, (classes,), seed).to(target.device)
-    return similarity(saliency, explain(model, input, (target + shift[target]) % classes))
+    return similarity(saliency, explain(model, own_copy(input), (target + shift[target]) % classes))
+
+
+def _check_asked(explain: object, input: object, saliency: object) -> None:
+    if not callable(explain):
+        raise ValueError(f"explain={shown(explain)} is not callable; expected a function of model, input and target.")
+    check_tensor("input", input)
+    check_maps_type("saliency", saliency)
+    if isinstance(input, Tensor) and input.ndim < 2:
+        raise ValueError(f"input={describe(input)} is no batch; expected (N, C, ...).")
 
 
 def _randomised_networks(
@@ -131,14 +171,26 @@ def _drawn(low: int, high: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _copy(model: Module) -> Module:
+    """A copy. Old hooks leave the weight that they made on their layer, with its graph, which cannot be copied."""
     with torch.inference_mode(False):  # a copy made in inference mode has no gradients
-        return deepcopy(model)
+        kept = [value for module in model.modules() for value in tree_leaves(vars(module)) if _is_made(value)]
+        return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
+
+
+def _is_made(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.grad_fn is not None
 
 
 def _take_values(module: Module, source: Module) -> None:
-    for values in ("parameters", "buffers"):
-        for own, other in zip(getattr(module, values)(False), getattr(source, values)(False), strict=True):
-            own.copy_(other)
+    for part, other in zip(_parts(module), _parts(source), strict=True):
+        for values in ("parameters", "buffers"):
+            for own, drawn in zip(getattr(part, values)(False), getattr(other, values)(False), strict=True):
+                own.copy_(drawn)
+
+
+def _parts(module: Module) -> list[Module]:
+    """What is randomised with a module: a parametrisation's own state belongs to the parameter behind it."""
+    return list(module.modules()) if isinstance(module, ParametrizationList) else [module]
 
 
 def _randomised(model: Module, seed: int) -> Module:
@@ -149,11 +201,42 @@ def _randomised(model: Module, seed: int) -> Module:
     # reset_parameters() draws from the global generator: here the CPU's, and no other.
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(state)
+        versions = {parameter: parameter._version for parameter in network.parameters()}
         for module in network.modules():
-            parameters, reset = list(module.parameters(False)), getattr(module, "reset_parameters", None)
-            if parameters and callable(reset):
-                reset()
-                continue
-            for parameter in parameters:
-                parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel(), device="cpu")].view_as(parameter))
+            vars(module).update({name: x.cpu() for name, x in vars(module).items() if isinstance(x, Tensor)})
+            _reset(module)
+            for parameter in module.parameters(False):
+                if parameter._version == versions[parameter]:  # nothing resets it, or a hook stands before it
+                    order = torch.randperm(parameter.numel(), device="cpu")
+                    parameter.copy_(parameter.flatten()[order].view_as(parameter))
+        _settle(network)
     return network
+
+
+def _reset(module: Module) -> None:
+    """Run ``reset_parameters()``, if there is one; what it draws for a parametrised parameter is assigned to it."""
+    reset, parametrised = getattr(module, "reset_parameters", None), getattr(module, "parametrizations", {})
+    if not callable(reset) or not (module._parameters or parametrised):
+        return
+    with parametrize.cached():
+        reset()
+        drawn = {name: getattr(module, name).clone() for name in parametrised}
+    for name, value in drawn.items():
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # it has no inverse, or none of this value
+            setattr(module, name, value)
+
+
+def _settle(network: Module) -> None:
+    """Estimate the spectral norms of weights that were drawn anew: in evaluation mode they never are."""
+    for module in network.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                for _ in range(POWER_ITERATIONS):
+                    hook.compute_weight(module, do_power_iteration=True)
+        if isinstance(module, ParametrizationList):
+            modes = {part: part.training for part in module.modules()}
+            module.train()
+            for _ in range(POWER_ITERATIONS):
+                module()
+            for part, training in modes.items():
+                part.training = training

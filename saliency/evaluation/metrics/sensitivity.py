@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.checks import check_count, check_seed, is_int, is_number
+from saliency.engine.checks import check_count, check_seed, is_int, is_number, shown
 from saliency.engine.maps import safe_divide
 from saliency.evaluation.metrics.perturbed import Baseline, check_maps, make_baseline, score_versions
 
@@ -64,7 +64,7 @@ def _raw(output: Tensor) -> Tensor:
 def _check_size(n: Any, pixels: int) -> int:
     count = n if is_int(n) else round(n * pixels) if is_number(n) and 0 < n < 1 else 0
     if not 0 < count < pixels:
-        raise ValueError(f"n={n!r} is no part of {pixels} pixels; a number of them or a share in (0, 1) is accepted.")
+        raise ValueError(f"n={shown(n)} is no part of {pixels} pixels; expected a number of them or a share in (0, 1).")
     return int(count)
 
 

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from saliency.engine.checks import check_count, check_flag, check_path, check_tensor, check_type, is_file, shown
+from saliency.engine.layers import plain_name
 from saliency.evaluation.networks.caffe import CAFFE_ARCHS, MEAN, STD, caffe_network, from_caffe
 
 SCENES = "scenes"
 DEFAULT = "DEFAULT"
+CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # what checkpoints keep a state dict under
 # Their weights are trained for another normalisation than the others', which they make of the common one on request.
 TRANSFORMING = ("googlenet", "inception_v3")
 
@@ -61,6 +64,8 @@ def recipe(arch: str, size: int | None = None) -> Recipe:
     (299, 'bull mastiff')
     """
     check_arch(arch)
+    if size is not None:
+        check_count("size", size)
     found = _find_recipe(arch)
     if size is None or size == found.size:
         return found
@@ -75,23 +80,26 @@ def load_network(arch: str, weights: str | Path | None = None, *, pooled: bool =
 
     ``arch`` is one of :func:`networks`. ``weights`` is None (random), ``'DEFAULT'`` (the published ones, downloaded
     once; the embedded ones of ``scenes``) or a file with a state dict, in any precision, bare or under
-    ``'state_dict'``, with or without the prefix ``'module.'``. The head takes the number of classes of the file.
-    TorchRay's networks take its own files, and score every place (N, classes, h, w) unless ``pooled``, as the
-    published pointing game has it. Raises :class:`ValueError` for an unknown ``arch`` and for weights that are
-    missing, broken or of another network.
+    ``'state_dict'`` or ``'model'``, with or without the prefixes ``'module.'`` and ``'_orig_mod.'``. The head takes the
+    number of classes of the file. TorchRay's networks take its own files, and score every place (N, classes, h, w)
+    unless ``pooled``, as the published pointing game has it. Raises :class:`ValueError` for an unknown ``arch`` and for
+    weights that are missing, broken or of another network.
 
     >>> load_network("squeezenet1_1")(torch.zeros(1, 3, 64, 64)).shape
     torch.Size([1, 1000])
     """
     check_arch(arch)
+    check_flag("pooled", pooled)
+    check_type("weights", weights, (str, Path, type(None)), "None, 'DEFAULT' or the file of a state dict")
     if not pooled and arch not in CAFFE_ARCHS:
         raise ValueError(f"pooled=False does not go with arch={arch!r}; one of {', '.join(CAFFE_ARCHS)} is accepted.")
-    if arch in CAFFE_ARCHS:
-        return _load_caffe(arch, weights, pooled)
-    if weights is None or weights == DEFAULT:
-        return _build(arch, weights, {}).eval()
-    state = read_state_dict(weights)
-    return _fill(_build(arch, None, state), state, arch, weights)
+    with torch.random.fork_rng(devices=[], enabled=weights is not None):  # what is drawn is overwritten
+        if arch in CAFFE_ARCHS:
+            return _load_caffe(arch, weights, pooled)
+        if weights is None or weights == DEFAULT:
+            return _build(arch, weights, {}).eval()
+        state = read_state_dict(weights)
+        return _fill(_build(arch, None, state), state, arch, weights)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -99,16 +107,20 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Only tensors are unpickled, never code. Raises :class:`ValueError` where the file is missing or holds anything else.
     """
-    if not Path(path).is_file():
+    check_path("weights", path)
+    if not is_file(path):
         raise ValueError(f"weights={str(path)!r} is no file; accepted are 'DEFAULT' and a file with a state dict.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler raises whatever the bytes make it raise
         raise _weights_error(path, "cannot be read", error) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    for key in CHECKPOINT_KEYS:
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights={str(path)!r} holds no state dict; accepted is a dict of tensors by name.")
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if not all(isinstance(name, str) for name in state):
+        raise ValueError(f"weights={str(path)!r} has a key that is not a text; expected a dict of tensors by name.")
+    return {plain_name(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def find_class(name: str, classes: Sequence[str]) -> int:
@@ -120,6 +132,10 @@ def find_class(name: str, classes: Sequence[str]) -> int:
     >>> find_class("Tabby", ["tabby", "tiger cat", "bull mastiff"]), find_class("mastiff", ["tabby", "bull mastiff"])
     (0, 1)
     """
+    check_type("name", name, str, "the name of a class")
+    check_type("classes", classes, (list, tuple), "the names of the classes")
+    for entry in classes:
+        check_type("classes", entry, str, "the names of the classes")
     wanted, names = name.strip().lower(), [entry.lower() for entry in classes]
     word = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
     tests = (
@@ -133,7 +149,7 @@ def find_class(name: str, classes: Sequence[str]) -> int:
             return found[0]
         if found:
             meant = ", ".join(f"{index} {classes[index]!r}" for index in found[:8])
-            raise ValueError(f"target={name!r} may mean several classes; give the index or the name: {meant}.")
+            raise ValueError(f"target={shown(name)} may mean several classes; give the index or the name: {meant}.")
     words = sorted({part for entry in classes for part in re.findall(r"\w+", entry)})
     raise unknown("target", name, [*classes, *words], "accepted are a class index, a class name and 'top' or 'topK'")
 
@@ -146,14 +162,20 @@ def find_targets(text: str, classes: Sequence[str], scores: Tensor) -> list[int]
     >>> [find_targets(text, ["cat", "dog"], torch.tensor([0.4, 0.6])) for text in ("top2", "0", "Dog")]
     [[1, 0], [0], [1]]
     """
+    check_type("text", text, str, "INDEX, NAME or topK")
+    check_tensor("scores", scores)
+    if scores.ndim != 1:
+        raise ValueError(f"scores={tuple(scores.shape)} are not those of one image; expected (classes,).")
     if top := re.fullmatch(r"top(\d*)", text):
         count = int(top[1] or 1)
         if not 1 <= count <= len(scores):
-            raise ValueError(f"target={text!r} asks for {count} classes; accepted is 'top1' to 'top{len(scores)}'.")
+            raise ValueError(
+                f"target={shown(text)} asks for {count} classes; accepted is 'top1' to 'top{len(scores)}'."
+            )
         return scores.argsort(descending=True)[:count].tolist()
     if re.fullmatch(r"-?\d+", text):
         if not 0 <= int(text) < len(scores):
-            raise ValueError(f"target={text!r} is no class of the network; accepted is 0 to {len(scores) - 1}.")
+            raise ValueError(f"target={shown(text)} is no class of the network; accepted is 0 to {len(scores) - 1}.")
         return [int(text)]
     return [find_class(text, classes)]
 
@@ -181,6 +203,7 @@ def layer_shapes(model: Module, image: Tensor) -> dict[str, str]:
 
 def check_arch(arch: str) -> None:
     """Raise :class:`ValueError`, with the nearest name, where no network has this name."""
+    check_type("arch", arch, str, "the name of a network")
     if arch != SCENES and arch not in networks():
         raise unknown(
             "arch", arch, networks(), "accepted are 'scenes', torchvision's classification networks and TorchRay's"
@@ -195,7 +218,7 @@ def unknown(argument: str, value: str, names: Sequence[str], accepted: str) -> V
     """
     nearest = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.0)
     hint = f"did you mean {_spelling(nearest[0], names)!r}? " if nearest else ""
-    return ValueError(f"{argument}={value!r} is unknown; {hint}{accepted}.")
+    return ValueError(f"{argument}={shown(value)} is unknown; {hint}{accepted}.")
 
 
 def _spelling(lowered: str, names: Sequence[str]) -> str:
@@ -248,14 +271,12 @@ def _find_recipe(arch: str) -> Recipe:
         return _scenes_recipe()
     if arch not in CAFFE_ARCHS:
         return _torchvision_recipe(arch)
-    caffe = CAFFE_ARCHS[arch]
-    classes, layer = caffe.classes, caffe.layer
-    return Recipe(224, caffe.min_size, False, MEAN, STD, classes, multi_label=True, caffe_resize=True, layer=layer)
+    classes, _, layer, min_size = CAFFE_ARCHS[arch]
+    return Recipe(224, min_size, False, MEAN, STD, classes, multi_label=True, caffe_resize=True, layer=layer)
 
 
 def _scenes_recipe() -> Recipe:
-    from saliency.scenes import CLASSES
-    from saliency.scenes.generator import SIZE
+    from saliency.scenes.generator import CLASSES, SIZE
 
     return Recipe(SIZE, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, multi_label=True)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.nn import Module
 
+from saliency.engine.checks import check_type, shown
 from saliency.evaluation.networks.models import Recipe
 
 # What most classifiers expect. The classes have no names: they go by their numbers.
@@ -38,9 +39,10 @@ def import_network(name: str) -> tuple[Module, Recipe]:
 
 def _find(name: str) -> Any:
     """The function of the module."""
+    check_type("import", name, str, "'my_module:build'")
     module_name, _, function = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), *function.split(".")]):
-        raise ValueError(f"import={name!r} names no function of a module; 'my_module:build' is accepted.")
+        raise ValueError(f"import={shown(name)} names no function of a module; 'my_module:build' is accepted.")
     here = str(Path.cwd())
     if here not in sys.path:  # and it stays there: the network may import more while it runs
         sys.path.insert(0, here)

@@ -15,7 +15,7 @@ from saliency.evaluation.running.rows import Row
 
 CASE_FIELDS = ("line", "column", "class", *Row._fields)
 SUMMARY_FIELDS = (
-    *("line", "column", "method", "metric", "fingerprint", "subset", "cases", "failures"),
+    *("line", "column", "method", "metric", "fingerprint", "subset", "cases", "failures", "constant_maps"),
     *("mean", "low", "high", "mean_over_classes", "low_over_classes", "high_over_classes"),
     *("seconds_per_case", "share_of_seconds", "max_box_accuracy", "mark"),
 )
@@ -62,7 +62,7 @@ def _summary_row(item: Summary, subset: str, cases: Estimate, classes: Estimate 
     best = item.box_accuracy[0].value if item.box_accuracy else None
     return [
         *(series.line, series.column, series.method, series.metric, series.fingerprint, subset),
-        *(cases.cases, item.failures if whole else None),
+        *(cases.cases, *((item.failures, item.constant) if whole else (None, None))),
         *cases[:3],
         *(classes[:3] if classes else (None, None, None)),
         *((item.seconds, item.share, best, item.mark) if whole else (None, None, None, None)),

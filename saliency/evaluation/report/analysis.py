@@ -27,7 +27,8 @@ SIGNIFICANT = 0.05
 class Summary(NamedTuple):
     """What a series comes to. ``share`` is of the seconds of the whole run, ``mark`` is 'best', 'tied' or ''.
 
-    ``box_accuracy`` is MaxBoxAcc with its place on the curve, for curves of box IoU.
+    ``box_accuracy`` is MaxBoxAcc with its place on the curve, for curves of box IoU; ``constant`` the number of maps
+    that are constant.
     """
 
     series: Series
@@ -38,6 +39,7 @@ class Summary(NamedTuple):
     curve: tuple[float, ...]
     box_accuracy: tuple[Estimate, int] | None
     mark: str = ""
+    constant: int = 0
 
 
 class Pair(NamedTuple):
@@ -97,9 +99,9 @@ class Analysis(NamedTuple):
         return sorted(found, key=lambda item: (not item.means.cases.cases, sign * _number(item.means.cases.value)))
 
     def is_share(self, column: str) -> bool:
-        """Whether every score of the metric is a hit or a miss, so that its mean is a percentage."""
-        own = (item.series for item in self.summaries if item.series.column == column)
-        return all(row.score in (0, 1) for series in own for row in series.finished)
+        """Whether every score of the metric is a hit or a miss, or its chance, so that its mean is a percentage."""
+        own = [item.series for item in self.summaries if item.series.column == column]
+        return own[0].hits or all(row.score in (0, 1) for series in own for row in series.finished)
 
 
 def analyse(folder: str | Path) -> Analysis:
@@ -138,6 +140,7 @@ def summarise(series: Series, total_seconds: float) -> Summary:
         share=seconds / total_seconds if total_seconds else 0.0,
         curve=tuple(curves.mean(0).tolist()) if curves.numel() else (),
         box_accuracy=estimate_box_accuracy(curves, images[has_curve]) if boxes else None,
+        constant=sum(row.constant for row in rows),
     )
 
 

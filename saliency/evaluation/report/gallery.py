@@ -14,6 +14,8 @@ from saliency.evaluation.running.scoring import AGREEMENT
 
 Found = dict[tuple[str, int, str], list[tuple[Series, Row]]]  # image, class, method
 
+HITS = {1.0: True, 0.0: False}  # a chance in between is neither
+
 
 def read_gallery(folder: str | Path, analysis: Analysis) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the cases of ``folder/gallery`` for JSON, pictures as data URIs, and what could not be read.
@@ -80,7 +82,7 @@ def _read_image(path: Path, rows: Found, any_series: Series, order: dict[str, in
 def _result(found: list[tuple[Series, Row]]) -> dict[str, Any]:
     """What the rows of one map say: hit, point, radius of the disc around it, and every score or error."""
     game = [(series, row) for series, row in found if row.metric == POINTING_GAME and not failed(row)]
-    hits = {row.score == 1 for _, row in game}
+    hits = {HITS.get(row.score or 0) for _, row in game}
     radii = {series.metric_option("tolerance") for series, _ in game}
     points = [row.point for _, row in (*game, *found) if row.point is not None]
     return {

@@ -13,6 +13,10 @@ PAIRS_SHOWN = 200
 FAILURES_SHOWN = 50
 CASES_SHOWN = 5
 
+CONSTANT_NOTE = (
+    "A constant map has no maximum and no order: the pointing game scores the chance that a random pixel hits, and "
+    "metrics that hide pixels draw their order."
+)
 METHOD_NOTES = (
     "A case is an image and a class in it. Cases that failed are left out of the means and counted.",
     "A mean over classes leaves out classes without cases. Difficult: the objects of the class cover less than a "
@@ -28,6 +32,7 @@ def markdown_report(analysis: Analysis) -> str:
     """Return the whole report as Markdown, one section for each question."""
     sections = [
         ("Results", _results(analysis)),
+        ("Constant maps", _constant(analysis)),
         ("Subsets", _subsets(analysis)),
         ("Published", _published(analysis)),
         ("Classes", _classes(analysis)),
@@ -111,6 +116,15 @@ def _results(analysis: Analysis) -> Iterator[str]:
             for row, line in zip(rows, analysis.lines, strict=True):
                 row.append(_box_accuracy(found.get((line, column)), best))
     yield table(header, rows)
+
+
+def _constant(analysis: Analysis) -> Iterator[str]:
+    found = [item for item in analysis.summaries if item.constant]
+    if found:
+        yield f"{CONSTANT_NOTE}\n"
+    for item in found:
+        shown = f"{escape(item.series.line)}, {escape(item.series.column)}"
+        yield f"- {shown}: {item.constant} of {item.means.cases.cases} maps"
 
 
 def _heading(analysis: Analysis, column: str) -> str:

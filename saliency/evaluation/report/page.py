@@ -90,6 +90,7 @@ def _summary(item: Summary) -> dict[str, Any]:
         "means": [_numbers(found) for found in views],
         "classes": [[item.series.class_name(target), *_numbers(found)] for target, found in means.per_class.items()],
         "failures": item.failures,
+        "constant": item.constant,
         "seconds": item.seconds,
         "share": item.share,
         "curve": item.curve,

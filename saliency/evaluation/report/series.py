@@ -52,6 +52,11 @@ class Series(NamedTuple):
         """The rows that have a finite score."""
         return [row for row in self.rows if not failed(row)]
 
+    @property
+    def hits(self) -> bool:
+        """Whether the metric's scores are hits and misses."""
+        return self.metric in METRICS and METRICS[self.metric].hits
+
     def class_name(self, target: int) -> str:
         """The name of a class, or its number where it has none."""
         return self.classes[target] if 0 <= target < len(self.classes) else f"class {target}"

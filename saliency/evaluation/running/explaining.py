@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from saliency.engine.checks import printable
 from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.maps import check_map_options, finish_map
 from saliency.engine.record import SharedForward
+from saliency.engine.state import own_copy
 from saliency.rules import shared_forward
 
 Result = TypeVar("Result")
@@ -86,7 +88,10 @@ def finish(explainer: Explainer, maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (N, K, h, w) at ``size`` = (height, width), smoothed there: sigma is a fraction of its longer side."""
     if explainer.function is centre:  # enlarged, its maximum would be beside the centre
         return _cone(maps, size).expand(*maps.shape[:2], -1, -1)
-    return finish_map(maps, maps, size[::-1], explainer.resize_mode, explainer.smooth)
+    finished = finish_map(maps, maps, size[::-1], explainer.resize_mode, explainer.smooth)
+    # Interpolated, a constant has maxima, which are rounding errors.
+    constant = maps.amax((2, 3), keepdim=True) == maps.amin((2, 3), keepdim=True)
+    return torch.where(constant, maps[..., :1, :1], finished)
 
 
 def attempt(compute: Callable[[], Result]) -> Result | str:
@@ -117,7 +122,7 @@ def describe_error(error: BaseException) -> str:
     >>> describe_error(ValueError("two\\nlines"))
     'ValueError: two lines'
     """
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    return f"{type(error).__name__}: {printable(' '.join(str(error).split())[:500])}"
 
 
 def explain_each(
@@ -125,19 +130,22 @@ def explain_each(
 ) -> dict[str, tuple[Any, float]]:
     """Maps (N, K, h, w) of every method, or the exception that it raised, and its seconds.
 
-    Those that can share one forward pass, of which each has its part of the seconds.
+    Those that can share one forward pass, of which each has its part of the seconds. The others have copies of their
+    own of input and targets: what one writes into them is not seen by the next.
     """
     found: dict[str, tuple[Any, float]] = {}
     sharing = {name: explainer.layers for name, explainer in explainers.items() if explainer.shares}
     layers = list(dict.fromkeys(layer for own in sharing.values() for layer in own))
     begin = time.perf_counter()
-    shared = attempt(partial(shared_forward, model, input, layers)) if layers else None
+    common = own_copy(input)
+    shared = attempt(partial(shared_forward, model, common, layers)) if layers else None
     each = since(begin, input.device) / max(1, len(sharing))
     for name, explainer in explainers.items():
-        options = {"shared": shared} if name in sharing and isinstance(shared, SharedForward) else {}
+        sharer = name in sharing and isinstance(shared, SharedForward)
+        options, own = ({"shared": shared}, common) if sharer else ({}, own_copy(input))
         begin = time.perf_counter()
         try:
-            maps = explainer.function(model, input, targets, **explainer.options, **options)
+            maps = explainer.function(model, own, own_copy(targets), **explainer.options, **options)
         except FATAL:
             raise
         except Exception as error:

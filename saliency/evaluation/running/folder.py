@@ -16,12 +16,17 @@ class RankError(ValueError):
     """What stands in the way of one rank only: the others, and rank 0, have not said so."""
 
 
+class UnwritableError(ValueError):
+    """Nothing can be written to the folder: what is in it can still be read."""
+
+
 @contextmanager
 def owning(out: Path, ranks: Ranks, plan: str) -> Iterator[IO[bytes]]:
     """Give this rank's file of rows, once rank 0 has the folder for this run alone and has cut off what is not whole.
 
     ``plan`` has to be the same on all ranks. ``ValueError`` where another run holds the folder or one of its files,
-    ``RankError`` where this rank sees another folder or has another plan than rank 0.
+    ``UnwritableError`` where nothing can be written, ``RankError`` where this rank sees another folder or has another
+    plan than rank 0.
     """
     with ExitStack() as stack:
         said: dict[str, str] = {}
@@ -29,7 +34,7 @@ def owning(out: Path, ranks: Ranks, plan: str) -> Iterator[IO[bytes]]:
             try:
                 said = {"token": _take(out, stack), "plan": plan}
             except (ValueError, OSError) as error:
-                ranks.share({"error": str(error)})
+                ranks.share({"error": str(error), "unwritable": isinstance(error, UnwritableError)})
                 raise
         said = ranks.share(said)
         _compare(out, ranks.rank, said, plan)
@@ -41,13 +46,15 @@ def _take(out: Path, stack: ExitStack) -> str:
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = stack.enter_context(holding(out / "lock"))
+        # A rank of a run that was killed may still be writing, though its rank 0 has gone and left the lock.
+        for path in row_files(out):
+            with holding(path) as file:
+                cut_last_line(file)
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ValueError(f"out={str(out)!r} cannot be used ({reason}); a folder of one's own is accepted.") from error
-    # A rank of a run that was killed may still be writing, though its rank 0 has gone and left the lock.
-    for path in row_files(out):
-        with holding(path) as file:
-            cut_last_line(file)
+        reason, shown = error.strerror or type(error).__name__, str(out)
+        raise UnwritableError(
+            f"out={shown!r} cannot be used ({reason}); a folder of one's own is accepted, or that of a finished run."
+        ) from error
     token = secrets.token_hex(8)
     lock.truncate(0)
     lock.write(token.encode())
@@ -57,7 +64,7 @@ def _take(out: Path, stack: ExitStack) -> str:
 
 def _compare(out: Path, rank: int, said: dict[str, Any], plan: str) -> None:
     if "error" in said:
-        raise ValueError(said["error"])
+        raise (UnwritableError if said["unwritable"] else ValueError)(said["error"])
     lock = out / "lock"
     if not lock.is_file() or lock.read_text("utf-8") != said["token"]:
         raise RankError(f"out={str(out)!r} of rank {rank} is not that of rank 0; a folder that all share is accepted.")

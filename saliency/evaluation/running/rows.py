@@ -1,9 +1,11 @@
-"""Rows: finished results, one JSON object a line, in files that only grow."""
+"""Rows: finished results, one JSON object a line with a checksum, in files that only grow."""
 
 import json
 import math
 import os
+import re
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
@@ -11,6 +13,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 Key: TypeAlias = tuple[str, int, str, str, str]
 
 _TAIL = 65536
+_CHECKED = re.compile(r'(\{.*), "check": "([0-9a-f]{8})"\}', re.DOTALL)
 
 
 class Row(NamedTuple):
@@ -18,7 +21,8 @@ class Row(NamedTuple):
 
     ``image`` is the annotation's name, ``target`` the class index of the data set. ``score`` is None where the case
     failed, and then ``error`` says why. ``seconds`` is its share of the time for map and metric. ``curve`` holds what
-    the score sums up (insertion, deletion, IoU over thresholds), ``point`` the map's maximum (x, y).
+    the score sums up (insertion, deletion, IoU over thresholds), ``point`` the map's maximum (x, y), which a
+    ``constant`` map does not have.
     """
 
     image: str
@@ -32,6 +36,7 @@ class Row(NamedTuple):
     difficult: bool = False
     curve: tuple[float, ...] | None = None
     point: tuple[int, int] | None = None
+    constant: bool = False
 
 
 def key_of(row: Row) -> Key:
@@ -40,20 +45,32 @@ def key_of(row: Row) -> Key:
 
 
 def encode(row: Row) -> str:
-    """The row as a line. ``ValueError`` for a number that is not finite: JSON has none.
+    """The row as a line, which ends with the CRC-32 of what stands before it.
+
+    ``ValueError`` for a number that is not finite: JSON has none.
 
     >>> decode(encode(Row("a", 1, "grad_cam", "pointing_game", 1.0, 0.5, None, "0"))).score
     1.0
     """
     written = {name: value for name, value in row._asdict().items() if value != Row._field_defaults.get(name, ...)}
-    return json.dumps(written, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(written, ensure_ascii=False, allow_nan=False).removesuffix("}")
+    return f'{text}, "check": "{_checksum(text)}"}}\n'
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def decode(line: str) -> Row:
-    """The row that a line holds. ``ValueError`` says what is wrong with a line that holds none."""
+    """The row that a line holds. ``ValueError`` says what is wrong with a line that holds none.
+
+    A line without a checksum is one of an earlier release.
+    """
+    checked = _CHECKED.fullmatch(line.strip())
+    if checked and _checksum(checked[1]) != checked[2]:
+        raise ValueError(f"line={line[:80]!r} has changed since it was written; a line as it was written is accepted.")
     try:
-        fields = json.loads(line)
-        row = Row(**fields)
+        row = Row(**json.loads(f"{checked[1]}}}" if checked else line))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"line={line[:80]!r} is no row ({error}); a JSON object with a row's fields is accepted."
@@ -77,6 +94,7 @@ def _checks(row: Row) -> dict[str, bool]:
         "seconds": _is_number(row.seconds),
         "error": isinstance(row.error, str) if row.score is None else row.error is None,
         "difficult": isinstance(row.difficult, bool),
+        "constant": isinstance(row.constant, bool),
         "curve": row.curve is None or (isinstance(row.curve, tuple) and all(map(_is_number, row.curve))),
         "point": row.point is None or (isinstance(row.point, tuple) and [type(v) for v in row.point] == [int, int]),
     }
@@ -94,12 +112,14 @@ def row_files(folder: str | Path) -> list[Path]:
 def scan_rows(folder: str | Path, problems: list[str] | None = None) -> Iterator[Row]:
     """Yield every row of the folder, as they stand in the files; a line that a run is just writing is left out.
 
-    ``problems`` is given the file, number and fault of each whole line that is no row; without it they are warned of.
+    A line may end as it does on any system. ``problems`` is given the file, number and fault of each whole line that
+    is no row; without it they are warned of.
     """
     for path in row_files(folder):
-        with path.open("rb") as lines:
+        with path.open("rb") as file:
+            lines = (line for part in file for line in part.splitlines(keepends=True))
             for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
+                if not line.endswith((b"\n", b"\r")):
                     continue
                 try:
                     yield decode(line.decode())
@@ -127,15 +147,16 @@ def read_rows(folder: str | Path, problems: list[str] | None = None) -> Iterator
 
 
 def cut_last_line(file: IO[bytes]) -> None:
-    """Truncate a file opened ``a+b`` behind its last newline: what follows was cut off while it was written."""
+    """Truncate a file opened ``a+b`` behind its last line end: what follows was cut off while it was written."""
     end = file.seek(0, os.SEEK_END)
     kept = end
     while kept:
         start = max(0, kept - _TAIL)
         file.seek(start)
-        newline = file.read(kept - start).rfind(b"\n")
-        if newline >= 0:
-            kept = start + newline + 1
+        part = file.read(kept - start)
+        line_end = max(part.rfind(b"\n"), part.rfind(b"\r"))
+        if line_end >= 0:
+            kept = start + line_end + 1
             break
         kept = start
     if kept < end:

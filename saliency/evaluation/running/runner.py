@@ -14,7 +14,7 @@ from saliency.evaluation.networks.models import Recipe
 from saliency.evaluation.running.configuration import describe_network, fingerprint_of, versions
 from saliency.evaluation.running.execution import Run, execute
 from saliency.evaluation.running.explaining import check_layers, make_explainer
-from saliency.evaluation.running.folder import owning
+from saliency.evaluation.running.folder import UnwritableError, owning
 from saliency.evaluation.running.jobs import Methods, make_jobs
 from saliency.evaluation.running.plan import plan_batches
 from saliency.evaluation.running.ranks import join_ranks
@@ -96,10 +96,15 @@ def carry_out(run: Run, retry_errors: bool) -> Outcome:
     tasks = {job.fingerprint: job.task for job in run.jobs}
     plan = fingerprint_of({"jobs": list(tasks), "batches": run.batches})
     interrupted, problems = False, list[str]()
-    with owning(run.out, ranks, plan) as file:
-        try:
-            execute(run, ranks, file, retry_errors, problems)
-        except KeyboardInterrupt:
-            interrupted = True
-        lines = summarise(read_rows(run.out, []), tasks, run.cases) if ranks.rank == 0 else []
+    try:
+        with owning(run.out, ranks, plan) as file:
+            try:
+                execute(run, ranks, file, retry_errors, problems)
+            except KeyboardInterrupt:
+                interrupted = True
+            lines = summarise(read_rows(run.out, []), tasks, run.cases) if ranks.rank == 0 else []
+    except UnwritableError:  # of a finished run the table is all that is left to do
+        lines = summarise(read_rows(run.out, problems), tasks, run.cases)
+        if any(line.missing or (retry_errors and line.failures) for line in lines):
+            raise
     return Outcome(lines, tuple(problems), interrupted, ranks.rank, frozenset(tasks))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.state import evaluating, model_dtype
+from saliency.engine.state import evaluating, model_dtype, own_copy
 from saliency.engine.targets import main_output
 from saliency.evaluation.metrics import METRICS, Evidence
 from saliency.evaluation.metrics.agreement import rank_correlation
@@ -41,6 +41,7 @@ class Score(NamedTuple):
     seconds: float = 0
     curve: tuple[float, ...] | None = None
     point: tuple[int, int] | None = None
+    constant: bool = False
 
 
 class Bench(NamedTuple):
@@ -162,12 +163,14 @@ def apply_metric(metric: str, options: Mapping[str, Any], evidence: Evidence) ->
     area = METRICS[metric].area
     curves = [None] * len(found) if area is None else [tuple(curve) for curve in found.double().tolist()]
     scores = (found if area is None else area(found)).double().tolist()
-    points = saliency_points(evidence.saliency).tolist()
+    constant = (evidence.saliency.amax((1, 2, 3)) == evidence.saliency.amin((1, 2, 3))).tolist()
+    places = zip(saliency_points(evidence.saliency).tolist(), constant, strict=True)
+    points = [None if same else (x, y) for (x, y), same in places]
     return [
-        Score(score, curve=curve, point=(x, y))
+        Score(score, curve=curve, point=point, constant=same)
         if isfinite(score) and all(map(isfinite, curve or ()))
-        else Score(None, f"ValueError: the score is {score}.", point=(x, y))
-        for score, curve, (x, y) in zip(scores, curves, points, strict=True)
+        else Score(None, f"ValueError: the score is {score}.", point=point, constant=same)
+        for score, curve, point, same in zip(scores, curves, points, constant, strict=True)
     ]
 
 
@@ -189,7 +192,7 @@ def make_evidence(bench: Bench, explained: Explained, method: str, cases: tuple[
     same = input.shape[2:] == saliency.shape[2:]
 
     def explain(model: Module, input: Tensor, target: Tensor) -> Tensor:
-        maps = explainer.function(model, input, target, **explainer.options)
+        maps = explainer.function(model, own_copy(input), own_copy(target), **explainer.options)
         return finish(explainer, maps, (input.shape[2], input.shape[3]))
 
     return Evidence(

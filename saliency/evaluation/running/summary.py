@@ -14,6 +14,7 @@ class Line(NamedTuple):
     """A method and a metric: means over cases and over classes (of the difficult cases too), and what they are of.
 
     A mean is None where there is no case. ``missing`` cases have no row yet. ``error`` is that of the first failure.
+    ``constant`` cases have a map without a maximum.
     """
 
     task: Task
@@ -24,6 +25,7 @@ class Line(NamedTuple):
     failures: int
     missing: int
     error: str | None = None
+    constant: int = 0
 
 
 def summarise(rows: Iterable[Row], tasks: Mapping[str, Task], cases: Mapping[tuple[str, int], Case]) -> list[Line]:
@@ -50,6 +52,7 @@ def _line(task: Task, found: Mapping[tuple[str, int], Row], planned: int) -> Lin
         len(found) - len(scores),
         planned - len(found),
         next((f"{row.image}: {row.error}" for row in found.values() if row.score is None), None),
+        sum(row.constant for row in found.values()),
     )
 
 

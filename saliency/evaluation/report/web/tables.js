@@ -46,9 +46,10 @@ const summaryOf = new Map(DATA.summaries.map((item) => [JSON.stringify([item.lin
 const summary = (line, column) => summaryOf.get(JSON.stringify([line, column]));
 
 // Results: a mean, its interval in figures, and the same as a bar on the scale of its column.
-function estimateCell(numbers, range, share, mark, failures) {
+function estimateCell(numbers, range, share, mark, failures, constant) {
   const [value, low, high, cases] = numbers;
-  const failed = failures ? el("div", { class: "failed" }, `${failures} failed`) : null;
+  const parts = [failures && `${failures} failed`, constant && plural(constant, "constant map")].filter(Boolean);
+  const failed = parts.length ? el("div", { class: "failed" }, parts.join(", ")) : null;
   if (!isNumber(value)) return { node: el("div", {}, "–", failed), class: "number", sort: null };
   const place = (x) => (range[1] > range[0] ? (100 * (x - range[0])) / (range[1] - range[0]) : 50);
   const interval = isNumber(low) ? `${format(low, share)} – ${format(high, share)}` : "";
@@ -66,7 +67,8 @@ function resultColumns(view) {
   for (const column of DATA.columns) {
     const items = DATA.lines.map((line) => summary(line, column.label));
     found.push({ ...column, title: column.metric, text: heading(column), numbers: items.map((item) => item && item.means[view]),
-      marks: items.map((item) => (item ? item.mark : "")), failures: items.map((item) => (item ? item.failures : 0)) });
+      marks: items.map((item) => (item ? item.mark : "")), failures: items.map((item) => (item ? item.failures : 0)),
+      constant: items.map((item) => (item ? item.constant : 0)) });
     if (items.some((item) => item && item.box_accuracy)) {
       found.push({ higher: true, share: true, text: `MaxBoxAcc of ${column.label}\u00a0(%)\u00a0↑`, title: "the best share of boxes with IoU ≥ 0.5 over thresholds, of all cases",
         numbers: items.map((item) => item && item.box_accuracy), marks: [], failures: [], fixed: true });
@@ -92,7 +94,7 @@ function showResults() {
   const draw = () => {
     const columns = resultColumns(2 * difficult + classes);
     const rows = DATA.lines.map((line, i) => [{ text: line, sort: line }, ...columns.map((column) =>
-      column.numbers[i] ? estimateCell(column.numbers[i], column.range, column.share, column.marks[i], column.failures[i]) : { text: "", class: "number", sort: null })]);
+      column.numbers[i] ? estimateCell(column.numbers[i], column.range, column.share, column.marks[i], column.failures[i], column.constant[i]) : { text: "", class: "number", sort: null })]);
     const what = `Mean over ${classes ? "classes" : "cases"}, ${difficult ? "difficult cases" : "all cases"}`;
     byId("results-table").replaceChildren(sortableTable(what, [{ label: "method" },
       ...columns.map((column) => ({ label: column.text, numeric: true, higher: column.higher, title: column.title }))], rows));
