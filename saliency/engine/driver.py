@@ -20,6 +20,7 @@ from saliency.engine.maps import Attribution, Resize, check_map_options, finish_
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import ContextBuilder, SharedForward
+from saliency.engine.silence import note_map, note_one_position
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
@@ -109,12 +110,15 @@ def saliency(
     def make_sites(anew: bool) -> list[Site]:
         return [make_site(asked, layer, attribute_to_layer_input, target, call, whole, anew) for layer in layers]
 
-    found, deltas, probes = _explain(make_sites, asked, Targets(target, asked.samples), how, walking, finish, debug)
+    parsed = Targets(target, asked.samples)
+    sites, found, deltas, probes = _explain(make_sites, asked, parsed, how, walking, finish, debug)
     results = []
-    for layer, of_targets in zip(layers, zip(*found, strict=True), strict=True):
+    for layer, site, of_targets in zip(layers, sites, zip(*found, strict=True), strict=True):
         joined = tuple(join_targets(list(per), shape == "layer") for per in zip(*of_targets, strict=True))
         as_tuple = isinstance(input, (tuple, list)) if layer == "" else whole and len(joined) > 1
         results.append(joined if as_tuple else joined[0])
+        note_map(asked, site, parsed, joined)
+    asked.notices.report()
     several = isinstance(saliency_layer, (list, tuple))
     result = results if several else results[0]
     if return_convergence_delta:
@@ -170,8 +174,8 @@ def _explain(
     walking: Walking,
     finish: Finish,
     debug: bool,
-) -> tuple[list[list[list[Tensor]]], Sequence[Tensor], Mapping[str, Probe] | None]:
-    """Maps by target, site and tensor, of each target before the gradients of the next; deltas by site; the probes."""
+) -> tuple[list[Site], list[list[list[Tensor]]], Sequence[Tensor], Mapping[str, Probe] | None]:
+    """The sites; maps by target, site and tensor, of each target before the gradients of the next; deltas; probes."""
     sites = make_sites(False)
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on. A
     # layer may be one that was found for another target, or before the model was changed; then it is searched anew.
@@ -185,10 +189,14 @@ def _explain(
                 probes = attach_debug_probes(call.model, debug)
                 watching = replace(how, probes=[stack.enter_context(probe) for probe in (probes or {}).values()])
                 walked = along(call, targets, sites, walking, watching)
-                every = walked.activations
-                found = [[finish.maps(*of) for of in zip(sites, each, strict=True)] for each in every]
-                return found, walked.deltas, probes
+                found = []
+                for each in walked.activations:
+                    found.append([finish.maps(*of) for of in zip(sites, each, strict=True)])
+                    for site, tensors in zip(sites, each, strict=True) if finish.layout != "layer" else ():
+                        note_one_position(call, site, targets, tensors[0])
+                return sites, found, walked.deltas, probes
         except CutOffError as cut:
+            call.notices.clear()
             if not ways or (record_all and not cut.site.found):
                 raise
 

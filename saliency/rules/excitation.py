@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saliency.engine.operations import ACTIVATIONS, Function, Operation, Row, Rule, Through, with_exported
+from saliency.engine.operations import ACTIVATIONS, Function, Gradients, Operation, Row, Rule, Through, with_exported
 from saliency.engine.state import full_precision
 
 WEIGHTED = with_exported(
@@ -121,13 +121,29 @@ def _is_constant(op: Operation, tensors: Sequence[Tensor], number: int) -> bool:
     return op.parameters[number] or (fewer and not op.recorded[number])
 
 
-def excite_sum(op: Operation, probability: Tensor) -> list[Tensor] | None:
-    """Share out a sum among its two terms; a constant counts as a bias, and gets nothing."""
+def _terms(op: Operation) -> list[Tensor]:
+    """The two terms of a sum; none, where one of them is a constant: that counts as a bias, and gets nothing."""
     tensors = op.tensors if len(op.places) == 2 else []
     if not tensors or _is_constant(op, tensors, 0) or _is_constant(op, tensors, 1):
-        return None
+        return []
     alpha = op.argument(len(op.args), "alpha", 1)
-    return shares(lambda x, y: torch.add(x, y, alpha=alpha), tensors, probability)
+    return tensors if alpha == 1 else [tensors[0], tensors[1] * alpha]
+
+
+def excite_sum(op: Operation, probability: Tensor) -> list[Tensor] | None:
+    """Share out a sum among its two terms, by what each adds to it: a negative term has a negative share.
+
+    Of terms that nearly cancel, shares are large; they end where their products would be infinite.
+    """
+    terms = _terms(op)
+    most = torch.finfo(probability.dtype).max ** 0.75
+    return [share.clamp_(-most, most) for share in shares(torch.add, terms, probability)] if terms else None
+
+
+def excite_active_terms(op: Operation, probability: Tensor) -> list[Tensor] | None:
+    """Share out a sum among its active terms: one that is not positive wins nothing."""
+    terms = _terms(op)
+    return shares(torch.add, [term.relu() for term in terms], probability) if terms else None
 
 
 def excite_product(op: Operation, probability: Tensor) -> Tensor | None:
@@ -140,8 +156,10 @@ def excite_product(op: Operation, probability: Tensor) -> Tensor | None:
     return probability if scaled and same else None
 
 
-def excitation_rules(excitatory: Callable[[Tensor], Tensor]) -> dict[Function, Row]:
-    """The table of excitation backprop; ``excitatory`` gives the part of a weight that excites.
+def excitation_rules(
+    excitatory: Callable[[Tensor], Tensor], sums: Callable[[Operation, Tensor], Gradients] = excite_sum
+) -> dict[Function, Row]:
+    """The table of excitation backprop; ``excitatory`` gives the part of a weight that excites, ``sums`` shares out.
 
     ReLU, max pooling and concatenation have no row: their gradient is the paper's rule.
     """
@@ -149,9 +167,10 @@ def excitation_rules(excitatory: Callable[[Tensor], Tensor]) -> dict[Function, R
         **dict.fromkeys(ACTIVATIONS + _SQUASHING + _NORMALISATIONS, Through(lambda probability: probability)),
         **dict.fromkeys(WEIGHTED, Rule(lambda op, probability: excite(op, probability, excitatory))),
         **dict.fromkeys(_MEANS, Rule(excite_mean)),
-        **dict.fromkeys(_SUMS, Rule(excite_sum)),
+        **dict.fromkeys(_SUMS, Rule(sums)),
         **dict.fromkeys(_PRODUCTS, Rule(excite_product)),
     }
 
 
 EXCITATION = excitation_rules(positive_part)
+EXCITATION_OF_ACTIVE_TERMS = excitation_rules(positive_part, excite_active_terms)
