@@ -96,7 +96,9 @@ def excitation_backprop(
     """
     if sums != "signed":
         if context_builder is not ExcitationBackpropContext:
-            raise ValueError(f"sums={sums!r} is not possible with a context_builder of your own, which has its rules.")
+            raise ValueError(
+                f"sums={sums!r} is not possible with a context_builder of your own; expected ExcitationBackpropContext."
+            )
         context_builder = partial(ExcitationBackpropContext, sums)
     return saliency(
         model,

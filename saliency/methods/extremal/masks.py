@@ -19,7 +19,7 @@ from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize, check_map_options, finish_map, imsmooth
 from saliency.engine.probe import attach_debug_probes
 from saliency.engine.record import recording
-from saliency.engine.silence import note_map
+from saliency.engine.silence import note_map, note_score
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets, main_output
@@ -87,6 +87,7 @@ def extremal_perturbation(
             print_iter,
             lambda: [tensor for probe in watching for tensor in probe.data],
         )
+    note_score(call.notices, energies)
     note_map(call, site, targets, [masks])
     call.notices.report()
     masks = finish_map(masks.to(call.dtype), call.image, resize, resize_mode, 0)
