@@ -117,7 +117,8 @@ def saliency(
         joined = tuple(join_targets(list(per), shape == "layer") for per in zip(*of_targets, strict=True))
         as_tuple = isinstance(input, (tuple, list)) if layer == "" else whole and len(joined) > 1
         results.append(joined if as_tuple else joined[0])
-        note_map(asked, site, parsed, joined)
+        if not materialize_grads:  # else zeros are what was asked for
+            note_map(asked, site, parsed, joined)
     asked.notices.report()
     several = isinstance(saliency_layer, (list, tuple))
     result = results if several else results[0]

@@ -64,9 +64,10 @@ class Notices:
     >>> notices = Notices()
     >>> notices.look(torch.zeros(1), lambda values: None if any(values) else ("zero", "the map is zero"))
     >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
     ...     notices.report()
     >>> str(caught[0].message)
-    'the map is zero'
+    'the map is zero.'
     """
 
     def __init__(self) -> None:

@@ -22,7 +22,10 @@ from saliency import (
     get_backward_gradient,
 )
 from saliency.rules.excitation import positive_part
+from tests.cases import NOTICES
 from tests.parity.networks import randomise
+
+pytestmark = NOTICES
 
 RAW = {"gradient_to_saliency": lambda x: x.grad, "layout": "layer"}
 EXACT = {"rtol": 1e-11, "atol": 1e-14}

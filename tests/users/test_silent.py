@@ -1,5 +1,6 @@
 """A method that did nothing, and a map that shows nothing, say so: once, at the user's line, in the user's words."""
 
+import sys
 import warnings
 from contextlib import contextmanager
 
@@ -396,6 +397,47 @@ class TestNotices:
         with pytest.warns(UserWarning, match=r"^one more\.$") as told:
             notices.report()
         assert len(told) == 1
+
+    def test_what_a_device_computes_is_told_by_a_later_call(self, monkeypatch):
+        """Nothing waits: a tensor on a device, and the event of its copy, are played here."""
+        ready = []
+
+        class Event:
+            def __init__(self, device):
+                assert device.type == "cuda"
+
+            def record(self):
+                pass
+
+            def query(self):
+                return bool(ready)
+
+        class OnDevice:
+            device, is_meta = torch.device("cuda"), False
+
+            def detach(self):
+                return self
+
+            def to(self, device, non_blocking):
+                assert (device, non_blocking) == ("cpu", True)
+                return torch.zeros(1)
+
+        monkeypatch.setattr(torch, "Event", Event)
+        notices = Notices()
+        notices.look(OnDevice(), lambda values: ("zero", f"{values}"), lambda values: pytest.fail("the call is over"))
+        notices.look(OnDevice(), lambda values: None)
+        line = sys._getframe().f_lineno + 1
+        notices.report()
+        gradient(pooled(), image(), 1)  # the copy is not there yet
+        ready.append(True)
+        with pytest.warns(UserWarning, match=r"^an earlier call: \[0\.0\]\.$") as told:
+            gradient(pooled(), image(), 1)
+        assert [(notice.filename, notice.lineno) for notice in told] == [(__file__, line)]
+        gradient(pooled(), image(), 1)  # told once
+
+    def test_nothing_is_told_of_the_meta_device(self):
+        grad_cam(pooled().to("meta"), image().to("meta"), 1, "2")
+        excitation_backprop(pooled().to("meta"), image().to("meta"), 1, "2")
 
     def test_a_line_is_warned_once(self):
         def explain() -> Tensor:
