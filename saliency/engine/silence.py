@@ -39,10 +39,11 @@ def note_shares(notices: Notices, conserved: Conserved, site: Site, tensors: Seq
     found = [x.grad for x in tensors if x.grad is not None]
     if site.call == "all" or not found or found[0].is_meta:
         return
-    rows = len(sent) if all(len(dx) == len(sent) for dx in found) else 1
-    arrived = [dx.reshape(rows, -1).sum(1) for dx in found]
-    seed = sent.reshape(rows, -1)
-    values = torch.cat([sum(arrived[1:], arrived[0]), seed.sum(1), seed.amin(1)])
+    rows = len(sent) if sent.ndim and all(len(dx) == len(sent) for dx in found) else 1
+    to = partial(Tensor.to, device=found[0].device, dtype=torch.float32, non_blocking=True)  # sums overflow in float16
+    seed, *arrived = (to(x).reshape(rows, -1) for x in (sent, *found))
+    total = sum((dx.sum(1) for dx in arrived[1:]), arrived[0].sum(1))
+    values = torch.cat([total, seed.sum(1), seed.amin(1)])
     notices.look(values, partial(_judge_shares, conserved, _named(site)))
 
 
@@ -70,7 +71,8 @@ def note_one_position(call: Call, site: Site, targets: Targets, x: Tensor) -> No
 
 def note_map(call: Call, site: Site, targets: Targets, maps: Sequence[Tensor]) -> None:
     """Note that the maps of a layer are zero everywhere, or are not finite."""
-    ranges = [side for x in maps if x.is_floating_point() and x.numel() for side in torch.aminmax(x)]
+    filled = [x for x in maps if x.is_floating_point() and x.numel()]
+    ranges = [side.to(filled[0].device, non_blocking=True) for x in filled for side in torch.aminmax(x)]
     if ranges:
         advise = partial(_advise, call, site, targets)
         call.notices.look(torch.stack(ranges), partial(_judge_map, _named(site)), advise)
