@@ -117,8 +117,7 @@ def saliency(
         joined = tuple(join_targets(list(per), shape == "layer") for per in zip(*of_targets, strict=True))
         as_tuple = isinstance(input, (tuple, list)) if layer == "" else whole and len(joined) > 1
         results.append(joined if as_tuple else joined[0])
-        if not materialize_grads:  # else zeros are what was asked for
-            note_map(asked, site, parsed, joined)
+        note_map(asked, site, parsed, () if materialize_grads else joined)  # zeros may be what was asked for
     asked.notices.report()
     several = isinstance(saliency_layer, (list, tuple))
     result = results if several else results[0]

@@ -1,6 +1,6 @@
 """Excitation backprop: the probability that a neuron wins, sent from the class down to the image."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from types import TracebackType
@@ -12,34 +12,15 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import Module
 
 from saliency.engine.call import Input
-from saliency.engine.contexts import Conserved, Noted, RuleContext
+from saliency.engine.contexts import Noted, RuleContext
 from saliency.engine.driver import Maps, saliency
 from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.maps import gradient_of, sum_channels
-from saliency.engine.operations import Function, Row
 from saliency.engine.probe import Probe, add_hook
 from saliency.engine.record import ContextBuilder
 from saliency.engine.sending import differentiate
 from saliency.engine.targets import Target
-from saliency.rules.excitation import EXCITATION, EXCITATION_OF_ACTIVE_TERMS, WEIGHTED, excite, positive_part
-
-_SUMS = {"signed": EXCITATION, "active": EXCITATION_OF_ACTIVE_TERMS}
-
-CONSERVED = Conserved(
-    *(0.5, 1.05),
-    "more than half of the winning probability did not arrive, but went to units without an active excitatory input, "
-    "or past the layer; sums='active' lets no inactive term of a sum win, sums='signed' gives it a negative share",
-    "the winning probability that arrives is not between 0 and 1: the signed shares of a sum are not bounded, nor is "
-    "what products and attention pass on; sums='active' lets no inactive term win",
-    "nothing of the winning probability arrives: on the way no unit has an active input, above 0, with an excitatory "
-    "weight, as where the score is a mean of negative values",
-)
-
-
-def _table(sums: object) -> Mapping[Function, Row]:
-    if sums not in tuple(_SUMS):
-        raise ValueError(f"sums={sums!r} is not a rule for sums; expected 'signed' or 'active'.")
-    return _SUMS[str(sums)]
+from saliency.rules.excitation import CONSERVED, WEIGHTED, excite, positive_part, table_of
 
 
 class ExcitationBackpropContext(RuleContext):
@@ -53,7 +34,7 @@ class ExcitationBackpropContext(RuleContext):
     conserves = CONSERVED
 
     def __init__(self, sums: str = "signed") -> None:
-        super().__init__(_table(sums))
+        super().__init__(table_of(sums))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,12 +1,13 @@
 """Excitation: how operations share out the probability that a neuron wins."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saliency.engine.contexts import Conserved
 from saliency.engine.operations import ACTIVATIONS, Function, Gradients, Operation, Row, Rule, Through, with_exported
 from saliency.engine.state import full_precision
 
@@ -173,4 +174,22 @@ def excitation_rules(
 
 
 EXCITATION = excitation_rules(positive_part)
-EXCITATION_OF_ACTIVE_TERMS = excitation_rules(positive_part, excite_active_terms)
+_OF_SUMS = {"signed": EXCITATION, "active": excitation_rules(positive_part, excite_active_terms)}
+
+
+def table_of(sums: object) -> Mapping[Function, Row]:
+    """The table that shares sums out among all terms, with their ``'signed'`` shares, or the ``'active'`` ones."""
+    if sums not in tuple(_OF_SUMS):
+        raise ValueError(f"sums={sums!r} is not a rule for sums; expected 'signed' or 'active'.")
+    return _OF_SUMS[str(sums)]
+
+
+CONSERVED = Conserved(
+    *(0.5, 1.05),
+    "more than half of the winning probability did not arrive, but went to units without an active excitatory input, "
+    "or past the layer; sums='active' lets no inactive term of a sum win, sums='signed' gives it a negative share",
+    "the winning probability that arrives is not between 0 and 1: the signed shares of a sum are not bounded, nor is "
+    "what products and attention pass on; sums='active' lets no inactive term win",
+    "nothing of the winning probability arrives: on the way no unit has an active input, above 0, with an excitatory "
+    "weight, as where the score is a mean of negative values",
+)
