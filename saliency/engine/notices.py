@@ -89,7 +89,10 @@ class Notices:
         self._looks.clear()
 
     def report(self) -> None:
-        """Warn, at the line that called the package."""
+        """Warn, at the line that called the package; before that, of what has arrived since an earlier call."""
+        for pending in _take_arrived() if _pending else ():
+            if earlier := pending.look.judge(pending.look.values.tolist()):
+                pending.line.warn(f"an earlier call: {earlier[1]}.")
         for look in self._looks:
             if look.values.device.type != "cpu":
                 _send(look)
@@ -99,9 +102,6 @@ class Notices:
         self.clear()
         for text in told:
             _calling_line().warn(text)
-        for pending in _take_arrived() if _pending else ():
-            if found := pending.look.judge(pending.look.values.tolist()):
-                pending.line.warn(f"an earlier call: {found[1]}.")
 
 
 def _send(look: _Look) -> None:
