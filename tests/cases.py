@@ -24,6 +24,14 @@ def shown(value: Any) -> str:
     return "function" if isinstance(value, types.FunctionType) else str(value)
 
 
+# What a call rightly says of small networks, of layers in a branch, and of a part of a batch of methods.
+NOTICES = pytest.mark.filterwarnings(
+    *(
+        f"ignore:.*{words}"
+        for words in ("changed nothing", "zero everywhere", "winning probability", "has one position")
+    )
+)
+
 # What of the engine a method runs, and the method that stands for all that run the same.
 KINDS = {
     "gradient": "gradient",  # a gradient, reduced to a map

@@ -23,6 +23,7 @@ from saliency.cli import main
 from saliency.evaluation.networks.models import find_class, find_targets, load_network, networks, recipe
 from saliency.images import normalise, read_image, resize_image
 from saliency.scenes import CLASSES, SceneNet, make_scene, scene_network
+from tests.cases import NOTICES
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,7 @@ def test_all_methods(tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@NOTICES
 def test_of_several_methods_one_that_raises_is_left_out(tmp_path, capsys, monkeypatch):
     columns = []
     monkeypatch.setattr(cli, "contact_sheet", lambda pictures, maps, titles, path: columns.append((list(maps), titles)))
@@ -244,6 +246,7 @@ def test_photos_of_one_name_do_not_overwrite_each_other(folder, squeezenet, tmp_
     ]
 
 
+@NOTICES
 def test_large_photo_is_shown_smaller(folder, tmp_path):
     Image.new("RGB", (1000, 900), "red").save(tmp_path / "large.png")
     arguments = ["--arch", "scenes", "--size", "32", "--target", "0", "--out", str(tmp_path / "out")]

@@ -20,6 +20,8 @@ from saliency.engine import paths
 from tests import cases
 from tests.cases import ModelCase
 
+pytestmark = cases.NOTICES
+
 STEPS, BASELINE = 3, 0.3
 
 

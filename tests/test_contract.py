@@ -20,6 +20,8 @@ from saliency.engine.maps import imsmooth
 from tests import cases
 from tests.cases import KINDS, METHOD_CASES, MethodCase, ModelCase, crossed, on_models
 
+pytestmark = cases.NOTICES
+
 METHODS = [pytest.param(case, id=case.name) for case in METHOD_CASES]
 TARGETED = [pytest.param(case, id=case.name) for case in METHOD_CASES if case.uses_target]
 FAMILIES = [case for case in METHOD_CASES if case.name in ("gradient", "guided_backprop", "deconvnet", "grad_cam")]

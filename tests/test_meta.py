@@ -11,6 +11,8 @@ import saliency
 from tests import cases
 from tests.cases import METHOD_CASES, ModelCase
 
+pytestmark = cases.NOTICES
+
 METHODS = [pytest.param(case, id=case.name) for case in METHOD_CASES]
 MODELS = [pytest.param(case, id=case.name) for case in (cases.IN_PLACE, cases.RESIDUAL, cases.TRANSFORMER)]
 TARGET = torch.tensor([[0, 3, 1], [2, 1, 1]])

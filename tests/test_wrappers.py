@@ -9,7 +9,7 @@ from torch import Tensor
 import saliency
 from saliency import smooth_grad
 from tests import cases
-from tests.cases import METHOD_CASES
+from tests.cases import METHOD_CASES, NOTICES
 
 
 def recorder(inputs: list):
@@ -24,6 +24,7 @@ def recorder(inputs: list):
 
 
 @pytest.mark.parametrize("method", METHOD_CASES, ids=lambda case: case.name)
+@NOTICES
 def test_without_noise_it_is_the_method(method):
     case = cases.IN_PLACE
     plain = method(case.model(), case.input(), 1, "features", resize=(7, 9), smooth=0.1)
@@ -34,6 +35,7 @@ def test_without_noise_it_is_the_method(method):
 
 
 @pytest.mark.parametrize("method", METHOD_CASES, ids=lambda case: case.name)
+@NOTICES
 def test_it_is_the_mean_over_the_noisy_inputs(method):
     case, inputs = cases.IN_PLACE, []
     smooth_grad(recorder(inputs), n_samples=5, sigma=0.3, seed=3)(None, case.input(), 1)

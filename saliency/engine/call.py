@@ -1,7 +1,7 @@
 """Calls: a model with what it is called with, and the rows of its batch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import unwrap
+from saliency.engine.notices import Notices
 from saliency.engine.state import model_dtype, modules_of, own_copy
 
 Input: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -27,6 +28,7 @@ class Call:
     inputs: tuple[Tensor, ...]
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
+    notices: Notices = field(default_factory=Notices)  # one for all calls that are made of this one
 
     @cached_property
     def modules(self) -> tuple[Module, ...]:

@@ -94,6 +94,17 @@ class Noted(NamedTuple):
     output: GradientEdge
 
 
+class Conserved(NamedTuple):
+    """Of what is sent in at the output, the share that arrives at a layer that all paths cross; and what to say of
+    a layer where less arrives, where the share is not between 0 and ``most``, and where nothing arrives."""
+
+    least: float
+    most: float
+    lost: str
+    outside: str
+    nothing: str
+
+
 class RuleContext(OwnMode):
     """Replace what operations send back, or the operations: ``rules`` maps a torch function to a row.
 
@@ -110,11 +121,13 @@ class RuleContext(OwnMode):
     """
 
     carries: ClassVar[str] = "gradient"  # or "relevance": what travels down is no derivative
+    conserves: ClassVar[Conserved | None] = None
 
     def __init__(self, rules: Table) -> None:
         super().__init__()
         self.rules: Mapping[Function, Row] = as_table(rules)
         self.force = Force(self.rules)
+        self.ran = 0  # how often a row was applied behind the first site
         self.last: dict[Function, Noted | None] | None = None
         self._keeping: dict[int, list[Operation]] = {}  # by the memory of their arguments
         self._made: dict[int, tuple[Operation, int, torch.Size]] = {}  # by the memory of what they made
@@ -155,12 +168,14 @@ class RuleContext(OwnMode):
 
     def _execute(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
         if isinstance(row, Instead):
+            self.ran += 1
             return row.function(function, *args, **kwargs)
         if not args and "input" in kwargs:
             args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
         if not is_recorded((*args, *kwargs.values())):
             self._note(function, None)
             return function(*args, **kwargs)
+        self.ran += 1
         if isinstance(args[0], Tensor) and args[0]._is_view() and is_inplace(function, *args, **kwargs):
             # Autograd would rewrite the history of the viewed tensor, past the rule.
             return args[0].copy_(self._execute(row, function, (args[0].clone(), *args[1:]), kwargs))
@@ -170,7 +185,7 @@ class RuleContext(OwnMode):
         """Run an operation that a gradient comes back to; the row is that of the table, which does not change."""
         if isinstance(row, Pre):
             output: Tensor = function(*args, **kwargs)
-            output.register_hook(row.function)
+            output.register_hook(row.hook)
             return output
         if isinstance(row, Through) and not is_recorded((*args[1:], *kwargs.values())):
             return send_through(function, row, args, kwargs)

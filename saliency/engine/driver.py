@@ -23,12 +23,13 @@ from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import ContextBuilder, SharedForward
 from saliency.engine.sending import keeping_copies
 from saliency.engine.signatures import Maps, typed
+from saliency.engine.silence import note_map, note_one_position
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 from saliency.engine.walking import Walking, along
 
-_Explained: TypeAlias = tuple[list[list[list[Tensor]]], Sequence[Tensor], Mapping[str, Probe] | None]
+_Explained: TypeAlias = tuple[list[Site], list[list[list[Tensor]]], Sequence[Tensor], Mapping[str, Probe] | None]
 
 
 @typed
@@ -114,16 +115,20 @@ def saliency(
     def make_sites(anew: bool) -> list[Site]:
         return [make_site(asked, layer, attribute_to_layer_input, target, call, whole, anew) for layer in layers]
 
+    parsed = Targets(target, asked.samples)
+
     def explain(anew: bool) -> _Explained:
         own = replace(how, shared=None) if anew else how
-        return _explain(make_sites, asked, Targets(target, asked.samples), own, walking, finish, debug)
+        return _explain(make_sites, asked, parsed, own, walking, finish, debug)
 
-    found, deltas, probes = keeping_copies(explain)
+    sites, found, deltas, probes = keeping_copies(explain)
     results = []
-    for layer, of_targets in zip(layers, zip(*found, strict=True), strict=True):
+    for layer, site, of_targets in zip(layers, sites, zip(*found, strict=True), strict=True):
         joined = tuple(join_targets(list(per), shape == "layer") for per in zip(*of_targets, strict=True))
         as_tuple = isinstance(input, (tuple, list)) if layer == "" else whole and len(joined) > 1
         results.append(joined if as_tuple else joined[0])
+        note_map(asked, site, parsed, () if materialize_grads else joined)  # zeros may be what was asked for
+    asked.notices.report()
     several = isinstance(saliency_layer, (list, tuple))
     result = results if several else results[0]
     if return_convergence_delta:
@@ -182,7 +187,7 @@ def _explain(
     finish: Finish,
     debug: bool,
 ) -> _Explained:
-    """Maps by target, site and tensor, of each target before the gradients of the next; deltas by site; the probes."""
+    """The sites; maps by target, site and tensor, of each target before the gradients of the next; deltas; probes."""
     sites = make_sites(False)
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on. A
     # layer may be one that was found for another target, or before the model was changed; then it is searched anew.
@@ -196,12 +201,16 @@ def _explain(
                 probes = attach_debug_probes(call.model, debug)
                 watching = replace(how, probes=[stack.enter_context(probe) for probe in (probes or {}).values()])
                 walked = along(call, targets, sites, walking, watching)
-                every = walked.activations
+                every, found = walked.activations, []
                 if isinstance(every, Generator):
                     stack.callback(every.close)  # it holds the pass open; an error keeps it alive, but has to end it
-                found = [[finish.maps(*of) for of in zip(sites, each, strict=True)] for each in every]
-                return found, walked.deltas, probes
+                for each in every:
+                    found.append([finish.maps(*of) for of in zip(sites, each, strict=True)])
+                    for site, tensors in zip(sites, each, strict=True) if finish.layout != "layer" else ():
+                        note_one_position(call, site, targets, tensors[0])
+                return sites, found, walked.deltas, probes
         except CutOffError as cut:
+            call.notices.clear()
             if not ways or (record_all and not cut.site.found):
                 raise
 

@@ -12,6 +12,7 @@ from saliency.engine.checks import describe
 from saliency.engine.contexts import NullContext, RuleContext
 from saliency.engine.probe import Probe
 from saliency.engine.record import ContextBuilder, Pass, SharedForward, recording
+from saliency.engine.silence import note_shares
 from saliency.engine.site import Site
 from saliency.engine.state import own_copy
 from saliency.engine.targets import Targets, get_backward_gradient
@@ -27,9 +28,9 @@ class CutOffError(ValueError):
         self.site = site
         super().__init__(
             f"saliency_layer={None if site.found else site.name!r} is reached by no gradient: the score does not "
-            "depend on it, or is computed without gradients (quantised, reentrant checkpointing); expected a "
-            "layer on the way "
-            "to the score."
+            "depend on it (on another output of a layer that returns several, or not on the input at all), or is "
+            "computed without gradients (no_grad, inference_mode or detach() inside the model, quantised operations, "
+            "reentrant checkpointing); expected a layer on the way to the score."
         )
 
 
@@ -62,6 +63,7 @@ def send_gradients(
                 f"get_backward_gradient={get!r} returned {describe(gradient)}; expected "
                 f"a tensor of the output's shape {tuple(scores.shape)}."
             )
+        recorded.sent = gradient
         found: list[Tensor | None] = [None] * (len(tensors) + len(watched))
         if scores.requires_grad:
             key = None if keys is None else (get, keys[k])
@@ -83,7 +85,7 @@ def at_once(call: Call, targets: Targets, sites: Sequence[Site], how: How) -> It
         watched = [x for probe in how.probes for x in probe.data]
         every = (
             # Copies: what is made of them may overwrite them, and others are given the same.
-            by_site(sites, recorded.tensors, map(own_copy, tensors), gradients, how)
+            _noted(call, sites, recorded, by_site(sites, recorded.tensors, map(own_copy, tensors), gradients, how))
             for gradients in send_gradients(recorded, targets, tensors, watched, how)
         )
         if isinstance(recorded.context, NullContext) or (
@@ -93,6 +95,15 @@ def at_once(call: Call, targets: Targets, sites: Sequence[Site], how: How) -> It
             return
         collected = list(every)  # what is made of them is no part of the model: it is made outside of the context
     yield from collected
+
+
+def _noted(call: Call, sites: Sequence[Site], recorded: Pass, activations: Activations) -> Activations:
+    conserved = getattr(recorded.context, "conserves", None)
+    if conserved is not None and recorded.sent is not None:
+        with torch._C.DisableTorchFunction():  # the context is open
+            for site, tensors in zip(sites, activations, strict=True):
+                note_shares(call.notices, conserved, site, tensors, recorded.sent)
+    return activations
 
 
 def by_site(

@@ -3,29 +3,45 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.nn import Parameter
 
 Function: TypeAlias = Callable[..., Any]  # a torch function, as a TorchFunctionMode sees it
 Gradients: TypeAlias = Tensor | Sequence[Tensor | None] | None
 
+
+def with_exported(*functions: Function) -> tuple[Function, ...]:
+    """The functions, and the operators of the same names, which programs made by ``torch.export`` consist of.
+
+    >>> torch.ops.aten.relu_.default in with_exported(torch.relu_)
+    True
+    """
+    packets = [getattr(torch.ops.aten, name, None) for name in dict.fromkeys(f.__name__ for f in functions)]
+    operators = [getattr(packet, name) for packet in packets if packet is not None for name in packet.overloads()]
+    return *functions, *operators
+
+
 # Activations that are no ReLU but are used as one: a rule acts on their own derivative.
-ACTIVATIONS = (
+ACTIVATIONS = with_exported(
     *(F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_),
     *(F.prelu, torch.prelu, Tensor.prelu),
     *(F.elu, F.elu_, F.celu, torch.celu, torch.celu_, F.selu, torch.selu, torch.selu_),
     *(F.gelu, F.silu, F.hardswish, F.mish),
+    *(torch.ops.aten.silu_.default, torch.ops.aten.hardswish_.default, torch.ops.aten.mish_.default),
 )
-RELUS = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
-_CLAMPS = (
+RELUS = with_exported(F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+_CLAMPS = with_exported(
     *(torch.clamp, torch.clamp_, torch.clamp_min, torch.clamp_min_, torch.clip, torch.clip_),
     *(Tensor.clamp, Tensor.clamp_, Tensor.clamp_min, Tensor.clamp_min_, Tensor.clip, Tensor.clip_),
 )
-_THRESHOLDS = (F.threshold, torch.threshold, torch.threshold_)
+_THRESHOLDS = with_exported(F.threshold, torch.threshold, torch.threshold_)
+_MAXIMA = with_exported(torch.maximum, torch.max, torch.fmax, Tensor.maximum, Tensor.max, Tensor.fmax)
 _TAKE_INPLACE = frozenset((*RELUS, *_THRESHOLDS, *ACTIVATIONS))  # where True as an argument may mean "in place"
 
 
@@ -43,6 +59,10 @@ class Instead(Row):
 
 class Pre(Row):
     """``function(gradient)`` is what is sent through the operation's own derivative."""
+
+    def hook(self, gradient: Tensor | None) -> Any:
+        """What is sent, where something comes back: an operation further on may let no gradient through."""
+        return None if gradient is None else self.function(gradient)
 
 
 class Through(Row):
@@ -78,11 +98,19 @@ def is_inplace(function: Function, *args: object, **kwargs: object) -> bool:
     >>> is_inplace(torch.relu_), is_inplace(F.relu, torch.ones(1), True), is_inplace(F.max_pool2d, torch.ones(1), 2)
     (True, True, False)
     """
+    if isinstance(function, OpOverload):
+        return "out" in kwargs or _overwrites(function)
     name = function.__name__
     if name.endswith("__"):
         return (name.startswith("__i") and name not in ("__index__", "__invert__", "__int__")) or name == "__setitem__"
     named = name.endswith("_") or bool(kwargs.get("inplace")) or "out" in kwargs
     return named or (function in _TAKE_INPLACE and any(argument is True for argument in args))
+
+
+@cache
+def _overwrites(operator: OpOverload) -> bool:
+    first = operator._schema.arguments[:1]
+    return any(argument.alias_info is not None and argument.alias_info.is_write for argument in first)
 
 
 def _is_number(value: object, number: float) -> bool:
@@ -97,6 +125,11 @@ def _has_threshold_0(input: object, threshold: object, value: object, *args: obj
     return _is_number(threshold, 0) and _is_number(value, 0)
 
 
+def _has_constant_0(input: object, other: object = None, *args: object, **kwargs: object) -> bool:
+    # What is on a device cannot be read without waiting for it.
+    return isinstance(other, Tensor) and other.ndim == 0 and other.device.type == "cpu" and float(other.detach()) == 0
+
+
 def relu_rules(rule: Row | Function) -> dict[Function, Row]:
     """The table that applies one rule to ReLU in all its spellings, in place or not."""
     row = as_row(rule)
@@ -105,6 +138,7 @@ def relu_rules(rule: Row | Function) -> dict[Function, Row]:
         **dict.fromkeys(RELUS, row),
         **dict.fromkeys(_CLAMPS, kind(row.function, _clamps_at_0)),
         **dict.fromkeys(_THRESHOLDS, kind(row.function, _has_threshold_0)),
+        **dict.fromkeys(_MAXIMA, kind(row.function, _has_constant_0)),
     }
 
 

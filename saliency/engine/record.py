@@ -14,6 +14,7 @@ from saliency.engine.contexts import NullContext, RuleContext
 from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, memory_of, version_of
 from saliency.engine.probe import Probe
 from saliency.engine.sending import differentiate, keep_relu
+from saliency.engine.silence import note_idle
 from saliency.engine.site import Site
 from saliency.engine.state import evaluating, model_device
 from saliency.engine.watching import Grid, Watching
@@ -28,6 +29,7 @@ class Pass:
 
     def __init__(self, output: object, tensors: list[list[Tensor]], context: AbstractContextManager[object]) -> None:
         self.output, self.tensors, self.context = output, tensors, context
+        self.sent: Tensor | None = None  # the gradient that was sent into the output last
 
     def gradients(
         self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool, key: Hashable = None
@@ -88,10 +90,12 @@ def recording(call: Call, sites: Sequence[Site], context_builder: ContextBuilder
         probes = [_SiteProbe(site, grad, watch) for site in sites]
         for probe in probes:
             stack.callback(probe.remove)
-        own = call.own()
+        own, before = call.own(), getattr(context, "ran", 0)
         with context:
             with watch or nullcontext():
                 output = own.run()
+            if grad and isinstance(context, RuleContext) and context.ran == before:
+                note_idle(call.notices, context, sites)
             yield Pass(output, [probe.tensors() for probe in probes], context)
 
 
@@ -114,8 +118,10 @@ class _Recorder(RuleContext):
         super().__init__(dict.fromkeys(functions, Rule(Operation.derivative)))
         self.force.table = {}
         self.last = {}
+        self.seen: set[Function] = set()
 
     def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
+        self.seen.add(function)
         if function in RELUS:
             return keep_relu(self.force, function, args, kwargs)
         return self.keep(Operation(function, args, kwargs), graph=True)
@@ -161,6 +167,8 @@ class SharedForward:
         if isinstance(context, RuleContext) and context.last is not None:
             context.last = dict(self._recorder.last or {})
         self._recorder.force.table = getattr(context, "rules", {})
+        if grad and isinstance(context, RuleContext) and context.rules.keys().isdisjoint(self._recorder.seen):
+            note_idle(call.notices, context, sites)
         torch.set_grad_enabled(grad)  # as a probe does: the target may be a function of the output
         with context:  # which has rules for that function, too
             own_sites = [self._places.index(place) for place in places]

@@ -56,6 +56,7 @@ class _Sent(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: _Node, function: Function, row: Row, args: Args, kwargs: Kwargs, input: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.function, ctx.row = function, row
         output: Tensor = function(input, *args[1:], **kwargs)
         if output is input:
@@ -63,9 +64,9 @@ class _Sent(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: _Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Node, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_create_graph(ctx.function)
-        return None, None, None, None, ctx.row.function(gradient)
+        return None, None, None, None, None if gradient is None else ctx.row.function(gradient)
 
 
 class _Kept(torch.autograd.Function):
@@ -73,6 +74,7 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: _Node, force: Force, op: Operation, graph: bool, *tensors: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.force, ctx.op = force, op
         output = op.execute(tensors, graph)
         if op.inplace:
@@ -80,9 +82,11 @@ class _Kept(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: _Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Node, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         op = ctx.op
         _refuse_create_graph(op.function)
+        if gradient is None:
+            return (None,) * (3 + len(op.places))
         op.check_unchanged()
         row = ctx.force.row(op)
         found: Gradients = None
@@ -113,6 +117,7 @@ class _KeptReLU(torch.autograd.Function):
         input: Tensor,
     ) -> Tensor:
         output: Tensor = function(input, *args[1:], **kwargs)
+        ctx.set_materialize_grads(False)
         ctx.force, ctx.function = force, function
         ctx.save_for_backward(output)
         if output is input:
@@ -120,8 +125,10 @@ class _KeptReLU(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: _Node, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Node, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_create_graph(ctx.function)
+        if gradient is None:
+            return (None,) * 5
         row = ctx.force.table.get(ctx.function)
         gradient = gradient if row is None else row.function(gradient)
         if not isinstance(row, Through):

@@ -53,7 +53,7 @@ class Targets:
 
     def __init__(self, target: Target, samples: int) -> None:
         self.samples = samples
-        self._target = target  # the user's words
+        self._target: Target = target
         with uninterrupted(), torch.inference_mode(False):  # what is made inside takes no part in a graph
             parsed = _parse(target, samples)
             self._parsed = parsed.clone() if isinstance(parsed, Tensor) and parsed.is_inference() else parsed
@@ -69,6 +69,11 @@ class Targets:
     def classes(self) -> Tensor | None:
         """Class indices (N, K) on the CPU; ``None`` for any other target."""
         return self._parsed if isinstance(self._parsed, Tensor) and not self._parsed.is_floating_point() else None
+
+    @property
+    def asked(self) -> Target:
+        """The target in the user's words."""
+        return self._target
 
     @property
     def of_functions(self) -> bool:

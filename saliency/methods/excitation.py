@@ -21,7 +21,7 @@ from saliency.engine.record import ContextBuilder
 from saliency.engine.sending import differentiate
 from saliency.engine.signatures import MapOptions, Maps, RuleOptions, WalkOptions, typed
 from saliency.engine.targets import Target
-from saliency.rules.excitation import EXCITATION, WEIGHTED, excite, positive_part
+from saliency.rules.excitation import CONSERVED, WEIGHTED, excite, positive_part, table_of
 
 
 class ExcitationOptions(MapOptions, WalkOptions, total=False):
@@ -29,12 +29,17 @@ class ExcitationOptions(MapOptions, WalkOptions, total=False):
 
 
 class ExcitationBackpropContext(RuleContext):
-    """Send back winning probabilities in place of gradients."""
+    """Send back winning probabilities in place of gradients.
+
+    Of a sum, a ``'signed'`` share goes to each term, in proportion to its value, as in TorchRay: a negative term has
+    a negative one. With ``sums='active'`` a term that is not positive wins nothing, as in the paper.
+    """
 
     carries = "relevance"
+    conserves = CONSERVED
 
-    def __init__(self) -> None:
-        super().__init__(EXCITATION)
+    def __init__(self, sums: str = "signed") -> None:
+        super().__init__(table_of(sums))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -56,6 +61,8 @@ def excitation_backprop(
     saliency_layer: Layers = None,
     context_builder: ContextBuilder = ExcitationBackpropContext,
     gradient_to_saliency: Callable[[Tensor], Tensor] = gradient_to_excitation_backprop_saliency,
+    *,
+    sums: str = "signed",
     **options: Unpack[ExcitationOptions],
 ) -> Maps:
     r"""Excitation backprop: the probability that each position wins, when winners are drawn from the class down.
@@ -64,16 +71,22 @@ def excitation_backprop(
 
     (N, 1, h, w), of sum 1 at every layer that all paths cross, but for what is lost at units without an active
     excitatory input (most of it in depthwise convolutions), or that a normalisation lifts from 0. An input below 0,
-    as in a normalised image, is not active and wins nothing; a negative term of a residual sum has a negative share.
+    as in a normalised image, is not active and wins nothing; a negative term of a residual sum has a negative share,
+    or, with ``sums='active'``, wins nothing: then the sum stays within 1. A warning says where it does not.
     Normalisations, constant factors and activations other than ReLU pass :math:`p` on. Gates, attention, differences
-    and matrix products keep their gradient, and the sum is no longer 1. ``saliency_layer=None`` is the last layer with
-    spatial output. Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
+    and matrix products keep their gradient. Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> weight = torch.nn.init.constant_(model.weight, 1)
     >>> excitation_backprop(model, torch.tensor([[1.0, 3.0]]), 0, '', gradient_to_saliency=lambda x: x.grad).flatten()
     tensor([0.2500, 0.7500])
     """
+    if sums != "signed":
+        if context_builder is not ExcitationBackpropContext:
+            raise ValueError(
+                f"sums={sums!r} is not possible with a context_builder of your own; expected ExcitationBackpropContext."
+            )
+        context_builder = partial(ExcitationBackpropContext, sums)
     return saliency(
         model,
         input,
@@ -96,8 +109,10 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
     is taken at the output of ``contrast_layer``, or at the classifier's input.
     """
 
-    def __init__(self, contrast_layer: Module | None = None, classifier_layer: Module | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, contrast_layer: Module | None = None, classifier_layer: Module | None = None, sums: str = "signed"
+    ) -> None:
+        super().__init__(sums)
         self.contrast_layer = contrast_layer
         self.classifier_layer = classifier_layer
         self.last = {}
@@ -196,11 +211,18 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
 class _OpposingContext(ContrastiveExcitationBackpropContext):
     """The context of the method: every gradient is one with its contrast, three backward passes through one forward."""
 
+    conserves = CONSERVED._replace(least=-CONSERVED.most)
+
     def send_back(
         self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
     ) -> list[Tensor | None]:
         """Winning probabilities less those under the opposite weights of the classifier."""
-        self.oppose(scores, gradient)
+        try:
+            self.oppose(scores, gradient)
+        except ValueError:
+            if any(dx is not None for dx in super().send_back(scores, gradient, tensors, retain=True)):
+                raise
+            return [None] * len(tensors)  # the classifier is not to blame where no gradient comes to any layer
         if self._site is not None and any(_sequence(x.grad_fn) > _sequence(self._site.node) for x in tensors[:1]):
             raise _BehindContrastError
         return super().send_back(scores, gradient, tensors, retain)
@@ -225,6 +247,8 @@ def contrastive_excitation_backprop(
     contrast_layer: Layer = None,
     classifier_layer: Layer = None,
     debug: bool = False,
+    *,
+    sums: str = "signed",
     **options: Unpack[RuleOptions],
 ) -> Maps:
     r"""Contrastive excitation backprop: where the class wins more often than all that speaks against it.
@@ -236,12 +260,13 @@ def contrastive_excitation_backprop(
     each). (N, 1, h, w). Defaults: the classifier is the last linear layer or convolution that the model runs (of
     several heads, name the target's own), the contrast is taken at its input (any layer that all paths cross gives the
     same map), ``saliency_layer`` is the last layer with spatial output; the input, if that lies behind the contrast.
-    Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
+    ``sums`` as for :func:`excitation_backprop`. Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
     """
     if isinstance(saliency_layer, (list, tuple)) and saliency_layer and not debug:
         layers = (contrast_layer, classifier_layer)
         return [
-            contrastive_excitation_backprop(model, input, target, one, *layers, **options) for one in saliency_layer
+            contrastive_excitation_backprop(model, input, target, one, *layers, sums=sums, **options)
+            for one in saliency_layer
         ]
     given: Mapping[str, object] = options
     if "context_builder" in given:
@@ -252,7 +277,8 @@ def contrastive_excitation_backprop(
     contrast = None if contrast_layer is None else resolve_layer(model, contrast_layer, "contrast_layer")
     classifier = None if classifier_layer is None else resolve_layer(model, classifier_layer, "classifier_layer")
     options.setdefault("gradient_to_saliency", gradient_to_contrastive_excitation_backprop_saliency)
-    explain = partial(saliency, model, input, target, context_builder=lambda: _OpposingContext(contrast, classifier))
+    context = partial(_OpposingContext, contrast, classifier, sums)
+    explain = partial(saliency, model, input, target, context_builder=context)
     for layer in (None, "") if saliency_layer is None else (saliency_layer,):
         with suppress(_BehindContrastError):
             result = explain(layer, **options)

@@ -12,6 +12,9 @@ from saliency.engine.call import Call, make_call
 from saliency.engine.checks import check_count, describe
 from saliency.engine.interrupts import interruptible
 from saliency.engine.maps import Resize, check_map_options, finish_map
+from saliency.engine.notices import Notices
+from saliency.engine.silence import note_map, note_score
+from saliency.engine.site import make_site
 from saliency.engine.state import evaluating, full_precision
 from saliency.engine.targets import Target, Targets, main_output
 from saliency.engine.variants import Progress, Run, replacing_input, scores
@@ -159,9 +162,17 @@ def _softmax(output: Tensor) -> Tensor:
 _SCORES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "softmax": _softmax, "raw": lambda x: x}
 
 
-def _activation(scores: str) -> Callable[[Tensor], Tensor]:
-    """The function that makes scores of outputs, in float32 at least."""
-    return lambda output: _SCORES[scores](output.to(torch.promote_types(output.dtype, torch.float32)))
+def _activation(scores: str, notices: Notices) -> Callable[[Tensor], Tensor]:
+    """The function that makes scores of outputs, in float32 at least; what is infinite shows in the first of them."""
+    unseen = [notices]
+
+    def activate(output: Tensor) -> Tensor:
+        output = output.to(torch.promote_types(output.dtype, torch.float32))
+        while unseen:
+            note_score(unseen.pop(), output)
+        return _SCORES[scores](output)
+
+    return activate
 
 
 def _every_class(score: object) -> Tensor:
@@ -201,18 +212,27 @@ def _explain(call: Call, targets: Targets, options: _Options, of_scores: bool) -
     x, run = replacing_input(call, 0)
     drawn = (options.num_masks, x.shape[2:], options.num_cells, options.p, options.seed)
     masks = DrawnMasks(*drawn, x.device, x.dtype) if options.filter_masks is None else options.filter_masks.detach()
+    activation = _activation(options.scores, call.notices)
     with evaluating(call.model, call.modules):
-        weights = _weigh(run, targets, x, masks, options, of_scores)
+        weights = _weigh(run, targets, x, masks, options, activation, of_scores)
         weights = weights.to(torch.promote_types(call.dtype, torch.float32))
         maps = _mean(weights, masks).view(len(x), -1, *x.shape[2:])
-        return finish_map(maps, x, options.resize, options.resize_mode, options.smooth).to(call.dtype)
+        maps = finish_map(maps, x, options.resize, options.resize_mode, options.smooth).to(call.dtype)
+    note_map(call, make_site(call, ""), targets, [maps])
+    call.notices.report()
+    return maps
 
 
 def _weigh(
-    run: Run, targets: Targets, x: Tensor, masks: DrawnMasks | Tensor, options: _Options, of_scores: bool
+    run: Run,
+    targets: Targets,
+    x: Tensor,
+    masks: DrawnMasks | Tensor,
+    options: _Options,
+    activation: Callable[[Tensor], Tensor],
+    of_scores: bool,
 ) -> Tensor:
     """The scores (M, N * K) of N images behind M masks; a chunk is masked copies of one image."""
-    activation = _activation(options.scores)
     run = _activated(run, activation) if of_scores else run
     chunks = []
     for start in range(0, len(masks), options.batch_size):

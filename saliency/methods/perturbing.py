@@ -18,6 +18,7 @@ from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.maps import Attribution, Reduction, Resize, check_map_options, join_targets
 from saliency.engine.record import recording
 from saliency.engine.signatures import MapOptions, Maps
+from saliency.engine.silence import note_map, note_one_position
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
@@ -140,7 +141,11 @@ def explain(
             for number, x, run in _perturbed(call, site, activation, masks_image):
                 p = Perturbed(x, run, call, site, number, targets, layout, perturbations_per_eval, progress)
                 maps.append(join_targets(finish.maps(site, attribute(p).unbind(1)), shape == "layer"))
+                if reduction is not None and layout != "layer":
+                    note_one_position(call, site, targets, x)
+            note_map(call, site, targets, maps)
             results.append(tuple(maps) if not site.name and isinstance(input, (tuple, list)) else maps[0])
+    call.notices.report()
     return results if isinstance(saliency_layer, (list, tuple)) else results[0]
 
 

@@ -56,9 +56,9 @@ def guided_backprop(
     (N, 1, h, w), non-negative. Springenberg et al., ICLR workshop 2015. Options and errors: see :func:`saliency`.
 
     >>> import torch
-    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU())
-    >>> guided_backprop(model, torch.zeros(1, 1), torch.tensor([[-1.0]]))
-    tensor([[[[0.]]]])
+    >>> x, start = torch.ones(1, 2), torch.tensor([[2.0, -1.0]])
+    >>> guided_backprop(torch.nn.ReLU(), x, start, gradient_to_saliency=lambda x: x.grad).flatten()
+    tensor([2., 0.])
     """
     return saliency(model, input, target, saliency_layer, context_builder=context_builder, **options)
 

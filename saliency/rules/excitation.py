@@ -1,32 +1,34 @@
 """Excitation: how operations share out the probability that a neuron wins."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saliency.engine.operations import ACTIVATIONS, Function, Operation, Row, Rule, Through
+from saliency.engine.contexts import Conserved
+from saliency.engine.operations import ACTIVATIONS, Function, Gradients, Operation, Row, Rule, Through, with_exported
 from saliency.engine.state import full_precision
 
-WEIGHTED = (
+WEIGHTED = with_exported(
     *(F.linear, F.conv1d, F.conv2d, F.conv3d),
     *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    torch.ops.aten.convolution.default,
 )
-_MEANS = (
+_MEANS = with_exported(
     *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     *(torch.mean, Tensor.mean),
 )
-_SUMS = (torch.add, Tensor.add, Tensor.add_)
-_PRODUCTS = (torch.mul, Tensor.mul, Tensor.mul_, torch.div, Tensor.div, Tensor.div_)
-_NORMALISATIONS = (
+_SUMS = with_exported(torch.add, Tensor.add, Tensor.add_)
+_PRODUCTS = with_exported(torch.mul, Tensor.mul, Tensor.mul_, torch.div, Tensor.div, Tensor.div_)
+_NORMALISATIONS = with_exported(
     *(F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm, F.group_norm, torch.group_norm),
     *(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm, F.local_response_norm),
 )
 # Monotone in every input of its own: a neuron and its activation are one.
-_SQUASHING = (
+_SQUASHING = with_exported(
     *(F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid, F.logsigmoid),
     *(F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_, F.softplus, F.softsign),
     *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax),
@@ -120,13 +122,29 @@ def _is_constant(op: Operation, tensors: Sequence[Tensor], number: int) -> bool:
     return op.parameters[number] or (fewer and not op.recorded[number])
 
 
-def excite_sum(op: Operation, probability: Tensor) -> list[Tensor] | None:
-    """Share out a sum among its two terms; a constant counts as a bias, and gets nothing."""
+def _terms(op: Operation) -> list[Tensor]:
+    """The two terms of a sum; none, where one of them is a constant: that counts as a bias, and gets nothing."""
     tensors = op.tensors if len(op.places) == 2 else []
     if not tensors or _is_constant(op, tensors, 0) or _is_constant(op, tensors, 1):
-        return None
+        return []
     alpha = op.argument(len(op.args), "alpha", 1)
-    return shares(lambda x, y: torch.add(x, y, alpha=alpha), tensors, probability)
+    return tensors if alpha == 1 else [tensors[0], tensors[1] * alpha]
+
+
+def excite_sum(op: Operation, probability: Tensor) -> list[Tensor] | None:
+    """Share out a sum among its two terms, by what each adds to it: a negative term has a negative share.
+
+    Of terms that nearly cancel, shares are large; they end where their products would be infinite.
+    """
+    terms = _terms(op)
+    most = torch.finfo(probability.dtype).max ** 0.75
+    return [share.clamp_(-most, most) for share in shares(torch.add, terms, probability)] if terms else None
+
+
+def excite_active_terms(op: Operation, probability: Tensor) -> list[Tensor] | None:
+    """Share out a sum among its active terms: one that is not positive wins nothing."""
+    terms = _terms(op)
+    return shares(torch.add, [term.relu() for term in terms], probability) if terms else None
 
 
 def excite_product(op: Operation, probability: Tensor) -> Tensor | None:
@@ -139,8 +157,10 @@ def excite_product(op: Operation, probability: Tensor) -> Tensor | None:
     return probability if scaled and same else None
 
 
-def excitation_rules(excitatory: Callable[[Tensor], Tensor]) -> dict[Function, Row]:
-    """The table of excitation backprop; ``excitatory`` gives the part of a weight that excites.
+def excitation_rules(
+    excitatory: Callable[[Tensor], Tensor], sums: Callable[[Operation, Tensor], Gradients] = excite_sum
+) -> dict[Function, Row]:
+    """The table of excitation backprop; ``excitatory`` gives the part of a weight that excites, ``sums`` shares out.
 
     ReLU, max pooling and concatenation have no row: their gradient is the paper's rule.
     """
@@ -148,9 +168,28 @@ def excitation_rules(excitatory: Callable[[Tensor], Tensor]) -> dict[Function, R
         **dict.fromkeys(ACTIVATIONS + _SQUASHING + _NORMALISATIONS, Through(lambda probability: probability)),
         **dict.fromkeys(WEIGHTED, Rule(lambda op, probability: excite(op, probability, excitatory))),
         **dict.fromkeys(_MEANS, Rule(excite_mean)),
-        **dict.fromkeys(_SUMS, Rule(excite_sum)),
+        **dict.fromkeys(_SUMS, Rule(sums)),
         **dict.fromkeys(_PRODUCTS, Rule(excite_product)),
     }
 
 
 EXCITATION = excitation_rules(positive_part)
+_OF_SUMS = {"signed": EXCITATION, "active": excitation_rules(positive_part, excite_active_terms)}
+
+
+def table_of(sums: object) -> Mapping[Function, Row]:
+    """The table that shares sums out among all terms, with their ``'signed'`` shares, or the ``'active'`` ones."""
+    if sums not in tuple(_OF_SUMS):
+        raise ValueError(f"sums={sums!r} is not a rule for sums; expected 'signed' or 'active'.")
+    return _OF_SUMS[str(sums)]
+
+
+CONSERVED = Conserved(
+    *(0.5, 1.05),
+    "more than half of the winning probability did not arrive, but went to units without an active excitatory input, "
+    "or past the layer; sums='active' lets no inactive term of a sum win, sums='signed' gives it a negative share",
+    "the winning probability that arrives is not between 0 and 1: the signed shares of a sum are not bounded, nor is "
+    "what products and attention pass on; sums='active' lets no inactive term win",
+    "nothing of the winning probability arrives: on the way no unit has an active input, above 0, with an excitatory "
+    "weight, as where the score is a mean of negative values",
+)

@@ -21,7 +21,9 @@ from saliency import (
     rules,
 )
 from saliency.engine.contexts import relu_rules
-from tests.cases import RELU_SPELLINGS
+from tests.cases import NOTICES, RELU_SPELLINGS
+
+pytestmark = NOTICES
 
 X = [-2.0, -0.0, 0.0, 3.0, 5.0]
 DY = [7.0, 2.0, -4.0, 6.0, -8.0]

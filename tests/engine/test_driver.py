@@ -16,6 +16,8 @@ from saliency.engine.state import evaluating
 from saliency.engine.targets import Targets, get_backward_gradient
 from tests import cases
 
+pytestmark = cases.NOTICES
+
 
 def network() -> nn.Sequential:
     """A chain that can be cut anywhere, with in-place operations behind most of its layers."""

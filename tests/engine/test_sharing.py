@@ -13,8 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from saliency import METHODS, ReLUContext, guided_grad_cam, saliency, shared_forward
 from saliency.engine.contexts import RuleContext
-from tests.cases import METHOD_CASES, MODEL_CASES
+from tests.cases import METHOD_CASES, MODEL_CASES, NOTICES
 from tests.test_contract import explain, skip_if_not_made_for
+
+pytestmark = NOTICES
 
 SHARING = [case for case in METHOD_CASES if METHODS[case.name].engine is saliency and "batch" not in case.lacks]
 

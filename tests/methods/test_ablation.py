@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saliency import feature_ablation, feature_permutation, occlusion
 from tests import cases
+from tests.cases import NOTICES
 from tests.engine.test_tail import Convolutions
 
 METHODS = {"feature_ablation": feature_ablation, "feature_permutation": feature_permutation, "occlusion": occlusion}
@@ -100,6 +101,7 @@ def test_feature_ablation(name, layer, mask):
 
 
 @pytest.mark.parametrize("layer", ["", "features"])
+@NOTICES
 def test_baselines(layer):
     model, input = small("in place")
     shape = behind(model, layer, input, 0)[0].shape[1:]
@@ -143,6 +145,7 @@ WINDOWS = {"rest": ((3, 2, 3), (3, 2, 2)), "channels": ((1, 3, 3), (1, 2, 3)), "
 
 @pytest.mark.parametrize("layer", ["", "features.0"])
 @pytest.mark.parametrize("case", WINDOWS)
+@NOTICES
 def test_occlusion(case, layer):
     model, input = small("in place")
     window, stride = WINDOWS[case]

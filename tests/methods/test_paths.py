@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import saliency
 from saliency.engine import paths
 from tests import cases
+from tests.cases import NOTICES
 
 QUADRATURES = ["gausslegendre", "riemann_left", "riemann_middle", "riemann_right", "riemann_trapezoid"]
 LAYERS = ["", "1", "3"]
@@ -576,6 +577,7 @@ def test_the_sum_over_calls_of_different_shapes_is_an_error():
 
 
 @pytest.mark.parametrize("n_steps", [1, 2, 5])
+@NOTICES
 def test_a_linear_model_has_an_exact_answer(n_steps):
     """f(x) = w x + b: all quadratures, any number of steps, and every baseline give w (x - x')."""
     torch.manual_seed(0)

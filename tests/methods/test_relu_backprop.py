@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import saliency
+from tests.cases import NOTICES
 
 WEIGHT = {"guided_backprop": lambda p, x: p * (p > 0) * (x > 0), "deconvnet": lambda p, x: p * (p > 0)}
 
@@ -51,6 +52,7 @@ ACTIVATIONS = [F.relu6, F.hardtanh, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu,
 
 
 @pytest.mark.parametrize("function", ACTIVATIONS, ids=lambda function: function.__name__)
+@NOTICES
 def test_other_activations_follow_the_rule_with_their_own_derivative(function):
     class Net(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

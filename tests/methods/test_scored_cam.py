@@ -11,6 +11,7 @@ from torch import nn
 
 from saliency import ablation_cam, is_cam, recipro_cam, score_cam, ss_cam
 from tests import cases
+from tests.cases import NOTICES
 from tests.engine.test_tail import Convolutions
 from tests.methods.test_ablation import K_TARGETS, OF_NAME, behind, close, draw, two
 
@@ -201,6 +202,7 @@ def test_a_constant_channel_lets_nothing_through():
         close(found[0, 0], formula("score_cam", model, "in place", "", input[:1], x, run, 1))
 
 
+@NOTICES
 def test_a_score_of_zero_has_no_share_to_lose():
     model, input = nn.Sequential(nn.Identity(), nn.Flatten()), torch.zeros(1, 2, 3, 3)
     assert not ablation_cam(model, input, 1, "0").any()

@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 import saliency
+from tests.cases import NOTICES
 from tests.parity.agreement import assert_agree
 from tests.parity.networks import CLASSES, images, randomise
 
@@ -18,7 +19,7 @@ pytest.importorskip("torchray.attribution.common")
 # `torchray.attribution.excitation_backprop` is a module and, after some imports, also a function.
 peer = importlib.import_module("torchray.attribution.excitation_backprop")
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, NOTICES]
 
 TARGET = [1, 3]
 

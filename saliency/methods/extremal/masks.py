@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import describe, is_number
 from saliency.engine.contexts import NullContext
+from saliency.engine.gradients import CutOffError
 from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize, check_map_options, finish_map, imsmooth
@@ -20,6 +21,7 @@ from saliency.engine.probe import attach_debug_probes
 from saliency.engine.record import recording
 from saliency.engine.sending import keeping_copies
 from saliency.engine.signatures import Maps
+from saliency.engine.silence import note_map, note_score
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets, main_output
@@ -107,6 +109,9 @@ def extremal_perturbation(
                 lambda: [tensor for probe in watching for tensor in probe.data],
             )
         )
+    note_score(call.notices, energies)
+    note_map(call, site, targets, [masks])
+    call.notices.report()
     masks = finish_map(masks.to(call.dtype), call.image, resize, resize_mode, 0)
     masks = imsmooth(masks, smooth * min(masks.shape[2:])) if smooth > 0 else masks
     return (masks, energies, probes) if debug else (masks, energies)
@@ -152,16 +157,17 @@ def _perturbed(
         with torch.set_grad_enabled(record_all), run as recorded:
             scores = targets.scores(recorded.output)
             reached = _depends(scores.sum(), recorded.tensors[0][place])
+        if scores.device.type == "cpu" and not scores.isfinite().all():
+            raise ValueError(
+                f"model={type(call.model).__name__} makes a score that is NaN or infinite; expected finite scores."
+            )
         if reached and not site.name:
             return *replacing_input(call, at), scores.shape[1]
         if reached:
             x, run_grids = replacing_grid(call, site, image.shape[2:], layout, record_all, copies)
             _check_width(sigma, x)
             return x, run_grids, scores.shape[1]
-    raise ValueError(
-        f"saliency_layer={site.name!r} is reached by no gradient: the score does not depend on it, or is computed "
-        "without gradients; expected a layer on the way to the score."
-    )
+    raise CutOffError(site)
 
 
 def _check_width(sigma: float, x: Tensor) -> None:

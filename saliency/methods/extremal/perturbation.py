@@ -75,7 +75,7 @@ class Perturbation:
                 )
             images = torch.arange(count, device=mask.device).repeat_interleave(len(mask) // count)
         level = mask * (self.num_levels - 1)
-        below = level.detach().floor()
+        below = level.detach().nan_to_num().floor()  # what is NaN has no level, and stays NaN
         first = (images.to(mask.device) * self.num_levels).view(-1, 1, 1, 1)
         size = (-1, self.pyramid.shape[1], -1, -1)
         lower = self.pyramid.gather(0, (first + below.long()).expand(size))

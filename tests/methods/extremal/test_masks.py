@@ -16,7 +16,7 @@ from saliency.methods.extremal import (
     simple_reward,
 )
 from tests import cases
-from tests.cases import MODEL_CASES, shown
+from tests.cases import MODEL_CASES, NOTICES, shown
 
 FAST = {"max_iter": 4, "step": 3, "sigma": 4}
 VARIANTS = ["preserve", "delete", "dual"]
@@ -114,6 +114,7 @@ class TestRows:
                 close(masks[2 * n : 2 * n + 2], mask)
                 close(energies[2 * n : 2 * n + 2], energy)
 
+    @NOTICES
     def test_converged_rows_leave_a_batch_as_they_leave_a_single_run(self):
         case, areas = cases.IN_PLACE, (0.05, 0.5, 1.0)
         options = {"tolerance": 3e-3, "max_iter": 60, "jitter": False}
@@ -238,6 +239,7 @@ class TestLayers:
         for mask, other in zip(ours, explain(case, model=grid_first, saliency_layer="0", **options), strict=True):
             close(mask, other)
 
+    @NOTICES
     def test_layout(self):
         case = cases.CHANNELS_LAST
         expected = explain(case, saliency_layer="norm")[0]
@@ -321,6 +323,7 @@ class TestOptions:
         assert mask[:8, :8].mean() > 0.8
         assert mask[14:, 14:].mean() < 0.2
 
+    @NOTICES
     def test_resize_and_smooth(self):
         case = cases.IN_PLACE
         raw = explain(case, saliency_layer="features")[0]

@@ -1,0 +1,131 @@
+"""Notices: what a call has to tell its user besides its result; told at the call's end, as warnings."""
+
+import os
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+# What there is to say of values, and of which kind that is; ``None`` if they are as expected.
+Judge: TypeAlias = Callable[[list[float]], tuple[str, str] | None]
+Advise: TypeAlias = Callable[[list[float]], str]
+
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+
+
+def _nothing(values: list[float]) -> str:
+    return ""
+
+
+class _Look(NamedTuple):
+    """A few values that are judged once they are known; ``advise`` adds what only the call itself can tell."""
+
+    values: Tensor
+    judge: Judge
+    advise: Advise
+
+
+class _Line(NamedTuple):
+    """A line of the user's code, and the module's own account of what it was warned of."""
+
+    filename: str
+    number: int
+    module: str
+    registry: dict[str | tuple[str, type[Warning], int], int]
+
+    def warn(self, text: str) -> None:
+        warnings.warn_explicit(text, UserWarning, self.filename, self.number, self.module, self.registry)
+
+
+class _Pending(NamedTuple):
+    """Values on their way from a device, and who called."""
+
+    look: _Look
+    arrived: torch.Event
+    line: _Line
+
+
+_lock = threading.Lock()
+_pending: deque[_Pending] = deque(maxlen=100)  # the oldest are dropped, where nobody calls again
+
+
+class Notices:
+    """The notices of one call, the first of each kind.
+
+    Values on the CPU are judged when the call reports. Those on another device are copied, without waiting for them,
+    and judged when a later call reports and they have arrived. On the meta device there are none.
+
+    >>> notices = Notices()
+    >>> notices.look(torch.zeros(1), lambda values: None if any(values) else ("zero", "the map is zero"))
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     notices.report()
+    >>> str(caught[0].message)
+    'the map is zero.'
+    """
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+        self._looks: list[_Look] = []
+
+    def add(self, kind: str, text: str) -> None:
+        """Note what is known already."""
+        self._texts.setdefault(kind, text)
+
+    def look(self, values: Tensor, judge: Judge, advise: Advise = _nothing) -> None:
+        """Note what ``judge`` says of values (N,), if anything; then ``advise`` is asked what to add to it."""
+        if not values.is_meta:
+            self._looks.append(_Look(values, judge, advise))
+
+    def clear(self) -> None:
+        """Forget it all: the call starts again."""
+        self._texts.clear()
+        self._looks.clear()
+
+    def report(self) -> None:
+        """Warn, at the line that called the package; before that, of what has arrived since an earlier call."""
+        for pending in _take_arrived() if _pending else ():
+            if earlier := pending.look.judge(pending.look.values.tolist()):
+                pending.line.warn(f"an earlier call: {earlier[1]}.")
+        for look in self._looks:
+            if look.values.device.type != "cpu":
+                _send(look)
+            elif (found := look.judge(values := look.values.tolist())) and found[0] not in self._texts:
+                self._texts[found[0]] = f"{found[1]}{look.advise(values)}."
+        told = list(self._texts.values())
+        self.clear()
+        for text in told:
+            _calling_line().warn(text)
+
+
+def _send(look: _Look) -> None:
+    """Start to copy values from their device. What the advice would need may be large: it is let go."""
+    copied = _Look(look.values.detach().to("cpu", non_blocking=True), look.judge, _nothing)
+    arrived = torch.Event(look.values.device)
+    arrived.record()
+    with _lock:
+        _pending.append(_Pending(copied, arrived, _calling_line()))
+
+
+def _take_arrived() -> list[_Pending]:
+    with _lock:
+        done = [(pending, pending.arrived.query()) for pending in _pending]
+        _pending.clear()
+        _pending.extend(pending for pending, arrived in done if not arrived)
+    return [pending for pending, arrived in done if arrived]
+
+
+def _calling_line() -> _Line:
+    """The line that called the package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    own = frame.f_globals
+    registry = own.setdefault("__warningregistry__", {})
+    return _Line(frame.f_code.co_filename, frame.f_lineno, own.get("__name__", "<string>"), registry)

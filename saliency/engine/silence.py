@@ -1,0 +1,123 @@
+"""Silence: what is said of a method that did nothing, and of a map that shows nothing."""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from saliency.engine.call import Call
+from saliency.engine.contexts import Conserved, RuleContext
+from saliency.engine.notices import Notices
+from saliency.engine.operations import Function
+from saliency.engine.search import found_layer
+from saliency.engine.site import Site
+from saliency.engine.state import evaluating
+from saliency.engine.targets import Targets
+
+
+def note_idle(notices: Notices, context: RuleContext, sites: Sequence[Site]) -> None:
+    """Note that no operation ran that a context has a rule for."""
+    layers = ", ".join(dict.fromkeys(repr(site.name) for site in sites))
+    notices.add(
+        "idle",
+        f"context_builder={type(context).__name__} changed nothing: none of its operations ran behind "
+        f"saliency_layer={layers}, so that what comes back is the plain gradient; looked for "
+        f"{', '.join(_names(context.rules))}. What else a model may write for them, such as x * sigmoid(x), masks or "
+        "its own autograd.Function, has no rule: use the torch function, or a RuleContext with a rule of your own.",
+    )
+
+
+def _names(functions: Iterable[Function]) -> list[str]:
+    """What a user calls the functions, once each."""
+    return sorted({function.__name__.partition(".")[0].strip("_") for function in functions})
+
+
+def note_shares(notices: Notices, conserved: Conserved, site: Site, tensors: Sequence[Tensor], sent: Tensor) -> None:
+    """Note, of every sample, how much arrived at a site of what was ``sent`` in, which the context conserves."""
+    found = [x.grad for x in tensors if x.grad is not None]
+    if site.call == "all" or not found or found[0].is_meta:
+        return
+    rows = len(sent) if sent.ndim and all(len(dx) == len(sent) for dx in found) else 1
+    to = partial(Tensor.to, device=found[0].device, dtype=torch.float32, non_blocking=True)  # sums overflow in float16
+    seed, *arrived = (to(x).reshape(rows, -1) for x in (sent, *found))
+    total = sum((dx.sum(1) for dx in arrived[1:]), arrived[0].sum(1))
+    values = torch.cat([total, seed.sum(1), seed.amin(1)])
+    notices.look(values, partial(_judge_shares, conserved, _named(site)))
+
+
+def _judge_shares(conserved: Conserved, named: str, values: list[float]) -> tuple[str, str] | None:
+    rows = len(values) // 3
+    triples = zip(values[:rows], values[rows : 2 * rows], values[2 * rows :], strict=True)
+    # A seed of both signs has no share that must arrive.
+    shares = [arrived / sent for arrived, sent, least in triples if least >= 0 and sent > 0]
+    if not shares:
+        return None
+    if not any(shares):
+        return "zero", f"{named}: {conserved.nothing}"
+    if not all(min(conserved.least, 0) <= share <= conserved.most for share in shares):
+        return "shares", f"{named}: {conserved.outside}"
+    return ("shares", f"{named}: {conserved.lost}") if min(shares) < conserved.least else None
+
+
+def note_one_position(call: Call, site: Site, targets: Targets, x: Tensor) -> None:
+    """Note that a layer of an image has a single position."""
+    if site.name and x.ndim > 1 and x.shape[2:].numel() == 1 < call.image.shape[2:].numel():
+        text = f"{_named(site)} has one position, as a layer behind pooling does: its map shows no place"
+        known = torch.zeros(1, device="cpu")  # the search for another layer has to wait until this pass is over
+        call.notices.look(known, lambda values: ("zero", text), lambda values: _other_layer(call, site, targets))
+
+
+def note_map(call: Call, site: Site, targets: Targets, maps: Sequence[Tensor]) -> None:
+    """Note that the maps of a layer are zero everywhere, or are not finite."""
+    filled = [x for x in maps if x.is_floating_point() and x.numel()]
+    ranges = [side.to(filled[0].device, non_blocking=True) for x in filled for side in torch.aminmax(x)]
+    if ranges:
+        advise = partial(_advise, call, site, targets)
+        call.notices.look(torch.stack(ranges), partial(_judge_map, _named(site)), advise)
+
+
+def _judge_map(named: str, values: list[float]) -> tuple[str, str] | None:
+    if not all(map(math.isfinite, values)):
+        return "finite", f"{named} has a map with NaN or infinite values; expected finite inputs, weights and scores"
+    if any(values):
+        return None
+    return "zero", (
+        f"{named} has a map that is zero everywhere: nothing there raises this score, or its gradient is zero, as "
+        "behind the last attention of a transformer, where the class token alone counts"
+    )
+
+
+def note_score(notices: Notices, score: Tensor) -> None:
+    """Note that a score is not finite, where the map may be."""
+    highest = score.detach().amax().reshape(1)
+    text = "the model's score is NaN or infinite; expected finite inputs, weights and scores"
+    notices.look(highest, lambda values: None if values[0] < math.inf else ("finite", text))
+
+
+def _named(site: Site) -> str:
+    return f"saliency_layer=None (found: {site.name!r})" if site.found else f"saliency_layer={site.name!r}"
+
+
+def _advise(call: Call, site: Site, targets: Targets, values: list[float]) -> str:
+    """That the score itself is not finite, or another layer to use. Costs a forward pass, and maybe a search."""
+    try:
+        with evaluating(call.model, call.modules):
+            scores = targets.scores(call.own().run())
+    except Exception:  # whatever the reason: the map is there, and this is no more than advice
+        return ""
+    if not scores.isfinite().all():
+        return "; the score itself is NaN or infinite"
+    return "" if not all(map(math.isfinite, values)) else _other_layer(call, site, targets)
+
+
+def _other_layer(call: Call, site: Site, targets: Targets) -> str:
+    """A layer to use in place of the site's: the one that is found without a name, or else the input."""
+    if not site.name:
+        return ""
+    try:
+        name, module = found_layer(call, targets.asked)
+    except Exception:  # as above
+        name, module = "", call.model
+    return f"; try saliency_layer={'' if module is site.module else name!r}"
