@@ -5,6 +5,9 @@ from numbers import Integral, Real
 from typing import TypeGuard
 
 from torch import Tensor
+from torch.nn import Module
+
+_LONGEST = 300  # characters of a value in an error
 
 
 def is_int(value: object) -> TypeGuard[int]:
@@ -26,13 +29,22 @@ def describe(value: object) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
+def shown(value: object) -> str:
+    """A value as an error repeats it; of tensors, modules and what is long, only what it is."""
+    if isinstance(value, (tuple, list)) and any(isinstance(item, (Tensor, Module, tuple, list)) for item in value):
+        text = f"[{', '.join(map(shown, value))}]"
+    else:
+        text = describe(value) if isinstance(value, (Tensor, Module)) or hasattr(value, "__array__") else repr(value)
+    return text if len(text) <= _LONGEST else describe(value)
+
+
 def check_seed(seed: object) -> None:
     """Raise ``ValueError`` for what seeds no generator."""
     if not is_int(seed) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!r} is not a seed; expected an int >= 0.")
+        raise ValueError(f"seed={shown(seed)} is not a seed; expected an int >= 0.")
 
 
 def check_count(argument: str, value: object) -> None:
     """Raise ``ValueError`` for what is no positive number of things."""
     if not is_int(value) or value < 1:
-        raise ValueError(f"{argument}={value!r} is not a positive number; expected an int >= 1.")
+        raise ValueError(f"{argument}={shown(value)} is not a positive number; expected an int >= 1.")
