@@ -91,9 +91,9 @@ def saliency(
 
     Raises ``ValueError`` for an argument that cannot be used, a layer that is not reached, a gradient that is not.
     """
-    check_map_options(resize, resize_mode, smooth, layout)
     asked = make_call(model, input, additional_forward_args, forward_kwargs)
     layers = as_list(saliency_layer)
+    check_finish(asked, layers, resize, resize_mode, smooth, layout)
     whole = isinstance(gradient_to_saliency, Attribution) and gradient_to_saliency.reduction is None
     how = How(context_builder, get_backward_gradient, materialize_grads, shared)
     walking = Walking(path, internal_batch_size, return_convergence_delta)
@@ -104,7 +104,7 @@ def saliency(
         gradient_to_saliency = gradient_to_saliency.unscaled()
     _check_context(walking.path, context_builder)
     shape = "layer" if whole else layout
-    finish = Finish(asked.image, shape, gradient_to_saliency, resize, resize_mode, smooth, asked.dtype)
+    finish = Finish(asked, shape, gradient_to_saliency, resize, resize_mode, smooth)
 
     def make_sites(anew: bool) -> list[Site]:
         return [make_site(asked, layer, attribute_to_layer_input, target, call, whole, anew) for layer in layers]
@@ -130,22 +130,34 @@ def as_list(layers: Layer | Sequence[Layer]) -> list[Layer]:
     return listed
 
 
+def check_finish(
+    call: Call, layers: Sequence[Layer], resize: object, resize_mode: object, smooth: object, layout: object
+) -> None:
+    """Raise ``ValueError`` for options that no maps of these layers can be made with."""
+    check_map_options(resize, resize_mode, smooth, layout, call.image)
+    sizes = {tuple(x.shape[2:]) for x in call.inputs if x.ndim > 2}
+    if resize is True and len(sizes) > 1 and any(layer != "" for layer in layers):
+        raise ValueError(
+            f"resize=True does not say which of the inputs' sizes {sorted(sizes)} is meant at a layer; expected "
+            "(width, height)."
+        )
+
+
 class Finish(NamedTuple):
     """How the tensors of a site, each with its gradient, become finished maps."""
 
-    image: Tensor
+    call: Call
     layout: Layout
     gradient_to_saliency: Callable[[Tensor], Tensor]
     resize: Resize
     resize_mode: str
     smooth: float
-    dtype: torch.dtype
 
     @outside_rules()
     @torch.no_grad()
     def maps(self, site: Site, tensors: Sequence[Tensor]) -> list[Tensor]:
         """One map a tensor; of all calls of a layer, their sum."""
-        found = [self._map(site, _to_dtype(x, self.dtype)) for x in tensors]
+        found = [self._map(site, _changed(x, lambda values: values.to(self.call.dtype))) for x in tensors]
         if site.call != "all":
             return found
         if len({x.shape for x in found}) > 1:
@@ -155,11 +167,18 @@ class Finish(NamedTuple):
 
     def _map(self, site: Site, x: Tensor) -> Tensor:
         # The input is (N, C, H, W), whatever the layout of the layers.
-        reference, layout = (self.image, self.layout) if site.name else (x, "layer" if x.ndim > 2 else self.layout)
-        saliency = self.gradient_to_saliency(_to_grid(x, reference, layout, site))
+        layout = self.layout if site.name or x.ndim < 3 else "layer"
+        if not site.name and self.layout != "layer" and self.call.is_clip(x):
+            x = _changed(x, lambda clip: clip.flatten(0, 1))
+        image = self.call.image_of(x.shape[0] if x.ndim else 0) if site.name else x
+        saliency = self.gradient_to_saliency(_to_grid(x, image, layout, site))
         if not isinstance(saliency, Tensor):
             raise ValueError(f"gradient_to_saliency={self.gradient_to_saliency!r} returned no tensor; expected a map.")
-        return finish_map(saliency, reference, self.resize, self.resize_mode, self.smooth)
+        saliency = finish_map(saliency, image, self.resize, self.resize_mode, self.smooth)
+        if self.layout == "layer" or not len(saliency) == len(image) != self.call.samples:
+            return saliency
+        of_frames: Tensor = saliency.unflatten(0, (self.call.samples, -1))
+        return of_frames.squeeze(2)  # (B, T, h, w)
 
 
 def _explain(
@@ -242,12 +261,12 @@ def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
         )
 
 
-def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    if x.dtype == dtype:
-        return x
-    converted = x.to(dtype)
-    converted.grad = None if x.grad is None else x.grad.to(dtype)
-    return converted
+def _changed(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a function makes of a tensor, with what it makes of the gradient."""
+    changed = change(x)
+    if changed is not x and x.grad is not None:
+        changed.grad = change(x.grad)
+    return changed
 
 
 def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
@@ -256,8 +275,4 @@ def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
             f"saliency_layer={site.name!r} makes {tuple(x.shape)}, no batch of {len(image)} images; expected "
             "a layer with one row an image, or layout=function."
         )
-    grid = to_channels_first(x, image.shape[2:], layout, site.module)
-    if grid is x or x.grad is None:
-        return grid
-    grid.grad = to_channels_first(x.grad, image.shape[2:], layout, site.module)
-    return grid
+    return _changed(x, lambda values: to_channels_first(values, image.shape[2:], layout, site.module))

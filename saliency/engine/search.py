@@ -122,14 +122,15 @@ def _search(call: Call, target: Target) -> str:
     index = torch.arange(call.samples if callable(target) and not isinstance(target, Tensor) else 1)
     targets = None if target is None else Targets(target, call.samples).rows(index)
     call = call.rows(index)
-    watch = Watch(call.samples, tuple(call.image.shape[2:]))
+    image = call.image_of()
+    watch = Watch(len(image), tuple(image.shape[2:]))
     with evaluating(call.model, call.modules), torch.enable_grad():
         output = _run(call.mapped(watch.give), watch)
         score = _score(output, targets)
         leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         outputs = list(watch.outputs.values())
         _judge(outputs, Graph(score, leaves, watch.given))
-        return _choose(outputs, score, tuple(call.image.shape[2:]))
+        return _choose(outputs, score, tuple(image.shape[2:]))
 
 
 def _run(call: Call, watch: Watch) -> object:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import describe, is_int
+from saliency.engine.checks import describe, is_int, shown
 
 Function: TypeAlias = Callable[[Any], Any]  # the model's output -> scores
 Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
@@ -23,15 +23,25 @@ _ACCEPTED = (
 
 def target_error(target: object, problem: str) -> ValueError:
     """The error that every unusable target raises."""
-    shown = describe(target) if isinstance(target, Tensor) and target.numel() > 16 else repr(target)
-    return ValueError(f"target={shown} {problem}; expected {_ACCEPTED}.")
+    return ValueError(f"target={shown(target)} {problem}; expected {_ACCEPTED}.")
 
 
-def main_output(output: object) -> Any:
-    """What counts of a model's output: of a mapping ``'logits'`` or ``'out'``, of a tuple its first member."""
-    if isinstance(output, Mapping):
-        output = output.get("logits", output.get("out", output))
-    return output[0] if isinstance(output, (tuple, list)) and output else output
+def main_output(output: object, samples: int | None = None) -> Any:
+    """What counts of a model's output: ``'logits'`` or ``'out'`` of a mapping or as a field, of a tuple its first.
+
+    Heads that squeeze give one of ``samples`` no row of its own: it is given back, (C,) is (1, C), and () is (1,).
+
+    >>> main_output({"logits": torch.zeros(5)}, samples=1).shape
+    torch.Size([1, 5])
+    """
+    for name in ("logits", "out"):
+        found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if found is not None:
+            output = found
+            break
+    output = output[0] if isinstance(output, (tuple, list)) and output else output
+    squeezed = samples == 1 and isinstance(output, Tensor) and output.shape[:1] != (1,)
+    return output[None] if squeezed and isinstance(output, Tensor) else output
 
 
 class Targets:
@@ -126,7 +136,7 @@ class Targets:
         return selected.reshape(self.samples, -1).sum(1, keepdim=True)
 
     def _scores_in(self, output: object) -> Tensor:
-        found = main_output(output)
+        found = main_output(output, self.samples)
         if isinstance(found, Tensor):
             return found
         raise target_error(
@@ -139,7 +149,10 @@ class Targets:
             raise target_error(self._target, f"needs an output of {self.samples} rows, but it has shape {shape}")
 
     def _called(self, function: Function, output: object) -> Sequence[Tensor]:
-        scores = function(output)
+        vector = self.samples == 1 and isinstance(output, Tensor) and output.ndim < 2
+        scores = function(main_output(output, 1) if vector else output)
+        if self.samples == 1 and isinstance(scores, Tensor) and not scores.ndim:
+            scores = scores[None]
         fits = isinstance(scores, Tensor) and scores.shape[:1] == (self.samples,)
         if not fits or scores.ndim > 2 or not scores.numel():
             raise target_error(self._target, f"returned {describe(scores)}, not {self.samples} scores, one per sample")
@@ -253,6 +266,10 @@ def _check_classes(output: Tensor, classes: Tensor, target: object) -> None:
         raise target_error(target, f"selects a class, but the output has shape {tuple(output.shape)}: pass None")
     if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= output.shape[1]):
         raise target_error(target, f"is out of range: the output has classes 0 to {output.shape[1] - 1}")
+    if classes.shape[1] == output.shape[1] > 2 and int(classes.max()) == 1:
+        raise target_error(
+            target, "asks for classes 0 and 1 alone, as one-hot or multi-hot labels would: pass target.float() or indices"
+        )
 
 
 def _gradient(output: Tensor, parsed: Tensor | Sequence[object] | None, target: object) -> Tensor:

@@ -21,8 +21,8 @@ def replacing_grid(
 
     ``size`` is that of the images, by which the grid is found; other options: see :class:`Tail`.
     """
-    if len(size) != 2:
-        raise ValueError(f"input={describe(call.image)} has no grid of two dimensions; expected (N, C, h, w).")
+    if not 1 <= len(size) <= 3:
+        raise ValueError(f"input={describe(call.image)} has no grid of one to three axes; expected (N, C, H, W).")
     x, run = replacing_layer(call, site, record_all, copies=copies)
     index = grid_index(x[:1], size, layout, site.module)
     if index.shape == x.shape[1:] and bool((index.flatten().diff() == 1).all()):

@@ -13,7 +13,7 @@ from saliency.engine.checks import check_count, describe
 from saliency.engine.maps import Resize, check_map_options, finish_map
 from saliency.engine.state import evaluating, full_precision
 from saliency.engine.targets import Target, Targets, main_output
-from saliency.engine.variants import Progress, Run, replacing_input, scores
+from saliency.engine.variants import Progress, Run, replacing_image, scores
 from saliency.methods.masks import DrawnMasks, check_masks
 
 _WEIGHED_AT_ONCE = 2**23  # pixels of masks that are weighed together
@@ -114,7 +114,8 @@ def rise_class(
     )
     call = _check(model, input, options, additional_forward_args, forward_kwargs)
     targets = Targets(target, call.samples)
-    return _explain(call, targets, options, of_scores=not targets.of_functions)
+    maps = _explain(call, targets, options, of_scores=not targets.of_functions)
+    return maps.squeeze(1) if call.is_clip(input) and maps.shape[1] == 1 else maps  # of frames: (B, T, H, W)
 
 
 def _check(
@@ -130,10 +131,10 @@ def _check(
         raise ValueError(f"input={tuple(input.shape)} has no positions to mask; expected a tensor (N, C, H, W).")
     check_masks(options.num_masks, options.num_cells, options.p, options.seed)
     check_count("batch_size", options.batch_size)
-    _check_filter_masks(options.filter_masks, tuple(input.shape[2:]))
-    check_map_options(options.resize, options.resize_mode, options.smooth, None)
-    if input.ndim != 4:  # raise now what would be raised after the run
-        finish_map(input, input, options.resize, options.resize_mode, options.smooth)
+    _check_filter_masks(options.filter_masks, tuple(call.volume.shape[2:]))
+    check_map_options(options.resize, options.resize_mode, options.smooth, None, input)
+    # Raise now what would be raised after the run.
+    finish_map(call.volume[:1, :1], call.volume, options.resize, options.resize_mode, options.smooth)
     if options.scores not in tuple(_SCORES):
         raise ValueError(f"scores={options.scores!r} is unknown; expected one of {', '.join(_SCORES)}.")
     if not (options.progress is None or callable(options.progress)):
@@ -182,7 +183,7 @@ def _activated(run: Run, activation: Callable[[Tensor], Tensor]) -> Run:
 
     def activate(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
         for at, output in run(tensors, rows):
-            score = main_output(output)
+            score = main_output(output, len(at))
             if isinstance(score, Tensor):
                 if score.shape[:1] != at.shape:
                     raise _without_scores(score)
@@ -197,7 +198,7 @@ def _explain(call: Call, targets: Targets, options: _Options, of_scores: bool) -
 
     The targets select ``of_scores`` of the output; or else of the output itself, and scores are made of the selection.
     """
-    x, run = replacing_input(call, 0)
+    x, run = replacing_image(call)
     drawn = (options.num_masks, x.shape[2:], options.num_cells, options.p, options.seed)
     masks = DrawnMasks(*drawn, x.device, x.dtype) if options.filter_masks is None else options.filter_masks.detach()
     with evaluating(call.model, call.modules):

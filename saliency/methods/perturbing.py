@@ -10,12 +10,12 @@ from torch.nn import Module
 from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import check_count
 from saliency.engine.contexts import NullContext
-from saliency.engine.driver import Finish, Maps, as_list
+from saliency.engine.driver import Finish, Maps, as_list, check_finish
 from saliency.engine.gradients import CutOffError
 from saliency.engine.graph import Graph, node_of
 from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout, to_channels_first
-from saliency.engine.maps import Attribution, Reduction, Resize, check_map_options, join_targets
+from saliency.engine.maps import Attribution, Reduction, Resize, join_targets
 from saliency.engine.record import recording
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
@@ -41,7 +41,7 @@ class Perturbed(NamedTuple):
     @property
     def grid(self) -> Tensor:
         """The activation as (N, C, h, w)."""
-        return to_channels_first(self.x, self.call.image.shape[2:], self.layout, self.site.module)
+        return to_channels_first(self.x, self.call.image_of(len(self.x)).shape[2:], self.layout, self.site.module)
 
     def scores(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Scores (N, count, K) of the variants 0 to ``count`` - 1 of every sample.
@@ -106,13 +106,13 @@ def explain(
     ``progress(done, total)`` is called after each such chunk. With ``masks_image`` it is the image whose scores
     ``attribute`` asks for, whatever the layer.
     """
-    check_map_options(resize, resize_mode, smooth, layout)
     check_count("perturbations_per_eval", perturbations_per_eval)
-    call = make_call(model, input, additional_forward_args, forward_kwargs)
+    call, layers = make_call(model, input, additional_forward_args, forward_kwargs), as_list(saliency_layer)
+    check_finish(call, layers, resize, resize_mode, smooth, layout)
     targets = Targets(target, call.samples)
-    sites = [make_site(call, layer, attribute_to_layer_input, target=target) for layer in as_list(saliency_layer)]
+    sites = [make_site(call, layer, attribute_to_layer_input, target=target) for layer in layers]
     shape = "channels_first" if as_grids else "layer" if reduction is None else layout
-    finish = Finish(call.image, shape, Attribution(reduction, of="activation"), resize, resize_mode, smooth, call.dtype)
+    finish = Finish(call, shape, Attribution(reduction, of="activation"), resize, resize_mode, smooth)
     results = []
     with evaluating(call.model, call.modules):
         for site in sites:

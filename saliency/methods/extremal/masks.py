@@ -21,7 +21,7 @@ from saliency.engine.record import recording
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets, main_output
-from saliency.engine.variants import Run, in_order, replacing_input
+from saliency.engine.variants import Run, in_order, replacing_image
 from saliency.methods.extremal.perturbation import BLUR_PERTURBATION
 from saliency.methods.extremal.rewards import RewardFunction, simple_reward
 from saliency.methods.extremal.search import PRESERVE_VARIANT, Reward, Search, find_masks
@@ -68,8 +68,8 @@ def extremal_perturbation(
     """
     search = Search(perturbation, max_iter, num_levels, step, sigma, jitter, variant, seed, tolerance)
     shares = _check(search, areas, reward_func, print_iter, saliency_layer)
-    check_map_options(resize, resize_mode, smooth, layout)
     call = make_call(model, input, additional_forward_args, forward_kwargs)
+    check_map_options(resize, resize_mode, smooth, layout, call.image)
     targets = Targets(target, call.samples)
     with evaluating(call.model, call.modules), ExitStack() as stack:
         site = make_site(call, saliency_layer, target=target)
@@ -85,7 +85,7 @@ def extremal_perturbation(
             print_iter,
             lambda: [tensor for probe in watching for tensor in probe.data],
         )
-    masks = finish_map(masks.to(call.dtype), call.image, resize, resize_mode, 0)
+    masks = finish_map(masks.to(call.dtype), call.volume, resize, resize_mode, 0)
     masks = imsmooth(masks, smooth * min(masks.shape[2:])) if smooth > 0 else masks
     return (masks, energies, probes) if debug else (masks, energies)
 
@@ -121,7 +121,7 @@ def _perturbed(
     """What is perturbed, (N, C, h, w), how to run the model in its place, and the number of targets of every image."""
     at = call.image_at
     image = call.inputs[at]
-    if not site.name and (image.ndim != 4 or not image.is_floating_point()):
+    if not site.name and (not 3 <= image.ndim <= 5 or not image.is_floating_point()):
         raise ValueError(f"input={tuple(image.shape)} has no grid; expected a floating-point (N, C, H, W).")
     place = 0 if site.name else sum(tensor.is_floating_point() for tensor in call.inputs[:at])
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on.
@@ -131,7 +131,7 @@ def _perturbed(
             scores = targets.scores(recorded.output)
             reached = _depends(scores.sum(), recorded.tensors[0][place])
         if reached and not site.name:
-            return *replacing_input(call, at), scores.shape[1]
+            return *replacing_image(call), scores.shape[1]
         if reached:
             x, run_grids = replacing_grid(call, site, image.shape[2:], layout, record_all, copies)
             _check_width(sigma, x)
@@ -181,7 +181,7 @@ def _reward(run: Run, targets: Targets, count: int, areas: int, reward_func: Rew
                 every = targets.rows(image[at]).scores(output)
                 parts.append((at, every.gather(1, k[at, None].to(every.device, non_blocking=True))))
             else:
-                parts.append((at, main_output(output)))
+                parts.append((at, main_output(output, len(at))))
         chosen = torch.zeros(1, dtype=torch.long, device="cpu") if classes is None else classes[image, k]
         activation = in_order(parts)
         same = bool((chosen == chosen[0]).all())
@@ -224,14 +224,16 @@ def extremal_perturbation_map(
     >>> extremal_perturbation_map(scene_network(), image, 0, areas=(0.1, 0.2), max_iter=2).shape
     torch.Size([1, 1, 128, 128])
     """
-    check_map_options(resize, resize_mode, smooth, options.get("layout"))
+    call = make_call(model, input)
+    check_map_options(resize, resize_mode, smooth, options.get("layout"), call.image)
     if progress is not None and options.get("print_iter") is None:
         if not callable(progress):
             raise ValueError(f"progress={progress!r} cannot be called; expected a function of two ints or None.")
         options["print_iter"] = lambda iteration, energies: progress(iteration + 1, max_iter)
     options |= {"max_iter": max_iter, "saliency_layer": saliency_layer, "debug": debug}
     masks, _, *probes = extremal_perturbation(model, input, target, areas, **options)
-    call = make_call(model, input)
     saliency = masks.unflatten(0, (call.samples, -1, len(_shares(areas)))).sum(2).squeeze(2)
-    saliency = finish_map(saliency, call.image, resize, resize_mode, smooth)
+    saliency = finish_map(saliency, call.volume, resize, resize_mode, smooth)
+    if call.is_clip(call.image) and saliency.shape[1] == 1:
+        saliency = saliency.squeeze(1)  # of frames: (B, T, h, w)
     return (saliency, *probes) if debug else saliency

@@ -44,9 +44,12 @@ class Perturbation:
         max_blur: float = 20,
         type: str = BLUR_PERTURBATION,  # noqa: A002 - TorchRay's name
     ) -> None:
-        if not isinstance(input, Tensor) or input.ndim != 4 or not input.is_floating_point():
+        if not isinstance(input, Tensor) or not 3 <= input.ndim <= 5 or not input.is_floating_point():
             shown = describe(input)
-            raise ValueError(f"input={shown} is not a batch of images; expected a floating-point tensor (N, C, H, W).")
+            raise ValueError(
+                f"input={shown} is not a batch of images; expected a floating-point tensor (N, C, H, W), with one to "
+                "three axes."
+            )
         check_perturbation("type", type, num_levels)
         if not is_number(max_blur) or max_blur <= 0:
             raise ValueError(f"max_blur={max_blur!r} is not a standard deviation; expected a number > 0.")
@@ -76,8 +79,8 @@ class Perturbation:
             images = torch.arange(count, device=mask.device).repeat_interleave(len(mask) // count)
         level = mask * (self.num_levels - 1)
         below = level.detach().floor()
-        first = (images.to(mask.device) * self.num_levels).view(-1, 1, 1, 1)
-        size = (-1, self.pyramid.shape[1], -1, -1)
+        first = (images.to(mask.device) * self.num_levels).view(-1, *[1] * (mask.ndim - 1))
+        size = (-1, self.pyramid.shape[1], *[-1] * (mask.ndim - 2))
         lower = self.pyramid.gather(0, (first + below.long()).expand(size))
         upper = self.pyramid.gather(0, (first + (below.long() + 1).clamp(max=self.num_levels - 1)).expand(size))
         return torch.lerp(lower, upper, level - below)
@@ -143,12 +146,20 @@ class MaskGenerator:
         self.weight = self._kernel(torch.float32)
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
-        """Weights (step², window²): they depend only on where in its cell a position is, and on the other cell."""
+        """Weights (step², window²): they depend only on where in its cell a position is, and on the other cell.
+
+        The powers are those of two axes.
+        """
         phase = torch.arange(self.step, dtype=dtype, device="cpu")[:, None]
         cell = torch.arange(2 * self.radius + 1, device="cpu") - self.padding
         squared = (phase - (self.margin + self.step * cell)) ** 2
-        distance = torch.sqrt(squared[:, None, :, None] + squared[None, :, None, :]) / self.sigma
-        return torch.exp(-2 * (distance - 0.5).clamp(min=0) ** 2).flatten(2).flatten(0, 1)
+        axes, total = len(self.shape), torch.zeros(())
+        for axis in range(axes):
+            before, after = [1] * axis, [1] * (axes - axis - 1)
+            total = total + squared.view(*before, self.step, *after, *before, len(cell), *after)
+        distance = torch.sqrt(total) / self.sigma
+        weight = torch.exp(-2 * (distance - 0.5).clamp(min=0) ** 2)
+        return weight.view(self.step**axes, len(cell) ** axes)
 
     def generate(self, mask_in: Tensor) -> tuple[Tensor, Tensor]:
         """The masks (B, 1, *shape) and those with margin (B, 1, *shape_out), of parameters (B, 1, *shape_in)."""
@@ -160,14 +171,18 @@ class MaskGenerator:
             mid + window - 1 - side - self.padding for mid, side in zip(self.shape_mid, self.shape_in, strict=True)
         ]
         with full_precision(mask_in.device):
-            padded = F.pad(mask_in.to(dtype), (self.padding, after[1], self.padding, after[0]))
-            pooled = self._pool(F.unfold(padded, window), self.weight.to(padded))
-            full = F.pixel_shuffle(pooled.unflatten(2, self.shape_mid), self.step)
-        height, width = self.shape_out
-        full = full[:, :, :height, :width].to(mask_in.dtype)
+            padded = F.pad(mask_in.to(dtype), [side for end in after[::-1] for side in (self.padding, end)])
+            full = self._shuffle(self._pool(_windows(padded, window), self.weight.to(padded)))
+        full = _part(full, 0, self.shape_out).to(mask_in.dtype)
         full = full.clamp(0, 1) if self.clamp else full
-        top = round(self.margin)
-        return full[:, :, top : top + self.shape[0], top : top + self.shape[1]], full
+        return _part(full, round(self.margin), self.shape), full
+
+    def _shuffle(self, pooled: Tensor) -> Tensor:
+        """Positions (B, phases, cells) where they belong: those of a cell side by side, along every axis."""
+        axes = len(self.shape)
+        grid = pooled.view(-1, *[self.step] * axes, *self.shape_mid)
+        order = [axis for phase in range(1, axes + 1) for axis in (phase + axes, phase)]
+        return grid.permute(0, *order).reshape(-1, 1, *self.shape_up)
 
     def _pool(self, cells: Tensor, weight: Tensor) -> Tensor:
         if self.pooling_method == "softmax":
@@ -181,6 +196,24 @@ class MaskGenerator:
         moved = self.weight.to(dev)
         self.weight = self._kernel(torch.promote_types(moved.dtype, torch.float32)).to(moved.device)
         return self
+
+
+def _part(masks: Tensor, first: int, shape: Sequence[int]) -> Tensor:
+    """The part of masks (B, 1, ...) that begins at a position of every axis."""
+    for axis, side in enumerate(shape, 2):
+        masks = masks.narrow(axis, first, side)
+    return masks
+
+
+def _windows(padded: Tensor, window: int) -> Tensor:
+    """The cells (B, window ** axes, L) around each of L positions of tensors (B, 1, ...)."""
+    if padded.ndim == 4:
+        return F.unfold(padded, window)
+    axes = padded.ndim - 2
+    around = padded[:, 0]
+    for axis in range(1, axes + 1):
+        around = around.unfold(axis, window, 1)
+    return around.flatten(1, axes).flatten(2).mT.contiguous()
 
 
 class _SmoothMaximum(torch.autograd.Function):

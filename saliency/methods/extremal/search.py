@@ -116,7 +116,7 @@ def find_masks(
         with torch.enable_grad():
             mask, full = generator.generate(rows.parameters)
             perturbed = _perturb(pyramid, mask, rows.image, search.variant).to(x.dtype)
-            rewards = reward(perturbed.flip(3) if flip else perturbed, rows.number)
+            rewards = reward(perturbed.flip(-1) if flip else perturbed, rows.number)
             sorted_mask = full.flatten(1).sort(dim=1)[0]  # as TorchRay: the many ties at the start decide where it goes
             area = (sorted_mask - rows.reference).square().mean(1) * -(_AREA_WEIGHT * _AREA_GROWTH**t)
             gradient = _differentiate((rewards + area).sum(), rows.parameters, watched())
