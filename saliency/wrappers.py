@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils._pytree import tree_map
 
 from saliency.engine.call import check_inputs
+from saliency.engine.checks import shown
 
 
 def smooth_grad(
@@ -27,10 +29,15 @@ def smooth_grad(
     >>> smooth_grad(lambda model, x, target: x, n_samples=2, sigma=0)(None, torch.ones(1, 3), 0)
     tensor([[1., 1., 1.]])
     """
+    if isinstance(method, Module) or not callable(method):
+        raise ValueError(
+            f"method={shown(method)} is not a method; expected a function such as gradient, whose result is called: "
+            "smooth_grad(gradient)(model, input, target)."
+        )
     if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
-        raise ValueError(f"n_samples={n_samples!r} is not a number of samples; expected an int >= 1.")
+        raise ValueError(f"n_samples={shown(n_samples)} is not a number of samples; expected an int >= 1.")
     if isinstance(sigma, bool) or not isinstance(sigma, (int, float)) or not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma={sigma!r} is not a fraction of the input's range; expected a number >= 0.")
+        raise ValueError(f"sigma={shown(sigma)} is not a fraction of the input's range; expected a number >= 0.")
 
     @wraps(method)
     def smoothed(model: Any, input: Any, *args: Any, **options: Any) -> Any:

@@ -61,7 +61,7 @@ class Call:
         return (first.in_channels, len(first.kernel_size)) if isinstance(first, _ConvNd) else (0, 0)
 
     def is_clip(self, image: Tensor) -> bool:
-        """Is this (B, T, C, H, W), frame by frame, and no volume? The channels of the model's first convolution tell."""
+        """Is this (B, T, C, H, W), frame by frame, and no volume? The channels of the first convolution tell."""
         channels, axes = self.stem
         return image.ndim == 5 and image.shape[2] == channels and (axes == 2 or image.shape[1] != channels)
 
@@ -184,7 +184,9 @@ def make_call(
     model, inputs, extra = unwrap(model), check_inputs(input), additional_forward_args
     args = () if extra is None else tuple(extra) if isinstance(extra, (tuple, list)) else (extra,)
     if not isinstance(forward_kwargs, (Mapping, type(None))):
-        raise ValueError(f"forward_kwargs={shown(forward_kwargs)} is not a mapping; expected a dict of keyword arguments.")
+        raise ValueError(
+            f"forward_kwargs={shown(forward_kwargs)} is not a mapping; expected a dict of keyword arguments."
+        )
     call = Call(model, inputs, args, dict(forward_kwargs or {}))
     _check_image(call)
     return call

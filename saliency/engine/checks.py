@@ -1,13 +1,35 @@
 """Checks of arguments, and the words of their errors."""
 
 import math
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from inspect import CO_VARKEYWORDS
 from numbers import Integral, Real
+from types import FrameType
 from typing import TypeGuard
 
 from torch import Tensor
 from torch.nn import Module
 
 _LONGEST = 300  # characters of a value in an error
+
+# What options of other libraries are here.
+_ELSEWHERE = {
+    **dict.fromkeys(("target_layers", "target_layer", "layers", "layer", "conv_layer"), "saliency_layer"),
+    **dict.fromkeys(("targets", "class_idx", "class_index", "target_category", "y"), "target"),
+    **dict.fromkeys(("inputs", "input_tensor", "images", "x"), "input"),
+    **dict.fromkeys(("reshape_transform", "data_format"), "layout, such as the tokens' (height, width)"),
+    **dict.fromkeys(("interpolate_mode", "interpolation"), "resize_mode"),
+    **dict.fromkeys(("relu_attributions", "attr_dim_summation"), "reduction or gradient_to_saliency"),
+    **dict.fromkeys(("aug_smooth", "nt_type", "nt_samples", "noise_level"), "smooth_grad(method)"),
+    **dict.fromkeys(("normalize", "normalized", "relu"), "a map on its raw scale, changed afterwards"),
+    **dict.fromkeys(("use_cuda", "device"), "a model and an input on that device"),
+    "attributions_only": "the maps alone, which a call returns anyway",
+    "composite": "context_builder",
+    "eigen_smooth": "gradient_to_saliency, a function of the activation and its gradient",
+    "show_progress": "progress",
+}
 
 
 def is_int(value: object) -> TypeGuard[int]:
@@ -48,3 +70,22 @@ def check_count(argument: str, value: object) -> None:
     """Raise ``ValueError`` for what is no positive number of things."""
     if not is_int(value) or value < 1:
         raise ValueError(f"{argument}={shown(value)} is not a positive number; expected an int >= 1.")
+
+
+def refuse_unknown(unknown: Mapping[str, object]) -> None:
+    """Raise ``ValueError`` for options that the caller does not know, with the nearest that it does know.
+
+    Where the caller was handed the options of another function, the other's own count too, and so on.
+    """
+    for argument, value in unknown.items():
+        names: set[str] = set()
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_flags & CO_VARKEYWORDS:
+            code = frame.f_code
+            names |= {*code.co_varnames[code.co_posonlyargcount : code.co_argcount + code.co_kwonlyargcount]}
+            frame = frame.f_back
+        options = sorted(names - {"model", "input", "target"})
+        near = get_close_matches(argument, options, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near and argument not in _ELSEWHERE else ""
+        expected = _ELSEWHERE.get(argument, f"one of {', '.join(options)}")
+        raise ValueError(f"{argument}={shown(value)} is not an option{hint}; expected {expected}.")

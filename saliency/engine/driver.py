@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,12 +11,13 @@ from torch.nn import Module
 
 from saliency.engine import maps, targets
 from saliency.engine.call import Call, Input, make_call
-from saliency.engine.checks import check_count
-from saliency.engine.contexts import NullContext, outside_rules
+from saliency.engine.checks import check_count, refuse_unknown, shown
+from saliency.engine.contexts import NullContext
+from saliency.engine.finishing import Finish, check_finish
 from saliency.engine.gradients import CutOffError, GetGradient, How
 from saliency.engine.layers import Layer
-from saliency.engine.layouts import Layout, to_channels_first
-from saliency.engine.maps import Attribution, Resize, check_map_options, finish_map, join_targets
+from saliency.engine.layouts import Layout
+from saliency.engine.maps import Attribution, Resize, join_targets
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import ContextBuilder, SharedForward
@@ -52,6 +53,7 @@ def saliency(
     return_convergence_delta: bool = False,
     multiply_by_inputs: bool = True,
     materialize_grads: bool = False,
+    **unknown: NoReturn,
 ) -> Maps:
     """Explain the score of ``target`` at a layer: the engine of every gradient method.
 
@@ -91,12 +93,14 @@ def saliency(
 
     Raises ``ValueError`` for an argument that cannot be used, a layer that is not reached, a gradient that is not.
     """
+    refuse_unknown(unknown)
     asked = make_call(model, input, additional_forward_args, forward_kwargs)
     layers = as_list(saliency_layer)
     check_finish(asked, layers, resize, resize_mode, smooth, layout)
     whole = isinstance(gradient_to_saliency, Attribution) and gradient_to_saliency.reduction is None
     how = How(context_builder, get_backward_gradient, materialize_grads, shared)
     walking = Walking(path, internal_batch_size, return_convergence_delta)
+    _check_pieces(how, gradient_to_saliency, debug)
     _check_combination(walking, how, layers, call, gradient_to_saliency, debug)
     if not multiply_by_inputs and path is not None:
         walking = walking._replace(path=path.unscaled())
@@ -126,59 +130,8 @@ def as_list(layers: Layer | Sequence[Layer]) -> list[Layer]:
     """The layers of a call; ``ValueError`` where there are none."""
     listed: list[Layer] = [*layers] if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
     if not listed:
-        raise ValueError(f"saliency_layer={layers!r} names no layer; expected a layer or a list of layers.")
+        raise ValueError(f"saliency_layer={shown(layers)} names no layer; expected a layer or a list of layers.")
     return listed
-
-
-def check_finish(
-    call: Call, layers: Sequence[Layer], resize: object, resize_mode: object, smooth: object, layout: object
-) -> None:
-    """Raise ``ValueError`` for options that no maps of these layers can be made with."""
-    check_map_options(resize, resize_mode, smooth, layout, call.image)
-    sizes = {tuple(x.shape[2:]) for x in call.inputs if x.ndim > 2}
-    if resize is True and len(sizes) > 1 and any(layer != "" for layer in layers):
-        raise ValueError(
-            f"resize=True does not say which of the inputs' sizes {sorted(sizes)} is meant at a layer; expected "
-            "(width, height)."
-        )
-
-
-class Finish(NamedTuple):
-    """How the tensors of a site, each with its gradient, become finished maps."""
-
-    call: Call
-    layout: Layout
-    gradient_to_saliency: Callable[[Tensor], Tensor]
-    resize: Resize
-    resize_mode: str
-    smooth: float
-
-    @outside_rules()
-    @torch.no_grad()
-    def maps(self, site: Site, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """One map a tensor; of all calls of a layer, their sum."""
-        found = [self._map(site, _changed(x, lambda values: values.to(self.call.dtype))) for x in tensors]
-        if site.call != "all":
-            return found
-        if len({x.shape for x in found}) > 1:
-            shapes = ", ".join(str(tuple(x.shape)) for x in found)
-            raise ValueError(f"call='all' is not possible for maps of shapes {shapes}; expected a call's index.")
-        return [torch.stack(found).sum(0)]
-
-    def _map(self, site: Site, x: Tensor) -> Tensor:
-        # The input is (N, C, H, W), whatever the layout of the layers.
-        layout = self.layout if site.name or x.ndim < 3 else "layer"
-        if not site.name and self.layout != "layer" and self.call.is_clip(x):
-            x = _changed(x, lambda clip: clip.flatten(0, 1))
-        image = self.call.image_of(x.shape[0] if x.ndim else 0) if site.name else x
-        saliency = self.gradient_to_saliency(_to_grid(x, image, layout, site))
-        if not isinstance(saliency, Tensor):
-            raise ValueError(f"gradient_to_saliency={self.gradient_to_saliency!r} returned no tensor; expected a map.")
-        saliency = finish_map(saliency, image, self.resize, self.resize_mode, self.smooth)
-        if self.layout == "layer" or not len(saliency) == len(image) != self.call.samples:
-            return saliency
-        of_frames: Tensor = saliency.unflatten(0, (self.call.samples, -1))
-        return of_frames.squeeze(2)  # (B, T, h, w)
 
 
 def _explain(
@@ -212,6 +165,24 @@ def _explain(
                 raise
 
 
+def _check_pieces(how: How, gradient_to_saliency: object, debug: object) -> None:
+    """Raise ``ValueError`` for a piece of the driver that is none."""
+    if not (how.shared is None or isinstance(how.shared, SharedForward)):
+        raise ValueError(f"shared={shown(how.shared)} is not a recorded pass; expected shared_forward(...) or None.")
+    if not (how.get_backward_gradient is None or callable(how.get_backward_gradient)):
+        raise ValueError(
+            f"get_backward_gradient={shown(how.get_backward_gradient)} is not a function; expected one of output and "
+            "target, or None for no backward pass."
+        )
+    if not callable(gradient_to_saliency):
+        raise ValueError(
+            f"gradient_to_saliency={shown(gradient_to_saliency)} is not a function of an activation with its gradient; "
+            "expected one."
+        )
+    if not isinstance(debug, bool):
+        raise ValueError(f"debug={shown(debug)} is not a choice; expected True or False.")
+
+
 def _check_combination(
     walking: Walking,
     how: How,
@@ -231,7 +202,7 @@ def _check_combination(
                 raise ValueError(f"{argument}={value!r} is not possible without a path; expected path=line(...).")
         return
     if not isinstance(path, Path):
-        raise ValueError(f"path={path!r} is not a path; expected line(...), noise(...), between(...) or None.")
+        raise ValueError(f"path={shown(path)} is not a path; expected line(...), noise(...), between(...) or None.")
     if walking.size is not None:
         check_count("internal_batch_size", walking.size)
     refused = {"debug=True": debug, "get_backward_gradient=None": how.get_backward_gradient is None}
@@ -259,20 +230,3 @@ def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
             f"context_builder={context_builder!r} is not possible on a path that multiplies gradients with a "
             "displacement; expected a context that sends back gradients."
         )
-
-
-def _changed(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """What a function makes of a tensor, with what it makes of the gradient."""
-    changed = change(x)
-    if changed is not x and x.grad is not None:
-        changed.grad = change(x.grad)
-    return changed
-
-
-def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
-    if x.shape[:1] != image.shape[:1] and not (layout == "layer" or callable(layout)):
-        raise ValueError(
-            f"saliency_layer={site.name!r} makes {tuple(x.shape)}, no batch of {len(image)} images; expected "
-            "a layer with one row an image, or layout=function."
-        )
-    return _changed(x, lambda values: to_channels_first(values, image.shape[2:], layout, site.module))

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Call, make_call
-from saliency.engine.checks import check_count, describe
+from saliency.engine.checks import check_count, describe, refuse_unknown, shown
 from saliency.engine.maps import Resize, check_map_options, finish_map
 from saliency.engine.state import evaluating, full_precision
 from saliency.engine.targets import Target, Targets, main_output
@@ -53,6 +53,7 @@ def rise(
     progress: Progress = None,
     additional_forward_args: object = None,
     forward_kwargs: Mapping[str, object] | None = None,
+    **unknown: NoReturn,
 ) -> Tensor:
     r"""RISE for all classes from one run, (N, classes, H, W), whatever the target; :func:`rise_class` selects.
 
@@ -70,6 +71,7 @@ def rise(
     >>> rise(torch.nn.Flatten(), torch.tensor([[[[3.0, 4.0]]]]), filter_masks=masks, scores='raw')[0, 1]
     tensor([[2., 2.]])
     """
+    refuse_unknown(unknown)
     options = _Options(
         *(seed, num_masks, num_cells, filter_masks, batch_size, p), *(resize, resize_mode, smooth, scores, progress)
     )
@@ -95,6 +97,7 @@ def rise_class(
     progress: Progress = None,
     additional_forward_args: object = None,
     forward_kwargs: Mapping[str, object] | None = None,
+    **unknown: NoReturn,
 ) -> Tensor:
     r"""RISE for the target: where the score is high if the position is visible.
 
@@ -109,6 +112,7 @@ def rise_class(
     >>> rise_class(scene_network(), make_scene(0).image[None], 0, num_masks=8).shape
     torch.Size([1, 1, 128, 128])
     """
+    refuse_unknown(unknown)
     options = _Options(
         *(seed, num_masks, num_cells, filter_masks, batch_size, p), *(resize, resize_mode, smooth, scores, progress)
     )
@@ -135,10 +139,12 @@ def _check(
     check_map_options(options.resize, options.resize_mode, options.smooth, None, input)
     # Raise now what would be raised after the run.
     finish_map(call.volume[:1, :1], call.volume, options.resize, options.resize_mode, options.smooth)
-    if options.scores not in tuple(_SCORES):
-        raise ValueError(f"scores={options.scores!r} is unknown; expected one of {', '.join(_SCORES)}.")
+    if not isinstance(options.scores, str) or options.scores not in _SCORES:
+        raise ValueError(f"scores={shown(options.scores)} is unknown; expected one of {', '.join(_SCORES)}.")
     if not (options.progress is None or callable(options.progress)):
-        raise ValueError(f"progress={options.progress!r} cannot be called; expected a function of two ints or None.")
+        raise ValueError(
+            f"progress={shown(options.progress)} cannot be called; expected a function of two ints or None."
+        )
     return call
 
 

@@ -1,16 +1,17 @@
 """Perturbing: what methods share that ask for the scores of changed inputs, or of a layer's changed activations."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Call, Input, make_call
-from saliency.engine.checks import check_count
+from saliency.engine.checks import check_count, refuse_unknown
 from saliency.engine.contexts import NullContext
-from saliency.engine.driver import Finish, Maps, as_list, check_finish
+from saliency.engine.driver import Maps, as_list
+from saliency.engine.finishing import Finish, check_finish
 from saliency.engine.gradients import CutOffError
 from saliency.engine.graph import Graph, node_of
 from saliency.engine.layers import Layer
@@ -90,6 +91,7 @@ def explain(
     perturbations_per_eval: int,
     as_grids: bool = False,
     masks_image: bool = False,
+    /,
     *,
     progress: Progress = None,
     resize: Resize = False,
@@ -99,6 +101,7 @@ def explain(
     attribute_to_layer_input: bool = False,
     additional_forward_args: Any = None,
     forward_kwargs: Mapping[str, Any] | None = None,
+    **unknown: NoReturn,
 ) -> Maps:
     """The finished maps of what ``attribute`` makes: (N, K, ...), shaped like what is changed, or like its grid.
 
@@ -106,6 +109,7 @@ def explain(
     ``progress(done, total)`` is called after each such chunk. With ``masks_image`` it is the image whose scores
     ``attribute`` asks for, whatever the layer.
     """
+    refuse_unknown(unknown)
     check_count("perturbations_per_eval", perturbations_per_eval)
     call, layers = make_call(model, input, additional_forward_args, forward_kwargs), as_list(saliency_layer)
     check_finish(call, layers, resize, resize_mode, smooth, layout)

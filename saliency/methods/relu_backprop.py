@@ -8,7 +8,8 @@ from torch.nn import Module
 from saliency import rules
 from saliency.engine.call import Input, make_call
 from saliency.engine.contexts import RuleContext
-from saliency.engine.driver import Finish, Maps, saliency
+from saliency.engine.driver import Maps, saliency
+from saliency.engine.finishing import Finish
 from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import (

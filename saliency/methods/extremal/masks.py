@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import Module
 
 from saliency.engine.call import Call, Input, make_call
-from saliency.engine.checks import describe, is_number
+from saliency.engine.checks import describe, is_number, refuse_unknown, shown
 from saliency.engine.contexts import NullContext
 from saliency.engine.driver import Maps
 from saliency.engine.layers import Layer
@@ -53,6 +53,7 @@ def extremal_perturbation(
     additional_forward_args: object = None,
     forward_kwargs: Mapping[str, object] | None = None,
     layout: Layout = None,
+    **unknown: NoReturn,
 ) -> Any:
     r"""Masks (R, 1, h, w) in [0, 1] and their energies (R, 2, ``max_iter``): reward and area term by iteration.
 
@@ -66,6 +67,7 @@ def extremal_perturbation(
     they are, and cost nothing more. ``print_iter(iteration, energies)`` gets the (R, 2) energies; ``debug`` adds probes
     of the last evaluation (at a layer, of the last image). Fong et al., ICCV 2019. Errors: see :func:`saliency`.
     """
+    refuse_unknown(unknown)
     search = Search(perturbation, max_iter, num_levels, step, sigma, jitter, variant, seed, tolerance)
     shares = _check(search, areas, reward_func, print_iter, saliency_layer)
     call = make_call(model, input, additional_forward_args, forward_kwargs)
@@ -95,13 +97,15 @@ def _check(search: Search, areas: object, reward_func: object, print_iter: objec
     search.check()
     shares = _shares(areas)
     if not callable(reward_func):
-        raise ValueError(f"reward_func={reward_func!r} is not callable; expected a function such as simple_reward.")
+        raise ValueError(
+            f"reward_func={shown(reward_func)} is not callable; expected a function such as simple_reward."
+        )
     if not (print_iter is None or callable(print_iter)):
         raise ValueError(
-            f"print_iter={print_iter!r} is not a function; expected a callback print_iter(iteration, energies)."
+            f"print_iter={shown(print_iter)} is not a function; expected a callback print_iter(iteration, energies)."
         )
     if isinstance(layer, (list, tuple)):
-        raise ValueError(f"saliency_layer={layer!r} is not a layer; expected one name or module, '' or None.")
+        raise ValueError(f"saliency_layer={shown(layer)} is not a layer; expected one name or module, '' or None.")
     return shares
 
 
@@ -111,7 +115,7 @@ def _shares(areas: object) -> list[float]:
     asked = list(listed) if isinstance(listed, (list, tuple)) else [listed]
     shares = [float(share) for share in asked if is_number(share) and 0 < share <= 1]
     if not shares or len(shares) < len(asked):
-        raise ValueError(f"areas={areas!r} are not shares of the mask; expected a number in (0, 1] or several.")
+        raise ValueError(f"areas={shown(areas)} are not shares of the mask; expected a number in (0, 1] or several.")
     return shares
 
 
@@ -145,7 +149,7 @@ def _perturbed(
 def _check_width(sigma: float, x: Tensor) -> None:
     if sigma > min(x.shape[2:]):
         raise ValueError(
-            f"sigma={sigma!r} is wider than the layer's grid {tuple(x.shape[2:])}; expected step and sigma in "
+            f"sigma={shown(sigma)} is wider than the layer's grid {tuple(x.shape[2:])}; expected step and sigma in "
             "positions of the "
             "layer, such as step=1, sigma=2."
         )
@@ -189,7 +193,7 @@ def _reward(run: Run, targets: Targets, count: int, areas: int, reward_func: Rew
         result = reward_func(activation, target, variant=variant)
         if not isinstance(result, Tensor) or result.shape[:1] != rows.shape:
             raise ValueError(
-                f"reward_func={reward_func!r} returned {describe(result)}; expected {len(rows)} rows of rewards."
+                f"reward_func={shown(reward_func)} returned {describe(result)}; expected {len(rows)} rows of rewards."
             )
         return result.reshape(len(rows), -1).mean(1)
 
@@ -228,7 +232,7 @@ def extremal_perturbation_map(
     check_map_options(resize, resize_mode, smooth, options.get("layout"), call.image)
     if progress is not None and options.get("print_iter") is None:
         if not callable(progress):
-            raise ValueError(f"progress={progress!r} cannot be called; expected a function of two ints or None.")
+            raise ValueError(f"progress={shown(progress)} cannot be called; expected a function of two ints or None.")
         options["print_iter"] = lambda iteration, energies: progress(iteration + 1, max_iter)
     options |= {"max_iter": max_iter, "saliency_layer": saliency_layer, "debug": debug}
     masks, _, *probes = extremal_perturbation(model, input, target, areas, **options)

@@ -146,10 +146,7 @@ class MaskGenerator:
         self.weight = self._kernel(torch.float32)
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
-        """Weights (step², window²): they depend only on where in its cell a position is, and on the other cell.
-
-        The powers are those of two axes.
-        """
+        """Weights (step ** axes, window ** axes): only where in its cell a position is, and the other cell, matter."""
         phase = torch.arange(self.step, dtype=dtype, device="cpu")[:, None]
         cell = torch.arange(2 * self.radius + 1, device="cpu") - self.padding
         squared = (phase - (self.margin + self.step * cell)) ** 2
