@@ -15,8 +15,8 @@ SIZES = [(16,), (9,), (6, 8, 10), (5, 5, 7)]
 QUICK = {
     "rise": {"num_masks": 4},
     "extremal_perturbation": {"areas": 0.1, "max_iter": 2, "step": 2, "sigma": 2},
-    **dict.fromkeys(("integrated_gradients", "internal_influence", "conductance"), {"n_steps": 2}),
-    **dict.fromkeys(("ss_cam", "is_cam"), {"num_samples": 2}),
+    **{name: {"n_steps": 2} for name in ("integrated_gradients", "internal_influence", "conductance")},
+    **{name: {"num_samples": 2} for name in ("ss_cam", "is_cam")},
     "smooth_gradient": {"n_samples": 2},
 }
 
@@ -393,7 +393,7 @@ def test_methods_that_run_a_layer_again_explain_its_last_call_alone(method):
     ("axes", "shape"), [(2, (3, 12, 10)), (2, (3, 3, 3)), (1, (3, 16)), (3, (3, 4, 6, 6))], ids=str
 )
 def test_an_image_without_a_batch_axis(method, axes, shape):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="has no batch axis") as error:
         METHODS[method].function(head(axes, channels=3), rand(*shape), 1)
     assert str(error.value) == f"input={shape} has no batch axis; expected (N, C, H, W), for one image x[None]."
 

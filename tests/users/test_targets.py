@@ -69,7 +69,7 @@ def test_a_chunk_of_one_row_is_like_the_others(method, target):
     options = {"rise": FEW, "extremal_perturbation": SEARCH}.get(method, {"perturbations_per_eval": 1})
     function = METHODS[method].function
     torch.testing.assert_close(function(net, x, target, **options), function(net.net, x, target, **options))
-    only = with_head(lambda y: y[:, 1].squeeze())
+    only = Net(lambda s, x: s.net(x)[:, 1].squeeze(), net=net.net)
     torch.testing.assert_close(function(only, x, None, **options), function(net.net, x, lambda y: y[:, 1], **options))
 
 
