@@ -52,12 +52,21 @@ def describe(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as an error repeats it; of tensors, modules and what is long, only what it is."""
-    if isinstance(value, (tuple, list)) and any(isinstance(item, (Tensor, Module, tuple, list)) for item in value):
-        text = f"[{', '.join(map(shown, value))}]"
-    else:
-        text = describe(value) if isinstance(value, (Tensor, Module)) or hasattr(value, "__array__") else repr(value)
-    return text if len(text) <= _LONGEST else describe(value)
+    """A value as an error repeats it; of tensors, modules, what holds them and what is long, only what it is."""
+    text = describe(value) if isinstance(value, (Tensor, Module)) else repr(value)
+    return describe(value) if len(text) > _LONGEST or "tensor(" in text or "array(" in text else text
+
+
+def check_flag(argument: str, value: object) -> None:
+    """Raise ``ValueError`` for what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{argument}={shown(value)} is not a choice; expected True or False.")
+
+
+def check_progress(progress: object) -> None:
+    """Raise ``ValueError`` for what cannot be told how far a call is."""
+    if not (progress is None or callable(progress)):
+        raise ValueError(f"progress={shown(progress)} cannot be called; expected a function of two ints or None.")
 
 
 def check_seed(seed: object) -> None:

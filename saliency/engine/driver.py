@@ -11,7 +11,7 @@ from torch.nn import Module
 
 from saliency.engine import maps, targets
 from saliency.engine.call import Call, Input, make_call
-from saliency.engine.checks import check_count, refuse_unknown, shown
+from saliency.engine.checks import check_count, check_flag, is_int, refuse_unknown, shown
 from saliency.engine.contexts import NullContext
 from saliency.engine.finishing import Finish, check_finish
 from saliency.engine.gradients import CutOffError, GetGradient, How
@@ -26,6 +26,7 @@ from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 from saliency.engine.walking import Walking, along
 
+_FLAGS = ("debug", "attribute_to_layer_input", "return_convergence_delta", "multiply_by_inputs", "materialize_grads")
 Maps: TypeAlias = Any  # a Tensor; a list of them for a list of layers, a tuple for a tuple of inputs; a pair with debug
 
 
@@ -100,7 +101,8 @@ def saliency(
     whole = isinstance(gradient_to_saliency, Attribution) and gradient_to_saliency.reduction is None
     how = How(context_builder, get_backward_gradient, materialize_grads, shared)
     walking = Walking(path, internal_batch_size, return_convergence_delta)
-    _check_pieces(how, gradient_to_saliency, debug)
+    flags = (debug, attribute_to_layer_input, return_convergence_delta, multiply_by_inputs, materialize_grads)
+    _check_pieces(how, gradient_to_saliency, flags)
     _check_combination(walking, how, layers, call, gradient_to_saliency, debug)
     if not multiply_by_inputs and path is not None:
         walking = walking._replace(path=path.unscaled())
@@ -165,7 +167,7 @@ def _explain(
                 raise
 
 
-def _check_pieces(how: How, gradient_to_saliency: object, debug: object) -> None:
+def _check_pieces(how: How, gradient_to_saliency: object, flags: Sequence[object]) -> None:
     """Raise ``ValueError`` for a piece of the driver that is none."""
     if not (how.shared is None or isinstance(how.shared, SharedForward)):
         raise ValueError(f"shared={shown(how.shared)} is not a recorded pass; expected shared_forward(...) or None.")
@@ -179,8 +181,8 @@ def _check_pieces(how: How, gradient_to_saliency: object, debug: object) -> None
             f"gradient_to_saliency={shown(gradient_to_saliency)} is not a function of an activation with its gradient; "
             "expected one."
         )
-    if not isinstance(debug, bool):
-        raise ValueError(f"debug={shown(debug)} is not a choice; expected True or False.")
+    for argument, flag in zip(_FLAGS, flags, strict=True):
+        check_flag(argument, flag)
 
 
 def _check_combination(
@@ -199,7 +201,7 @@ def _check_combination(
             ("return_convergence_delta", walking.delta or None),
         ):
             if value is not None:
-                raise ValueError(f"{argument}={value!r} is not possible without a path; expected path=line(...).")
+                raise ValueError(f"{argument}={shown(value)} is not possible without a path; expected path=line(...).")
         return
     if not isinstance(path, Path):
         raise ValueError(f"path={shown(path)} is not a path; expected line(...), noise(...), between(...) or None.")
@@ -211,12 +213,12 @@ def _check_combination(
     for argument, is_asked in refused.items():
         if is_asked:
             raise ValueError(f"{argument} is not possible on this path; expected a method without a path.")
-    if path.at_layer and call != -1 and layers != [""]:
-        raise ValueError(f"call={call!r} is not possible on a path of the layer's own; expected -1, its last.")
+    if path.at_layer and not (is_int(call) and call == -1) and layers != [""]:
+        raise ValueError(f"call={shown(call)} is not possible on a path of the layer's own; expected -1, its last.")
     if path.fold.attribution and not attribution:
         raise ValueError(
-            f"gradient_to_saliency={gradient_to_saliency!r} is not possible on a path whose fold is an attribution; "
-            "expected Attribution(sum_channels), Attribution(max_channels) or Attribution(None)."
+            f"gradient_to_saliency={shown(gradient_to_saliency)} is not possible on a path whose fold is an "
+            "attribution; expected Attribution(sum_channels), Attribution(max_channels) or Attribution(None)."
         )
 
 
@@ -227,6 +229,6 @@ def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
     context = context_builder if isinstance(context_builder, type) else context_builder()
     if getattr(context, "carries", "gradient") != "gradient":
         raise ValueError(
-            f"context_builder={context_builder!r} is not possible on a path that multiplies gradients with a "
+            f"context_builder={shown(context_builder)} is not possible on a path that multiplies gradients with a "
             "displacement; expected a context that sends back gradients."
         )

@@ -138,8 +138,8 @@ def resize_saliency(tensor: Tensor, saliency: Tensor, size: Resize, mode: str) -
     shape = tuple(tensor.shape[2:]) if size is True else _sides(size)
     if len(shape) != saliency.ndim - 2 or saliency.ndim not in _LINEAR or (mode == "bicubic" and len(shape) != 2):
         raise ValueError(
-            f"resize={size!r}, resize_mode={mode!r} do not apply to a map of shape {tuple(saliency.shape)}; expected "
-            "a side for each of its axes, and 'bicubic' for two axes alone."
+            f"resize={size!r}, resize_mode={mode!r} do not apply to a map of shape {tuple(saliency.shape)}; "
+            "expected a side for each of its axes, and 'bicubic' for two axes alone."
         )
     mode = _LINEAR[saliency.ndim] if mode in _LINEAR.values() else mode
     align_corners = False if mode.endswith(("linear", "bicubic")) else None
@@ -166,7 +166,7 @@ def imsmooth(
     True
     """
     if not 0 <= sigma < math.inf:
-        raise ValueError(f"sigma={sigma!r} is not a standard deviation in pixels; expected a number >= 0.")
+        raise ValueError(f"sigma={shown(sigma)} is not a standard deviation in pixels; expected a number >= 0.")
     width = math.ceil(4 * sigma)
     precision = torch.promote_types(tensor.dtype, torch.float32)
     at = torch.arange(-width, width + 1, dtype=precision, device=tensor.device)
@@ -194,8 +194,8 @@ def finish_map(saliency: Tensor, input: Tensor, resize: Resize, resize_mode: str
     reference = input[:, None] if input.ndim == 2 else input
     if saliency.ndim != reference.ndim or saliency.ndim not in _LINEAR:
         raise ValueError(
-            f"resize={resize!r}, smooth={smooth!r} do not apply to a map of shape {tuple(saliency.shape)}; expected "
-            f"an input of as many axes and no more than three, not one of shape {tuple(input.shape)}."
+            f"resize={resize!r}, smooth={smooth!r} do not apply to a map of shape {tuple(saliency.shape)}; "
+            f"expected an input of as many axes and no more than three, not one of shape {tuple(input.shape)}."
         )
     saliency = resize_saliency(reference, saliency, resize, resize_mode)
     if smooth > 0:

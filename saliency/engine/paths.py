@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_count, check_seed, describe, is_number
+from saliency.engine.checks import check_count, check_seed, describe, is_number, shown
 from saliency.engine.state import make_generator
 
 Baselines: TypeAlias = "float | Tensor | Sequence[float | Tensor] | None"
@@ -116,7 +116,7 @@ def quadrature(n_steps: int, method: str) -> tuple[Tensor, Tensor]:
     """
     check_count("n_steps", n_steps)
     if method not in METHODS:
-        raise ValueError(f"method={method!r} is not a quadrature; expected one of {', '.join(METHODS)}.")
+        raise ValueError(f"method={shown(method)} is not a quadrature; expected one of {', '.join(METHODS)}.")
     with torch.device("cpu"):
         at = torch.arange(n_steps, dtype=torch.float64)
         if method == "gausslegendre":
@@ -126,7 +126,7 @@ def quadrature(n_steps: int, method: str) -> tuple[Tensor, Tensor]:
             return (nodes + 1) / 2, vectors[0].square()
         if method == "riemann_trapezoid":
             if n_steps < 2:
-                raise ValueError(f"n_steps={n_steps!r} is not enough for riemann_trapezoid; expected an int >= 2.")
+                raise ValueError(f"n_steps={shown(n_steps)} is not enough for riemann_trapezoid; expected an int >= 2.")
             ends = (at == 0) | (at == n_steps - 1)
             return at / (n_steps - 1), torch.where(ends, 0.5, 1.0).double() / (n_steps - 1)
         shift = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}[method]
@@ -274,12 +274,12 @@ def _noise(
     check_seed(seed)
     listed: list[Any] = [*stdevs] if isinstance(stdevs, (tuple, list)) else [stdevs]
     if not listed or not all(is_number(value) and float(value) >= 0 for value in listed):
-        raise ValueError(f"stdevs={stdevs!r} is not a standard deviation; expected a number >= 0 or one an input.")
+        raise ValueError(f"stdevs={shown(stdevs)} is not a standard deviation; expected a number >= 0 or one an input.")
 
     def draw(inputs: Sequence[Tensor]) -> Callable[[Tensor, Tensor], list[Tensor]]:
         each = listed if isinstance(stdevs, (tuple, list)) else listed * len(inputs)
         if len(each) != len(inputs):
-            raise ValueError(f"stdevs={stdevs!r} does not fit; expected one for each of {len(inputs)} inputs.")
+            raise ValueError(f"stdevs={shown(stdevs)} does not fit; expected one for each of {len(inputs)} inputs.")
         generators = [make_generator(x.device, seed + 1 + i) for i, x in enumerate(inputs)]
 
         def add(samples: Tensor, steps: Tensor) -> list[Tensor]:

@@ -12,6 +12,8 @@ from torch.nn import Module
 from torch.utils._pytree import tree_map_only
 from torch.utils.hooks import RemovableHandle
 
+from saliency.engine.checks import shown
+
 _registering = threading.Lock()  # two threads may hook one module, and PyTorch numbers hooks without a lock
 
 
@@ -46,7 +48,7 @@ class Probe:
 
     def __init__(self, module: Module, target: str = "input", *, enable_grad: bool = False) -> None:
         if target not in ("input", "output"):
-            raise ValueError(f"target={target!r} is not a side of a layer; expected 'input' or 'output'.")
+            raise ValueError(f"target={shown(target)} is not a side of a layer; expected 'input' or 'output'.")
         self.module = module
         self.target = target
         self.data: list[Tensor] = []

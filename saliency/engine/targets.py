@@ -34,8 +34,9 @@ def main_output(output: object, samples: int | None = None) -> Any:
     >>> main_output({"logits": torch.zeros(5)}, samples=1).shape
     torch.Size([1, 5])
     """
-    get = output.get if isinstance(output, Mapping) else lambda name: getattr(output, name, None)
-    output = next((found for name in ("logits", "out") if (found := get(name)) is not None), output)
+    mapping = output if isinstance(output, Mapping) else None
+    named = (getattr(output, key, None) if mapping is None else mapping.get(key) for key in ("logits", "out"))
+    output = next((found for found in named if found is not None), output)
     output = output[0] if isinstance(output, (tuple, list)) and output else output
     squeezed = samples == 1 and isinstance(output, Tensor) and output.shape[:1] != (1,)
     return output[None] if squeezed and isinstance(output, Tensor) else output
@@ -264,9 +265,7 @@ def _check_classes(output: Tensor, classes: Tensor, target: object) -> None:
     if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= output.shape[1]):
         raise target_error(target, f"is out of range: the output has classes 0 to {output.shape[1] - 1}")
     if classes.shape[1] == output.shape[1] > 2 and int(classes.max()) == 1:
-        raise target_error(
-            target, "asks for classes 0 and 1 alone, as one-hot labels do: pass target.float() or indices"
-        )
+        raise target_error(target, "asks for classes 0 and 1 alone, as labels do: pass target.float() or indices")
 
 
 def _gradient(output: Tensor, parsed: Tensor | Sequence[object] | None, target: object) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Input, check_inputs
-from saliency.engine.checks import check_seed, describe, is_positive_int
+from saliency.engine.checks import check_seed, describe, is_positive_int, shown
 from saliency.engine.driver import Maps
 from saliency.engine.layers import Layer
 from saliency.engine.maps import Reduction, sum_channels
@@ -220,7 +220,9 @@ def _windows(windows: Any, strides: Any, sides: tuple[int, ...]) -> tuple[list[i
     step = half if strides is None else list(strides) if isinstance(strides, (tuple, list)) else [strides] * len(sides)
     for argument, asked, found in (("sliding_window_shapes", windows, window), ("strides", strides, step)):
         if len(found) != len(sides) or not all(map(is_positive_int, found)):
-            raise ValueError(f"{argument}={asked!r} does not fit {sides}; expected an int >= 1 for each dimension.")
+            raise ValueError(
+                f"{argument}={shown(asked)} does not fit {sides}; expected an int >= 1 for each dimension."
+            )
     if any(by > side for by, side in zip(step, window, strict=True)):
         raise ValueError(f"strides={step} leaves positions between windows; expected at most their sides {window}.")
     return [min(pair) for pair in zip(window, sides, strict=True)], step

@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import Module
 
 from saliency.engine.call import Input
+from saliency.engine.checks import check_flag
 from saliency.engine.contexts import Noted, RuleContext
 from saliency.engine.driver import Maps, saliency
 from saliency.engine.layers import Layer, resolve_layer
@@ -230,6 +231,7 @@ def contrastive_excitation_backprop(
     same map), ``saliency_layer`` is the last layer with spatial output; the input, if that lies behind the contrast.
     Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
     """
+    check_flag("debug", debug)
     if isinstance(saliency_layer, (list, tuple)) and saliency_layer and not debug:
         layers = (contrast_layer, classifier_layer)
         return [

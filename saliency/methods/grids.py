@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Call
-from saliency.engine.checks import describe
+from saliency.engine.checks import describe, shown
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.site import Site
 from saliency.engine.variants import Run, replacing_layer
@@ -44,11 +44,11 @@ def grid_index(x: Tensor, size: Sequence[int], layout: Layout, module: Module | 
     index = to_channels_first(numbers, size, layout, module)
     if not isinstance(index, Tensor) or index.ndim not in (4, len(size) + 2) or len(index) != 1:
         raise ValueError(
-            f"layout={layout!r} makes no grid (1, C, h, w) of an activation {tuple(x.shape)}; expected a layout "
+            f"layout={shown(layout)} makes no grid (1, C, h, w) of an activation {tuple(x.shape)}; expected a layout "
             "that does."
         )
     if index.is_floating_point() or index.unique().numel() < index.numel() or int(index.max()) >= x.numel():
-        raise ValueError(f"layout={layout!r} computes with an activation; expected a function that rearranges it.")
+        raise ValueError(f"layout={shown(layout)} computes with an activation; expected a function that rearranges it.")
     return index[0]
 
 

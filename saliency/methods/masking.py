@@ -141,10 +141,7 @@ def _check(
     finish_map(call.volume[:1, :1], call.volume, options.resize, options.resize_mode, options.smooth)
     if not isinstance(options.scores, str) or options.scores not in _SCORES:
         raise ValueError(f"scores={shown(options.scores)} is unknown; expected one of {', '.join(_SCORES)}.")
-    if not (options.progress is None or callable(options.progress)):
-        raise ValueError(
-            f"progress={shown(options.progress)} cannot be called; expected a function of two ints or None."
-        )
+    check_progress(options.progress)
     return call
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_count, check_seed, is_int, is_number
+from saliency.engine.checks import check_count, check_seed, is_int, is_number, shown
 from saliency.engine.state import full_precision
 
 _AT_ONCE = 32  # masks that are interpolated together where no batch size is given
@@ -35,7 +35,7 @@ def random_masks(
     """
     check_masks(num_masks, num_cells, p, seed)
     if not isinstance(size, Sequence) or not size or not all(is_int(side) and side > 0 for side in size):
-        raise ValueError(f"size={size!r} is not a size of an image; expected (height, width).")
+        raise ValueError(f"size={shown(size)} is not a size of an image; expected (height, width).")
     if not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype} holds no shares; expected a floating-point dtype.")
     masks = torch.empty(num_masks, 1, *size, device=device, dtype=dtype)
@@ -79,7 +79,7 @@ def check_masks(num_masks: object, num_cells: object, p: object, seed: object) -
     check_count("num_masks", num_masks)
     check_count("num_cells", num_cells)
     if not is_number(p) or not 0 < p <= 1:
-        raise ValueError(f"p={p!r} is not a probability to keep a cell; expected a number in (0, 1].")
+        raise ValueError(f"p={shown(p)} is not a probability to keep a cell; expected a number in (0, 1].")
     check_seed(seed)
 
 

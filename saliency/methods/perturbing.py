@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Call, Input, make_call
-from saliency.engine.checks import check_count, refuse_unknown
+from saliency.engine.checks import check_count, check_flag, check_progress, refuse_unknown
 from saliency.engine.contexts import NullContext
 from saliency.engine.driver import Maps, as_list
 from saliency.engine.finishing import Finish, check_finish
@@ -110,6 +110,8 @@ def explain(
     ``attribute`` asks for, whatever the layer.
     """
     refuse_unknown(unknown)
+    check_flag("attribute_to_layer_input", attribute_to_layer_input)
+    check_progress(progress)
     check_count("perturbations_per_eval", perturbations_per_eval)
     call, layers = make_call(model, input, additional_forward_args, forward_kwargs), as_list(saliency_layer)
     check_finish(call, layers, resize, resize_mode, smooth, layout)

@@ -10,7 +10,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn import Module
 
 from saliency.engine.call import Call, Input, make_call
-from saliency.engine.checks import describe, is_number, refuse_unknown, shown
+from saliency.engine.checks import check_flag, check_progress, describe, is_number, refuse_unknown, shown
 from saliency.engine.contexts import NullContext
 from saliency.engine.driver import Maps
 from saliency.engine.layers import Layer
@@ -68,6 +68,7 @@ def extremal_perturbation(
     of the last evaluation (at a layer, of the last image). Fong et al., ICCV 2019. Errors: see :func:`saliency`.
     """
     refuse_unknown(unknown)
+    check_flag("debug", debug)
     search = Search(perturbation, max_iter, num_levels, step, sigma, jitter, variant, seed, tolerance)
     shares = _check(search, areas, reward_func, print_iter, saliency_layer)
     call = make_call(model, input, additional_forward_args, forward_kwargs)
@@ -231,8 +232,7 @@ def extremal_perturbation_map(
     call = make_call(model, input)
     check_map_options(resize, resize_mode, smooth, options.get("layout"), call.image)
     if progress is not None and options.get("print_iter") is None:
-        if not callable(progress):
-            raise ValueError(f"progress={shown(progress)} cannot be called; expected a function of two ints or None.")
+        check_progress(progress)
         options["print_iter"] = lambda iteration, energies: progress(iteration + 1, max_iter)
     options |= {"max_iter": max_iter, "saliency_layer": saliency_layer, "debug": debug}
     masks, _, *probes = extremal_perturbation(model, input, target, areas, **options)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from saliency.engine.checks import describe, is_int, is_number
+from saliency.engine.checks import describe, is_int, is_number, shown
 from saliency.engine.maps import imsmooth
 from saliency.engine.state import full_precision
 
@@ -45,14 +45,13 @@ class Perturbation:
         type: str = BLUR_PERTURBATION,  # noqa: A002 - TorchRay's name
     ) -> None:
         if not isinstance(input, Tensor) or not 3 <= input.ndim <= 5 or not input.is_floating_point():
-            shown = describe(input)
             raise ValueError(
-                f"input={shown} is not a batch of images; expected a floating-point tensor (N, C, H, W), with one to "
-                "three axes."
+                f"input={describe(input)} is not a batch of images; expected a floating-point tensor (N, C, H, W), "
+                "with one to three axes."
             )
         check_perturbation("type", type, num_levels)
         if not is_number(max_blur) or max_blur <= 0:
-            raise ValueError(f"max_blur={max_blur!r} is not a standard deviation; expected a number > 0.")
+            raise ValueError(f"max_blur={shown(max_blur)} is not a standard deviation; expected a number > 0.")
         self.type = type
         self.num_levels = num_levels
         last = num_levels - 1
@@ -94,17 +93,17 @@ class Perturbation:
 def check_perturbation(argument: str, type: object, num_levels: object) -> None:  # noqa: A002 - as above
     """Raise ``ValueError`` for an unknown perturbation, or fewer than two levels of it."""
     if type not in PERTURBATIONS:
-        raise ValueError(f"{argument}={type!r} is unknown; expected one of {', '.join(PERTURBATIONS)}.")
+        raise ValueError(f"{argument}={shown(type)} is unknown; expected one of {', '.join(PERTURBATIONS)}.")
     if not is_int(num_levels) or num_levels < 2:
-        raise ValueError(f"num_levels={num_levels!r} is not a number of levels; expected an int >= 2.")
+        raise ValueError(f"num_levels={shown(num_levels)} is not a number of levels; expected an int >= 2.")
 
 
 def check_grid(step: object, sigma: object) -> None:
     """Raise ``ValueError`` for a grid of mask parameters that cannot be."""
     if not is_number(step) or int(step) != step or step < 1:
-        raise ValueError(f"step={step!r} is not a number of positions; expected an int >= 1.")
+        raise ValueError(f"step={shown(step)} is not a number of positions; expected an int >= 1.")
     if not is_number(sigma) or sigma <= 0:
-        raise ValueError(f"sigma={sigma!r} is not a number of positions; expected a number > 0.")
+        raise ValueError(f"sigma={shown(sigma)} is not a number of positions; expected a number > 0.")
 
 
 class MaskGenerator:
@@ -129,7 +128,7 @@ class MaskGenerator:
         check_grid(step, sigma)
         if pooling_method not in POOLING_METHODS:
             raise ValueError(
-                f"pooling_method={pooling_method!r} is unknown; expected one of {', '.join(POOLING_METHODS)}."
+                f"pooling_method={shown(pooling_method)} is unknown; expected one of {', '.join(POOLING_METHODS)}."
             )
         self.shape, self.step, self.sigma = tuple(shape), int(step), sigma
         self.clamp, self.pooling_method = clamp, pooling_method

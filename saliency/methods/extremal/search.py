@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_count, check_seed, is_number
+from saliency.engine.checks import check_count, check_flag, check_seed, is_number, shown
 from saliency.methods.extremal.perturbation import MaskGenerator, Perturbation, check_grid, check_perturbation
 
 PRESERVE_VARIANT = "preserve"
@@ -40,12 +40,15 @@ class Search(NamedTuple):
         """Raise ``ValueError`` for an option that no mask can be found with."""
         check_perturbation("perturbation", self.perturbation, self.num_levels)
         check_grid(self.step, self.sigma)
+        check_flag("jitter", self.jitter)
         check_variant(self.variant)
         check_count("max_iter", self.max_iter)
         if self.seed is not None:
             check_seed(self.seed)
         if not is_number(self.tolerance) or self.tolerance < 0:
-            raise ValueError(f"tolerance={self.tolerance!r} is not a change of a parameter; expected a number >= 0.")
+            raise ValueError(
+                f"tolerance={shown(self.tolerance)} is not a change of a parameter; expected a number >= 0."
+            )
 
     def flips(self) -> list[bool]:
         """Whether the perturbed tensors are flipped, by iteration: each second, or by chance with a seed."""
@@ -60,7 +63,7 @@ class Search(NamedTuple):
 def check_variant(variant: object) -> None:
     """Raise ``ValueError`` for an unknown game."""
     if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is unknown; expected one of {', '.join(VARIANTS)}.")
+        raise ValueError(f"variant={shown(variant)} is unknown; expected one of {', '.join(VARIANTS)}.")
 
 
 class _Rows(NamedTuple):
