@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_count, check_seed, describe, is_number, shown
+from saliency.engine.checks import check_count, check_seed, is_number, shown
 from saliency.engine.state import make_generator
 
 Baselines: TypeAlias = "float | Tensor | Sequence[float | Tensor] | None"
@@ -149,9 +149,8 @@ def starts_of(baselines: Baselines, inputs: Sequence[Tensor]) -> list[Tensor]:
         elif isinstance(baseline, Tensor) and baseline.shape[1:] == x.shape[1:] and len(baseline) in (1, len(x)):
             value = baseline.detach()
         else:
-            shown = describe(baseline) if isinstance(baseline, Tensor) else repr(baseline)
             raise ValueError(
-                f"baselines={shown} is not a baseline of an input of shape {tuple(x.shape)}; expected a number, or a "
+                f"baselines={shown(baseline)} is not a baseline of an input of shape {tuple(x.shape)}; expected a number, or a "
                 "tensor of its shape with a batch of 1 or of the input's."
             )
         found.append(value.to(x.device, x.dtype).expand_as(x))
@@ -258,8 +257,8 @@ def _distributions(baselines: object) -> list[Tensor]:
 
 def _distribution_error(baselines: object) -> ValueError:
     listed = baselines if isinstance(baselines, (tuple, list)) else [baselines]
-    shown = ", ".join(describe(b) if isinstance(b, Tensor) else repr(b) for b in listed) or "()"
-    return ValueError(f"baselines={shown} is not a distribution of baselines; expected a tensor (M, ...) an input.")
+    given = ", ".join(map(shown, listed)) or "()"
+    return ValueError(f"baselines={given} is not a distribution of baselines; expected a tensor (M, ...) an input.")
 
 
 def _equal_weights(count: int) -> Tensor:

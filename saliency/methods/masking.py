@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Call, make_call
-from saliency.engine.checks import check_count, describe, refuse_unknown, shown
+from saliency.engine.checks import check_count, check_progress, describe, refuse_unknown, shown
 from saliency.engine.maps import Resize, check_map_options, finish_map
 from saliency.engine.state import evaluating, full_precision
 from saliency.engine.targets import Target, Targets, main_output
