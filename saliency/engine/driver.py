@@ -64,14 +64,16 @@ def saliency(
 
     Args:
         model: any ``Module`` whose batch comes first; evaluated in ``eval`` mode, whatever mode it is in.
-        input: (N, C, H, W), or a tuple of tensors for a model of several inputs.
+        input: (N, C, H, W), with one to three axes, or a clip (B, T, C, H, W), which the channels of the model's first
+            convolution tell from a volume; a tuple of tensors for a model of several inputs.
         target: what is explained: a class index, one per sample, (N, K) indices for K maps from one forward pass, a
             float tensor shaped like the output, a tuple of indices, ``None`` for an only score, or a function of the
             output that returns one score per sample.
         saliency_layer: dotted name or module; ``''`` is the input, ``None`` the last layer with spatial output.
             A list of layers gives a list of maps from one forward pass.
-        resize: ``True`` for the input's size, or (width, height). ``resize_mode`` as in ``F.interpolate``.
-        smooth: standard deviation of a Gaussian filter, as a fraction of the map's longer side.
+        resize: ``True`` for the input's size, or (width, height), innermost axis first. ``resize_mode`` as in
+            ``F.interpolate``; 'bilinear' is linear along each axis of any map.
+        smooth: standard deviation of a Gaussian filter, as a fraction of the map's longest side.
         context_builder: makes the context that both passes run in.
         gradient_to_saliency: makes a map (N, 1, h, w) of a tensor (N, C, h, w) that has its ``.grad``.
         get_backward_gradient: makes the output's gradient of output and target; ``None``: no backward pass.
@@ -89,8 +91,8 @@ def saliency(
 
     Returns:
         (N, 1, h, w) at the layer's resolution or at ``resize``, raw scale, detached, in the model's dtype; (N, K, h, w)
-        for K targets; a list for a list of layers; for a tuple of inputs, a tuple of maps of the floating-point ones;
-        with ``debug`` (that, probes); with ``return_convergence_delta`` (that, (N,) or (N, K)).
+        for K targets; (B, T, h, w) of a clip whose frames a layer sees one by one; a list for a list of layers; for a
+        tuple of inputs, a tuple of maps of the floating-point ones; with ``debug`` (that, probes); with ``return_convergence_delta`` (that, (N,) or (N, K)).
 
     Raises ``ValueError`` for an argument that cannot be used, a layer that is not reached, a gradient that is not.
     """

@@ -150,8 +150,8 @@ def starts_of(baselines: Baselines, inputs: Sequence[Tensor]) -> list[Tensor]:
             value = baseline.detach()
         else:
             raise ValueError(
-                f"baselines={shown(baseline)} is not a baseline of an input of shape {tuple(x.shape)}; expected a number, or a "
-                "tensor of its shape with a batch of 1 or of the input's."
+                f"baselines={shown(baseline)} is not a baseline of an input of shape {tuple(x.shape)}; expected "
+                "a number, or a tensor of its shape with a batch of 1 or of the input's."
             )
         found.append(value.to(x.device, x.dtype).expand_as(x))
     return found

@@ -149,8 +149,6 @@ class Targets:
     def _called(self, function: Function, output: object) -> Sequence[Tensor]:
         vector = self.samples == 1 and isinstance(output, Tensor) and output.ndim < 2
         scores = function(main_output(output, 1) if vector else output)
-        if self.samples == 1 and isinstance(scores, Tensor) and not scores.ndim:
-            scores = scores[None]
         fits = isinstance(scores, Tensor) and scores.shape[:1] == (self.samples,)
         if not fits or scores.ndim > 2 or not scores.numel():
             raise target_error(self._target, f"returned {describe(scores)}, not {self.samples} scores, one per sample")

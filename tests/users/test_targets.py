@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import saliency
 from saliency import METHODS, feature_ablation, grad_cam, gradient
+from tests.cases import shown
 from tests.users.networks import Net, cnn, gradients, rand
 
 FEW = {"num_masks": 5, "batch_size": 2}  # the last chunk has one row
@@ -29,7 +30,7 @@ LINEAR = torch.tensor([[0.0, 1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
 
 @pytest.mark.parametrize("squeeze", [lambda y: y.squeeze(), lambda y: y.squeeze(0), lambda y: y[:, None].squeeze()])
 @pytest.mark.parametrize(
-    "target", [1, [1], torch.tensor([1]), [[1]], (1,), [(1,)], LINEAR, lambda y: y[:, 1], [lambda y: y[1]]], ids=str
+    "target", [1, [1], torch.tensor([1]), [[1]], (1,), [(1,)], LINEAR, lambda y: y[:, 1], [lambda y: y[1]]], ids=shown
 )
 def test_a_squeezed_head_has_its_row_back(squeeze, target):
     net, x = with_head(squeeze), rand(1, 3, 8, 9)
@@ -47,7 +48,7 @@ def test_no_class_is_summed_over_where_none_was_said():
         gradient(net, x, None)
 
 
-@pytest.mark.parametrize("target", [None, lambda y: y, lambda y: y.sum()])
+@pytest.mark.parametrize("target", [None, lambda y: y, lambda y: y.sum()[None]])
 def test_an_only_score_without_any_axis(target):
     net, x = with_head(lambda y: y[:, 2].squeeze()), rand(1, 3, 8, 9)
     expected = gradients(lambda x: net.net(x)[:, 2], x).abs().amax(1, keepdim=True)
