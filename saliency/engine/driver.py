@@ -92,7 +92,8 @@ def saliency(
     Returns:
         (N, 1, h, w) at the layer's resolution or at ``resize``, raw scale, detached, in the model's dtype; (N, K, h, w)
         for K targets; (B, T, h, w) of a clip whose frames a layer sees one by one; a list for a list of layers; for a
-        tuple of inputs, a tuple of maps of the floating-point ones; with ``debug`` (that, probes); with ``return_convergence_delta`` (that, (N,) or (N, K)).
+        tuple of inputs, a tuple of maps of the floating-point ones; with ``debug`` (that, probes); with
+        ``return_convergence_delta`` (that, (N,) or (N, K)).
 
     Raises ``ValueError`` for an argument that cannot be used, a layer that is not reached, a gradient that is not.
     """
