@@ -28,9 +28,9 @@ from benchmarks.choices import choose_metrics, choose_names, make_methods
 from saliency.catalogue import choose_device
 from saliency.cli import Parser, positive
 from saliency.engine.checks import one_line, printable
+from saliency.engine.outputs import main_output
 from saliency.engine.search import find_layer
 from saliency.engine.state import evaluating, model_dtype
-from saliency.engine.targets import main_output
 from saliency.evaluation.cases import Dataset, outputs_of, read_class_map
 from saliency.evaluation.datasets import DATASETS, load_dataset
 from saliency.evaluation.metrics import METRICS

@@ -26,7 +26,7 @@ from benchmarks.zoo_networks import LIBRARIES, Network, networks
 from saliency import METHODS, find_layer
 from saliency import saliency as driver
 from saliency.catalogue import table
-from saliency.engine.targets import main_output
+from saliency.engine.outputs import main_output
 
 FEW: Mapping[str, object] = {"n_steps": 3, "n_samples": 2, "num_samples": 2, "num_masks": 20, "max_iter": 3}
 EQUAL = 1e-3  # of the map's largest value: float32, and other kernels for other batches

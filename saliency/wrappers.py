@@ -29,7 +29,10 @@ def smooth_grad(method: Method, n_samples: int = 25, sigma: float = 0.15, seed: 
     tensor([[1., 1., 1.]])
     """
     if not callable(method) or isinstance(method, Module):
-        raise ValueError(f"method={shown(method)} is not a method; expected a function such as saliency.gradient.")
+        raise ValueError(
+            f"method={shown(method)} is not a method; expected a function such as gradient, whose result is called: "
+            "smooth_grad(gradient)(model, input, target)."
+        )
     check_seed(seed)
     if not is_positive_int(n_samples):
         raise ValueError(f"n_samples={shown(n_samples)} is not a number of samples; expected an int >= 1.")

@@ -8,16 +8,19 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
+from saliency.engine.checks import describe, shown
 from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import unwrap
 from saliency.engine.notices import Notices
-from saliency.engine.state import model_dtype, modules_of, own_copy
+from saliency.engine.state import model_device, model_dtype, modules_of, own_copy
 
 Input: TypeAlias = Tensor | tuple[Tensor, ...]
+_WEIGHTED = (_ConvNd, torch.nn.Linear, torch.nn.Embedding, torch.nn.RNNBase)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,33 @@ class Call:
     def image(self) -> Tensor:
         """The image."""
         return self.inputs[self.image_at]
+
+    @cached_property
+    def stem(self) -> tuple[int, int]:
+        """How many channels and axes the model's first convolution takes; (0, 0) where other weights come first."""
+        first = next((module for module in self.modules if isinstance(module, _WEIGHTED)), None)
+        return (first.in_channels, len(first.kernel_size)) if isinstance(first, _ConvNd) else (0, 0)
+
+    def is_clip(self, image: Tensor) -> bool:
+        """Is this (B, T, C, H, W), frame by frame, and no volume? The channels of the first convolution tell."""
+        channels, axes = self.stem
+        return image.ndim == 5 and image.shape[2] == channels and (axes == 2 or image.shape[1] != channels)
+
+    @property
+    def volume(self) -> Tensor:
+        """The image with its channels in front of all axes: of a clip (B, C, T, H, W)."""
+        return self.image.transpose(1, 2) if self.is_clip(self.image) else self.image
+
+    def image_of(self, rows: int | None = None) -> Tensor:
+        """The image that a layer of so many rows looks at, or the first convolution.
+
+        Of a clip (B, T, C, H, W) that is its frames (B * T, C, H, W), or all of them at once, (B, C, T, H, W).
+        """
+        image = self.image
+        by_frame = self.is_clip(image) and self.stem[1] == 2
+        if image.ndim == 5 and (by_frame if rows in (None, len(image)) else rows == len(image) * image.shape[1]):
+            return image.flatten(0, 1)
+        return self.volume
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,11 +143,40 @@ def check_inputs(input: object) -> tuple[Tensor, ...]:
     """The tensors of an input. Raises ``ValueError`` for an input that is no batch of tensors."""
     inputs = tuple(input) if isinstance(input, (tuple, list)) else (input,)
     if not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
-        raise ValueError(f"input={type(input).__name__} is not a tensor; expected a tensor (N, C, H, W) or a tuple.")
-    if any(tensor.ndim < 2 or not len(tensor) for tensor in inputs):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+        raise ValueError(
+            f"input={type(input).__name__} is not a tensor; expected a tensor (N, C, H, W) or a tuple of tensors, what "
+            "else the model takes as additional_forward_args or forward_kwargs, and for a model of dicts or nested "
+            "lists a Module that builds them from tensors."
+        )
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+    if any(tensor.ndim < (2 if tensor.is_floating_point() else 1) for tensor in inputs):
+        raise _no_batch(shapes)
+    if not all(map(len, inputs)):
         raise ValueError(f"input={shapes} is not a batch of samples; expected a tensor (N, C, H, W) with N > 0.")
+    if any(tensor.dtype == torch.uint8 and tensor.ndim > 2 for tensor in inputs):
+        raise ValueError(
+            "input=torch.uint8 is an image of bytes; expected floating-point values on the scale that the model was "
+            "trained on, such as x.float() / 255."
+        )
     return inputs
+
+
+def _no_batch(shape: object) -> ValueError:
+    return ValueError(f"input={shape} has no batch axis; expected (N, C, H, W), for one image x[None].")
+
+
+def _check_image(call: Call) -> None:
+    """Raise ``ValueError`` for an image that the model cannot take: without a batch axis, or on another device."""
+    shape, (channels, axes) = tuple(call.image.shape), call.stem
+    if len(shape) == axes + 1 and shape[0] == channels > 1:
+        raise _no_batch(shape)
+    devices = {parameter.device for parameter in call.parameters}
+    for tensor in call.inputs:
+        if devices and tensor.device not in devices:
+            raise ValueError(
+                f"input={describe(tensor)} is on {tensor.device}, the model on {model_device(call.model)}; expected "
+                "both on one device."
+            )
 
 
 def check_parameters(call: Call, grad: bool) -> None:
@@ -140,5 +199,9 @@ def make_call(
     model, inputs, extra = unwrap(model), check_inputs(input), additional_forward_args
     args = () if extra is None else tuple(extra) if isinstance(extra, (tuple, list)) else (extra,)
     if not isinstance(forward_kwargs, (Mapping, type(None))):
-        raise ValueError(f"forward_kwargs={forward_kwargs!r} is not a mapping; expected a dict of keyword arguments.")
-    return Call(model, inputs, args, dict(forward_kwargs or {}))
+        raise ValueError(
+            f"forward_kwargs={shown(forward_kwargs)} is not a mapping; expected a dict of keyword arguments."
+        )
+    call = Call(model, inputs, args, dict(forward_kwargs or {}))
+    _check_image(call)
+    return call

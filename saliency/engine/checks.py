@@ -2,9 +2,13 @@
 
 import math
 import os
-import reprlib
+import sys
+from collections.abc import Mapping
+from difflib import get_close_matches
+from inspect import CO_VARKEYWORDS
 from numbers import Integral, Real
 from pathlib import Path
+from types import FrameType
 from typing import TypeGuard
 
 import torch
@@ -12,6 +16,24 @@ from torch import Tensor
 from torch.nn import Module
 
 LARGEST = 2**31  # a count or a side beyond is that of nothing
+_LONGEST = 300  # characters of a value in an error
+
+# What options of other libraries are here.
+_ELSEWHERE = {
+    **dict.fromkeys(("target_layers", "target_layer", "layers", "layer", "conv_layer"), "saliency_layer"),
+    **dict.fromkeys(("targets", "class_idx", "class_index", "target_category", "y"), "target"),
+    **dict.fromkeys(("inputs", "input_tensor", "images", "x"), "input"),
+    **dict.fromkeys(("reshape_transform", "data_format"), "layout, such as the tokens' (height, width)"),
+    **dict.fromkeys(("interpolate_mode", "interpolation"), "resize_mode"),
+    **dict.fromkeys(("relu_attributions", "attr_dim_summation"), "reduction or gradient_to_saliency"),
+    **dict.fromkeys(("aug_smooth", "nt_type", "nt_samples", "noise_level"), "smooth_grad(method)"),
+    **dict.fromkeys(("normalize", "normalized", "relu"), "a map on its raw scale, changed afterwards"),
+    **dict.fromkeys(("use_cuda", "device"), "a model and an input on that device"),
+    "attributions_only": "the maps alone, which a call returns anyway",
+    "composite": "context_builder",
+    "eigen_smooth": "gradient_to_saliency, a function of the activation and its gradient",
+    "show_progress": "progress",
+}
 
 
 def is_int(value: object) -> TypeGuard[int]:
@@ -56,11 +78,6 @@ def check_model(model: object) -> None:
     check_type("model", model, Module, "a torch.nn.Module")
 
 
-def check_flag(argument: str, value: object) -> None:
-    """Raise ``ValueError`` for what is neither True nor False."""
-    check_type(argument, value, bool, "True or False")
-
-
 def check_path(argument: str, value: object) -> None:
     """Raise ``ValueError`` for what is not the path of a file."""
     check_type(argument, value, (str, os.PathLike), "the path of a file")
@@ -79,13 +96,6 @@ def check_maps_type(argument: str, maps: object) -> None:
     check_tensor(argument, maps)
     if isinstance(maps, Tensor) and (maps.dtype == torch.bool or maps.is_complex()):
         raise ValueError(f"{argument}={describe(maps)} holds {maps.dtype}; expected maps of real numbers.")
-
-
-def shown(value: object) -> str:
-    """A number, a text or a few of them as they are written, of any other value what it is."""
-    entries = value if isinstance(value, (tuple, list)) else [value]
-    short = all(entry is None or isinstance(entry, (str, Real)) for entry in entries)
-    return reprlib.repr(value) if short else describe(value)
 
 
 def printable(text: str) -> str:
@@ -110,6 +120,24 @@ def check_device(device: object) -> None:
         raise ValueError(f"device={shown(device)} is not available; expected a device of this machine.") from error
 
 
+def shown(value: object) -> str:
+    """A value as an error repeats it; of tensors, modules, what holds them and what is long, only what it is."""
+    text = describe(value) if isinstance(value, (Tensor, Module)) else repr(value)
+    return describe(value) if len(text) > _LONGEST or "tensor(" in text or "array(" in text else text
+
+
+def check_flag(argument: str, value: object) -> None:
+    """Raise ``ValueError`` for what is neither true nor false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{argument}={shown(value)} is not a choice; expected True or False.")
+
+
+def check_progress(progress: object) -> None:
+    """Raise ``ValueError`` for what cannot be told how far a call is."""
+    if not (progress is None or callable(progress)):
+        raise ValueError(f"progress={shown(progress)} cannot be called; expected a function of two ints or None.")
+
+
 def check_seed(seed: object) -> None:
     """Raise ``ValueError`` for what seeds no generator."""
     if not is_int(seed) or not 0 <= seed < 2**63:
@@ -120,3 +148,22 @@ def check_count(argument: str, value: object) -> None:
     """Raise ``ValueError`` for what is no positive number of things."""
     if not is_positive_int(value):
         raise ValueError(f"{argument}={shown(value)} is not a positive number; expected an int >= 1.")
+
+
+def refuse_unknown(unknown: Mapping[str, object]) -> None:
+    """Raise ``ValueError`` for options that the caller does not know, with the nearest that it does know.
+
+    Where the caller was handed the options of another function, the other's own count too, and so on.
+    """
+    for argument, value in unknown.items():
+        names: set[str] = set()
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_flags & CO_VARKEYWORDS:
+            code = frame.f_code
+            names |= {*code.co_varnames[code.co_posonlyargcount : code.co_argcount + code.co_kwonlyargcount]}
+            frame = frame.f_back
+        options = sorted(names - {"model", "input", "target"})
+        near = get_close_matches(argument, options, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near and argument not in _ELSEWHERE else ""
+        expected = _ELSEWHERE.get(argument, f"one of {', '.join(options)}")
+        raise ValueError(f"{argument}={shown(value)} is not an option{hint}; expected {expected}.")

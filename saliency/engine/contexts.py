@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from saliency.engine.checks import shown
 from saliency.engine.nesting import Opened, OwnMode, here
 from saliency.engine.operations import (
     Function,
@@ -66,7 +67,7 @@ class Patch:
         path, _, self.attribute = target.rpartition(".")
         self.target: object = _import(path) if path else None
         if not callable(getattr(self.target, self.attribute, None)):
-            raise ValueError(f"target={target!r} names no callable; expected a path such as 'torch.relu'.")
+            raise ValueError(f"target={shown(target)} names no callable; expected a path such as 'torch.relu'.")
         self.orig_callable = getattr(self.target, self.attribute)
         setattr(self.target, self.attribute, new_callable)
 
@@ -243,6 +244,8 @@ class ReLUContext(RuleContext):
 
     def __init__(self, relu_func: type[torch.autograd.Function]) -> None:
         if not (isinstance(relu_func, type) and issubclass(relu_func, torch.autograd.Function)):
-            raise ValueError(f"relu_func={relu_func!r} is not a subclass of torch.autograd.Function; expected one.")
+            raise ValueError(
+                f"relu_func={shown(relu_func)} is not a subclass of torch.autograd.Function; expected one."
+            )
         super().__init__(relu_rules(partial(_replace_relu, relu_func)))
         self.relu_func = relu_func

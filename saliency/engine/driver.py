@@ -3,7 +3,8 @@
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from functools import partial
+from typing import NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,13 +12,13 @@ from torch.nn import Module
 
 from saliency.engine import maps, targets
 from saliency.engine.call import Call, Input, make_call
-from saliency.engine.checks import check_count
-from saliency.engine.contexts import NullContext, outside_rules
+from saliency.engine.checks import check_count, check_flag, is_int, refuse_unknown, shown
+from saliency.engine.contexts import NullContext
+from saliency.engine.finishing import Finish, check_finish
 from saliency.engine.gradients import CutOffError, GetGradient, How
-from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import Layer, Layers
-from saliency.engine.layouts import Layout, to_channels_first
-from saliency.engine.maps import Attribution, Resize, check_map_options, finish_map, join_targets
+from saliency.engine.layouts import Layout
+from saliency.engine.maps import Attribution, Resize, join_targets
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import ContextBuilder, SharedForward
@@ -29,10 +30,12 @@ from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 from saliency.engine.walking import Walking, along
 
-_Explained: TypeAlias = tuple[list[Site], list[list[list[Tensor]]], Sequence[Tensor], Mapping[str, Probe] | None]
+_FLAGS = ("debug", "attribute_to_layer_input", "return_convergence_delta", "multiply_by_inputs", "materialize_grads")
+# The sites; maps by site and tensor, of all targets; deltas by site; the probes
+_Explained: TypeAlias = tuple[list[Site], list[tuple[Tensor, ...]], Sequence[Tensor], Mapping[str, Probe] | None]
 
 
-@typed
+@typed  # type: ignore[arg-type]  # an option that nobody knows is refused by name
 def saliency(
     model: Module,
     input: Input,
@@ -57,6 +60,7 @@ def saliency(
     return_convergence_delta: bool = False,
     multiply_by_inputs: bool = True,
     materialize_grads: bool = False,
+    **unknown: NoReturn,
 ) -> Maps:
     """Explain the score of ``target`` at a layer: the engine of every gradient method.
 
@@ -66,23 +70,24 @@ def saliency(
 
     Args:
         model: any ``Module`` whose batch comes first; evaluated in ``eval`` mode, whatever mode it is in.
-        input: (N, C, H, W), or a tuple of tensors for a model of several inputs.
+        input: (N, C, H, W), or one or three axes in place of two, or a clip (B, T, C, H, W), which the model's first
+            convolution tells from a volume; a tuple of tensors for a model of several inputs.
         target: what is explained: a class index, one per sample, (N, K) indices for K maps from one forward pass, a
             float tensor shaped like the output, a tuple of indices, ``None`` for an only score, or a function of the
             output that returns one score per sample.
-        saliency_layer: dotted name or module; ``''`` is the input, ``None`` the last layer with spatial output.
-            A list of layers gives a list of maps from one forward pass.
-        resize: ``True`` for the input's size, or (width, height). ``resize_mode`` as in ``F.interpolate``.
-        smooth: standard deviation of a Gaussian filter, as a fraction of the map's longer side.
+        saliency_layer: dotted name or module; ``''`` is the input, ``None`` the last layer with spatial output; a list
+            of layers gives a list of maps from one forward pass.
+        resize: ``True`` for the input's size, or (width, height), innermost axis first. ``resize_mode`` as in
+            ``F.interpolate``; 'bilinear' is linear along each axis of any map.
+        smooth: standard deviation of a Gaussian filter, as a fraction of the map's longest side.
         context_builder: makes the context that both passes run in.
         gradient_to_saliency: makes a map (N, 1, h, w) of a tensor (N, C, h, w) that has its ``.grad``.
         get_backward_gradient: makes the output's gradient of output and target; ``None``: no backward pass.
         debug: also return a dict of probes, one per module, with data and gradients (of the last of K targets).
         additional_forward_args, forward_kwargs: reach the model's ``forward`` after the input.
         attribute_to_layer_input: probe what goes into the layer, not what comes out of it.
-        layout: how the activation holds its grid, where its shape does not tell: ``'channels_first'``,
-            ``'channels_last'``, the tokens' (h, w), (l,) or (d, h, w), a function that returns (N, C, h, w);
-            ``'layer'`` hands it on as it is.
+        layout: how the activation holds its grid, if the pass does not show it: ``'channels_first'``, tokens' (h, w),
+            ``'channels_last'``, a function that returns (N, C, h, w); ``'layer'`` hands it on as it is.
         shared: a :func:`shared_forward` of the same model and input, which need not run again.
         path: take gradients on a path, as ``line()``, ``internal_batch_size`` points at a time.
         call: of a layer that runs several times: which call is explained, or ``'all'`` for the sum over them.
@@ -92,39 +97,34 @@ def saliency(
 
     Returns:
         (N, 1, h, w) at the layer's resolution or at ``resize``, raw scale, detached, in the model's dtype; (N, K, h, w)
-        for K targets; a list for a list of layers; for a tuple of inputs, a tuple of maps of the floating-point ones;
-        with ``debug`` (that, probes); with ``return_convergence_delta`` (that, (N,) or (N, K)).
+        for K targets; (B, T, h, w) of frames; a list for a list of layers; for a tuple of inputs, a tuple of maps of
+        the floating-point ones; with ``debug`` (that, probes), with ``return_convergence_delta`` (that, deltas).
 
     Raises ``ValueError`` for an argument that cannot be used, a layer that is not reached, a gradient that is not.
     """
-    check_map_options(resize, resize_mode, smooth, layout)
+    refuse_unknown(unknown)
     asked = make_call(model, input, additional_forward_args, forward_kwargs)
     layers = as_list(saliency_layer)
+    check_finish(asked, layers, resize, resize_mode, smooth, layout)
     whole = isinstance(gradient_to_saliency, Attribution) and gradient_to_saliency.reduction is None
     how = How(context_builder, get_backward_gradient, materialize_grads, shared)
     walking = Walking(path, internal_batch_size, return_convergence_delta)
+    flags = (debug, attribute_to_layer_input, return_convergence_delta, multiply_by_inputs, materialize_grads)
+    _check_pieces(how, gradient_to_saliency, flags)
     _check_combination(walking, how, layers, call, gradient_to_saliency, debug)
-    if not multiply_by_inputs and path is not None:
-        walking = walking._replace(path=path.unscaled())
-    elif not multiply_by_inputs and isinstance(gradient_to_saliency, Attribution):
-        gradient_to_saliency = gradient_to_saliency.unscaled()
+    if not multiply_by_inputs:
+        walking, gradient_to_saliency = _unscaled(walking, gradient_to_saliency)
     _check_context(walking.path, context_builder)
-    shape = "layer" if whole else layout
-    finish = Finish(asked.image, shape, gradient_to_saliency, resize, resize_mode, smooth, asked.dtype)
+    finish = Finish(asked, "layer" if whole else layout, gradient_to_saliency, resize, resize_mode, smooth)
+    parsed = Targets(target, asked.samples)
 
     def make_sites(anew: bool) -> list[Site]:
         return [make_site(asked, layer, attribute_to_layer_input, target, call, whole, anew) for layer in layers]
 
-    parsed = Targets(target, asked.samples)
-
-    def explain(anew: bool) -> _Explained:
-        own = replace(how, shared=None) if anew else how
-        return _explain(make_sites, asked, parsed, own, walking, finish, debug)
-
+    explain = partial(_explain, make_sites, asked, parsed, how, walking, finish, debug)
     sites, found, deltas, probes = keeping_copies(explain)
     results = []
-    for layer, site, of_targets in zip(layers, sites, zip(*found, strict=True), strict=True):
-        joined = tuple(join_targets(list(per), shape == "layer") for per in zip(*of_targets, strict=True))
+    for layer, site, joined in zip(layers, sites, found, strict=True):
         as_tuple = isinstance(input, (tuple, list)) if layer == "" else whole and len(joined) > 1
         results.append(joined if as_tuple else joined[0])
         note_map(asked, site, parsed, () if materialize_grads else joined)  # zeros may be what was asked for
@@ -140,42 +140,8 @@ def as_list(layers: Layers) -> list[Layer]:
     """The layers of a call; ``ValueError`` where there are none."""
     listed: list[Layer] = [*layers] if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
     if not listed:
-        raise ValueError(f"saliency_layer={layers!r} names no layer; expected a layer or a list of layers.")
+        raise ValueError(f"saliency_layer={shown(layers)} names no layer; expected a layer or a list of layers.")
     return listed
-
-
-class Finish(NamedTuple):
-    """How the tensors of a site, each with its gradient, become finished maps."""
-
-    image: Tensor
-    layout: Layout
-    gradient_to_saliency: Callable[[Tensor], Tensor]
-    resize: Resize
-    resize_mode: str
-    smooth: float
-    dtype: torch.dtype
-
-    @outside_rules()
-    @torch.no_grad()
-    def maps(self, site: Site, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """One map a tensor; of all calls of a layer, their sum."""
-        found = [self._map(site, _to_dtype(x, self.dtype)) for x in tensors]
-        if site.call != "all":
-            return found
-        if len({x.shape for x in found}) > 1:
-            shapes = ", ".join(str(tuple(x.shape)) for x in found)
-            raise ValueError(f"call='all' is not possible for maps of shapes {shapes}; expected a call's index.")
-        return [torch.stack(found).sum(0)]
-
-    def _map(self, site: Site, x: Tensor) -> Tensor:
-        # The input is (N, C, H, W), whatever the layout of the layers.
-        reference, layout = (self.image, self.layout) if site.name else (x, "layer" if x.ndim > 2 else self.layout)
-        grid = _to_grid(x, reference, layout, site)
-        with interruptible():
-            saliency = self.gradient_to_saliency(grid)
-        if not isinstance(saliency, Tensor):
-            raise ValueError(f"gradient_to_saliency={self.gradient_to_saliency!r} returned no tensor; expected a map.")
-        return finish_map(saliency, reference, self.resize, self.resize_mode, self.smooth)
 
 
 def _explain(
@@ -186,8 +152,10 @@ def _explain(
     walking: Walking,
     finish: Finish,
     debug: bool,
+    again: bool,
 ) -> _Explained:
-    """The sites; maps by target, site and tensor, of each target before the gradients of the next; deltas; probes."""
+    """Explain the targets: the maps of each are made before the gradients of the next are taken."""
+    how = replace(how, shared=None) if again else how
     sites = make_sites(False)
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on. A
     # layer may be one that was found for another target, or before the model was changed; then it is searched anew.
@@ -208,11 +176,48 @@ def _explain(
                     found.append([finish.maps(*of) for of in zip(sites, each, strict=True)])
                     for site, tensors in zip(sites, each, strict=True) if finish.layout != "layer" else ():
                         note_one_position(call, site, targets, tensors[0])
-                return sites, found, walked.deltas, probes
+                return sites, _join(found, finish.layout == "layer"), walked.deltas, probes
         except CutOffError as cut:
             call.notices.clear()
             if not ways or (record_all and not cut.site.found):
                 raise
+
+
+def _check_pieces(how: How, gradient_to_saliency: object, flags: Sequence[object]) -> None:
+    """Raise ``ValueError`` for a piece of the driver that is none."""
+    if not (how.shared is None or isinstance(how.shared, SharedForward)):
+        raise ValueError(f"shared={shown(how.shared)} is not a recorded pass; expected shared_forward(...) or None.")
+    if not (how.get_backward_gradient is None or callable(how.get_backward_gradient)):
+        raise ValueError(
+            f"get_backward_gradient={shown(how.get_backward_gradient)} is not a function; expected one of output and "
+            "target, or None for no backward pass."
+        )
+    if not callable(gradient_to_saliency):
+        raise ValueError(
+            f"gradient_to_saliency={shown(gradient_to_saliency)} is not a function of an activation with its gradient; "
+            "expected one."
+        )
+    for argument, flag in zip(_FLAGS, flags, strict=True):
+        check_flag(argument, flag)
+
+
+def _join(found: list[list[list[Tensor]]], layer_shaped: bool) -> list[tuple[Tensor, ...]]:
+    """Maps by site and tensor, of maps by target, site and tensor."""
+    return [
+        tuple(join_targets(list(per), layer_shaped) for per in zip(*of_targets, strict=True))
+        for of_targets in zip(*found, strict=True)
+    ]
+
+
+def _unscaled(
+    walking: Walking, gradient_to_saliency: Callable[[Tensor], Tensor]
+) -> tuple[Walking, Callable[[Tensor], Tensor]]:
+    """The path and the reduction of a method that does not multiply by inputs."""
+    if walking.path is not None:
+        return walking._replace(path=walking.path.unscaled()), gradient_to_saliency
+    if isinstance(gradient_to_saliency, Attribution):
+        gradient_to_saliency = gradient_to_saliency.unscaled()
+    return walking, gradient_to_saliency
 
 
 def _check_combination(
@@ -231,10 +236,10 @@ def _check_combination(
             ("return_convergence_delta", walking.delta or None),
         ):
             if value is not None:
-                raise ValueError(f"{argument}={value!r} is not possible without a path; expected path=line(...).")
+                raise ValueError(f"{argument}={shown(value)} is not possible without a path; expected path=line(...).")
         return
     if not isinstance(path, Path):
-        raise ValueError(f"path={path!r} is not a path; expected line(...), noise(...), between(...) or None.")
+        raise ValueError(f"path={shown(path)} is not a path; expected line(...), noise(...), between(...) or None.")
     if walking.size is not None:
         check_count("internal_batch_size", walking.size)
     refused = {"debug=True": debug, "get_backward_gradient=None": how.get_backward_gradient is None}
@@ -243,12 +248,12 @@ def _check_combination(
     for argument, is_asked in refused.items():
         if is_asked:
             raise ValueError(f"{argument} is not possible on this path; expected a method without a path.")
-    if path.at_layer and call != -1 and layers != [""]:
-        raise ValueError(f"call={call!r} is not possible on a path of the layer's own; expected -1, its last.")
+    if path.at_layer and not (is_int(call) and call == -1) and layers != [""]:
+        raise ValueError(f"call={shown(call)} is not possible on a path of the layer's own; expected -1, its last.")
     if path.fold.attribution and not attribution:
         raise ValueError(
-            f"gradient_to_saliency={gradient_to_saliency!r} is not possible on a path whose fold is an attribution; "
-            "expected Attribution(sum_channels), Attribution(max_channels) or Attribution(None)."
+            f"gradient_to_saliency={shown(gradient_to_saliency)} is not possible on a path whose fold is an "
+            "attribution; expected Attribution(sum_channels), Attribution(max_channels) or Attribution(None)."
         )
 
 
@@ -259,27 +264,6 @@ def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
     context = context_builder if isinstance(context_builder, type) else context_builder()
     if getattr(context, "carries", "gradient") != "gradient":
         raise ValueError(
-            f"context_builder={context_builder!r} is not possible on a path that multiplies gradients with a "
+            f"context_builder={shown(context_builder)} is not possible on a path that multiplies gradients with a "
             "displacement; expected a context that sends back gradients."
         )
-
-
-def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    if x.dtype == dtype:
-        return x
-    converted = x.to(dtype)
-    converted.grad = None if x.grad is None else x.grad.to(dtype)
-    return converted
-
-
-def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
-    if x.shape[:1] != image.shape[:1] and not (layout == "layer" or callable(layout)):
-        raise ValueError(
-            f"saliency_layer={site.name!r} makes {tuple(x.shape)}, no batch of {len(image)} images; expected "
-            "a layer with one row an image, or layout=function."
-        )
-    grid = to_channels_first(x, image.shape[2:], layout, site.module, site.seen or ())
-    if grid is x or x.grad is None:
-        return grid
-    grid.grad = to_channels_first(x.grad, image.shape[2:], layout, site.module, site.seen or ())
-    return grid

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saliency.engine.call import Call
-from saliency.engine.checks import describe
+from saliency.engine.checks import describe, shown
 from saliency.engine.contexts import NullContext, RuleContext
 from saliency.engine.probe import Probe
 from saliency.engine.record import ContextBuilder, Pass, SharedForward, recording
@@ -60,7 +60,7 @@ def send_gradients(
         gradient = targets.gradient(scores, k) if get is get_backward_gradient else get(scores, wanted)
         if not isinstance(gradient, Tensor) or gradient.shape != scores.shape:
             raise ValueError(
-                f"get_backward_gradient={get!r} returned {describe(gradient)}; expected "
+                f"get_backward_gradient={shown(get)} returned {describe(gradient)}; expected "
                 f"a tensor of the output's shape {tuple(scores.shape)}."
             )
         recorded.sent = gradient

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch.nn import Module
 
-from saliency.engine.checks import check_type
+from saliency.engine.checks import check_type, shown
 from saliency.engine.state import modules_of
 
 Layer: TypeAlias = str | Module | None
@@ -69,7 +69,7 @@ def _descend(module: Module, name: str) -> Module | None:
 def resolve_layer(model: Module, layer: str | Module, argument: str = "saliency_layer") -> Module:
     """As :func:`get_module`, but an unknown layer raises ``ValueError`` with the nearest name."""
     if not isinstance(layer, (str, Module)):
-        raise ValueError(f"{argument}={layer!r} is not a layer; expected a dotted name, a module, '' or None.")
+        raise ValueError(f"{argument}={shown(layer)} is not a layer; expected a dotted name, a module, '' or None.")
     found, inner = get_module(model, layer), unwrap(model)
     if found is not None and (isinstance(layer, str) or unwrap(found) in modules_of(inner)):
         return unwrap(found)
@@ -79,5 +79,5 @@ def resolve_layer(model: Module, layer: str | Module, argument: str = "saliency_
     near = get_close_matches(layer, names, n=1, cutoff=0.0)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(
-        f"{argument}={layer!r} is not a layer of the model{hint}; expected a name in model.named_modules()."
+        f"{argument}={shown(layer)} is not a layer of the model{hint}; expected a name in model.named_modules()."
     )

@@ -20,10 +20,10 @@ from saliency.engine.checks import (
 )
 from saliency.engine.state import full_precision
 
-Resize: TypeAlias = bool | Sequence[int]
+Resize: TypeAlias = bool | int | Sequence[int]  # innermost axis first: (width, height), (width, height, depth)
 Reduction: TypeAlias = Callable[[Tensor], Tensor] | None  # attribution -> map; None keeps the attribution
-_CORNERS_MODES = ("bilinear", "bicubic")
-_MODES = (*_CORNERS_MODES, "nearest", "nearest-exact", "area")
+_LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}  # by the dimensions of a map: the same, along each of its axes
+_MODES = ("bilinear", "bicubic", "nearest", "nearest-exact", "area")
 _PADDING_MODES = ("constant", "reflect", "replicate")
 MOST_SIGMA = 100  # pixels, or twice the side of a larger map
 
@@ -94,7 +94,10 @@ class Attribution:
         attribution = x if self.of == "activation" else gradient_of(x)
         if self.of == "gradient_x_activation":
             attribution = x * attribution
-        return attribution if self.reduction is None else self.reduction(attribution)
+        reduced = attribution if self.reduction is None else self.reduction(attribution)
+        if not isinstance(reduced, Tensor):
+            raise ValueError(f"reduction={self.reduction!r} returned {describe(reduced)}; expected a tensor.")
+        return reduced
 
     def unscaled(self) -> "Attribution":
         """The reduction of a method that does not multiply by inputs."""
@@ -103,28 +106,49 @@ class Attribution:
 
 def check_mode(argument: str, mode: object) -> None:
     """Raise ``ValueError`` for an unknown way to interpolate."""
-    if not isinstance(mode, str) or mode not in _MODES:
+    if not isinstance(mode, str) or mode not in (*_MODES, *_LINEAR.values()):
         raise ValueError(f"{argument}={shown(mode)} is unknown; expected one of {', '.join(_MODES)}.")
 
 
-def check_map_options(resize: object, resize_mode: object, smooth: object, layout: object) -> None:
-    """Raise ``ValueError`` for an option that no map can be made with."""
+def check_map_options(
+    resize: object, resize_mode: object, smooth: object, layout: object, image: Tensor | None = None
+) -> None:
+    """Raise ``ValueError`` for an option that no map can be made with, of this image or of one with two axes."""
     check_mode("resize_mode", resize_mode)
-    pair = isinstance(resize, (tuple, list)) and len(resize) == 2 and all(is_positive_int(side) for side in resize)
-    if not (isinstance(resize, bool) or pair):
-        raise ValueError(f"resize={resize!r} is not a size; expected True, False or (width, height).")
-    if not is_number(smooth) or smooth < 0:
-        raise ValueError(f"smooth={smooth!r} is not a fraction of the map's side; expected a number >= 0.")
-    grid = isinstance(layout, tuple) and 0 < len(layout) < 4 and all(is_positive_int(side) for side in layout)
-    if not (layout in (None, "channels_first", "channels_last", "layer") or grid or callable(layout)):
+    ndim = 4 if image is None else image.ndim
+    axes = (1, 2, 3) if ndim < 3 else (2, 3) if ndim == 5 else (ndim - 2,)  # 5: a volume, or a clip of frames
+    if not (isinstance(resize, bool) or _is_size(resize, axes)):
         raise ValueError(
-            f"layout={layout!r} is unknown; expected 'channels_first', 'channels_last', 'layer', (height, width), "
+            f"resize={shown(resize)} is not a size; expected True, False or (width, height), innermost axis first, "
+            "a side for each axis of the map."
+        )
+    if not is_number(smooth) or smooth < 0:
+        raise ValueError(f"smooth={shown(smooth)} is not a fraction of the map's side; expected a number >= 0.")
+    grid = isinstance(layout, tuple) and _is_size(layout, (1, 2, 3))
+    named = isinstance(layout, str) and layout in ("channels_first", "channels_last", "layer")
+    if not (layout is None or named or grid or callable(layout)):
+        raise ValueError(
+            f"layout={shown(layout)} is unknown; expected 'channels_first', 'channels_last', 'layer', (height, width), "
             "(length,), (depth, height, width), a function of the activation or None."
         )
 
 
+def _is_size(value: object, axes: Sequence[int]) -> bool:
+    """Is it a side for each axis, of which there may be so many? A number is the length of an only one."""
+    sides = value if isinstance(value, (tuple, list)) else (value,)
+    return len(sides) in axes and all(map(is_positive_int, sides))
+
+
+def _sides(size: int | Sequence[int]) -> tuple[int, ...]:
+    """A size from its outermost axis to the innermost, as a tensor's shape has it."""
+    return tuple(int(side) for side in size)[::-1] if isinstance(size, Sequence) else (int(size),)
+
+
 def resize_saliency(tensor: Tensor, saliency: Tensor, size: Resize, mode: str) -> Tensor:
     """Interpolate a map: to ``size`` = (width, height), to the shape of ``tensor`` if True, not at all if False.
+
+    Of one and three axes too: the innermost comes first, a number is the length of an only one. 'bilinear' is linear
+    along each axis there, as 'linear' and 'trilinear' are here. 'bicubic' needs two axes.
 
     >>> resize_saliency(torch.zeros(1, 3, 8, 6), torch.ones(1, 1, 2, 2), True, 'bilinear').shape
     torch.Size([1, 1, 8, 6])
@@ -134,14 +158,18 @@ def resize_saliency(tensor: Tensor, saliency: Tensor, size: Resize, mode: str) -
     check_mode("mode", mode)
     if size is False:
         return saliency
-    if size is not True and not (
-        isinstance(size, (tuple, list)) and len(size) == saliency.ndim - 2 and all(map(is_positive_int, size))
-    ):
-        raise ValueError(f"size={shown(size)} is not a size; expected True, False or (width, height).")
-    shape = tuple(tensor.shape[2:]) if size is True else tuple(size)[::-1]
     if not saliency.numel():
         raise ValueError(f"saliency={describe(saliency)} is empty; expected maps (N, K, h, w).")
-    align_corners = False if mode in _CORNERS_MODES else None
+    if not (size is True or _is_size(size, (1, 2, 3))):
+        raise ValueError(f"size={shown(size)} is not a size; expected True, False or (width, height).")
+    shape = tuple(tensor.shape[2:]) if size is True else _sides(size)
+    if len(shape) != saliency.ndim - 2 or saliency.ndim not in _LINEAR or (mode == "bicubic" and len(shape) != 2):
+        raise ValueError(
+            f"resize={size!r}, resize_mode={mode!r} do not apply to a map of shape {tuple(saliency.shape)}; "
+            "expected a side for each of its axes, and 'bicubic' for two axes alone."
+        )
+    mode = _LINEAR[saliency.ndim] if mode in _LINEAR.values() else mode
+    align_corners = False if mode.endswith(("linear", "bicubic")) else None
     with full_precision(saliency.device):
         return F.interpolate(saliency, shape, mode=mode, align_corners=align_corners)
 
@@ -156,6 +184,8 @@ def imsmooth(
 ) -> Tensor:
     r"""Filter an (N, C, H, W) tensor by a Gaussian of ``sigma`` pixels, in its own dtype and on its device.
 
+    (N, C, L) and (N, C, D, H, W) too.
+
     The kernel :math:`f_i \propto e^{-i^2 / 2\sigma^2}, |i| \le \lceil 4\sigma \rceil` sums to 1 and is applied along
     each axis. ``padding`` adds to the kernel's own half-width; modes: 'constant', 'reflect', 'replicate'.
 
@@ -163,7 +193,7 @@ def imsmooth(
     True
     """
     check_tensor("tensor", tensor)
-    if tensor.ndim != 4 or not tensor.numel() or not tensor.is_floating_point():
+    if tensor.ndim not in _LINEAR or not tensor.numel() or not tensor.is_floating_point():
         raise ValueError(f"tensor={describe(tensor)} of {tensor.dtype} is no image; expected real (N, C, H, W).")
     most = max(MOST_SIGMA, *(2 * side for side in tensor.shape[2:]))  # of a wider one the padding fills the memory
     _check_window(stride, padding, padding_mode, padding_value, 4 * most)
@@ -175,12 +205,15 @@ def imsmooth(
     kernel = torch.exp(-(at**2) / (2 * max(sigma, 1e-12) ** 2))
     kernel = (kernel / kernel.sum()).to(tensor.dtype)
     value = padding_value if padding_mode == "constant" else None
-    padded = F.pad(tensor, [width + padding] * 4, mode=padding_mode, value=value)
-    channels = tensor.shape[1]
-    column = kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+    channels, axes = tensor.shape[1], tensor.ndim - 2
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[axes]
+    tensor = F.pad(tensor, [width + padding] * (2 * axes), mode=padding_mode, value=value)
     with full_precision(tensor.device):
-        padded = F.conv2d(padded, column, stride=(stride, 1), groups=channels)
-        return F.conv2d(padded, column.mT, stride=(1, stride), groups=channels)
+        for axis in range(axes):
+            along = kernel.view([-1 if i == axis else 1 for i in range(axes)]).expand(channels, 1, *[-1] * axes)
+            strides = [stride if i == axis else 1 for i in range(axes)]
+            tensor = convolve(tensor, along, stride=strides, groups=channels)
+    return tensor
 
 
 def _check_window(stride: object, padding: object, padding_mode: object, padding_value: object, most: int) -> None:
@@ -194,18 +227,19 @@ def _check_window(stride: object, padding: object, padding_mode: object, padding
 
 
 def finish_map(saliency: Tensor, input: Tensor, resize: Resize, resize_mode: str, smooth: float) -> Tensor:
-    """Resize a map and smooth it by a Gaussian of sigma = ``smooth`` times its longer side.
+    """Resize a map and smooth it by a Gaussian of sigma = ``smooth`` times its longest side.
 
-    What belongs to a table of features, (N, F), stays as it is; of an input with a grid, only (N, C, H, W) is taken.
+    What belongs to a table of features, (N, F), stays as it is, unless it is a map along its axis, (N, 1, l).
     """
-    if input.ndim == 2 or (resize is False and smooth == 0):
+    if (input.ndim <= 2 and saliency.ndim != 3) or (resize is False and smooth == 0):
         return saliency
-    if saliency.ndim != 4 or input.ndim != 4:
+    reference = input[:, None] if input.ndim == 2 else input
+    if saliency.ndim != reference.ndim or saliency.ndim not in _LINEAR:
         raise ValueError(
-            f"resize={resize!r}, smooth={smooth!r} do not apply to a map of shape {tuple(saliency.shape)}; expected "
-            "an input and a map of two spatial dimensions."
+            f"resize={resize!r}, smooth={smooth!r} do not apply to a map of shape {tuple(saliency.shape)}; "
+            f"expected an input of as many axes and no more than three, not one of shape {tuple(input.shape)}."
         )
-    saliency = resize_saliency(input, saliency, resize, resize_mode)
+    saliency = resize_saliency(reference, saliency, resize, resize_mode)
     if smooth > 0:
         saliency = imsmooth(saliency, smooth * max(saliency.shape[2:]), padding_mode="replicate")
     return saliency

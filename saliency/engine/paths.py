@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_count, check_seed, describe, is_number
+from saliency.engine.checks import check_count, check_seed, is_number, shown
 from saliency.engine.state import make_generator
 
 Baselines: TypeAlias = "float | Tensor | Sequence[float | Tensor] | None"
@@ -116,7 +116,7 @@ def quadrature(n_steps: int, method: str) -> tuple[Tensor, Tensor]:
     """
     check_count("n_steps", n_steps)
     if method not in METHODS:
-        raise ValueError(f"method={method!r} is not a quadrature; expected one of {', '.join(METHODS)}.")
+        raise ValueError(f"method={shown(method)} is not a quadrature; expected one of {', '.join(METHODS)}.")
     at = torch.arange(n_steps, dtype=torch.float64, device="cpu")
     if method == "gausslegendre":
         k = at[1:]
@@ -148,10 +148,9 @@ def starts_of(baselines: Baselines, inputs: Sequence[Tensor]) -> list[Tensor]:
         elif isinstance(baseline, Tensor) and baseline.shape[1:] == x.shape[1:] and len(baseline) in (1, len(x)):
             value = baseline.detach()
         else:
-            shown = describe(baseline) if isinstance(baseline, Tensor) else repr(baseline)
             raise ValueError(
-                f"baselines={shown} is not a baseline of an input of shape {tuple(x.shape)}; expected a number, or a "
-                "tensor of its shape with a batch of 1 or of the input's."
+                f"baselines={shown(baseline)} is not a baseline of an input of shape {tuple(x.shape)}; expected "
+                "a number, or a tensor of its shape with a batch of 1 or of the input's."
             )
         found.append(value.to(x.device, x.dtype).expand_as(x))
     return found
@@ -257,8 +256,8 @@ def _distributions(baselines: object) -> list[Tensor]:
 
 def _distribution_error(baselines: object) -> ValueError:
     listed = baselines if isinstance(baselines, (tuple, list)) else [baselines]
-    shown = ", ".join(describe(b) if isinstance(b, Tensor) else repr(b) for b in listed) or "()"
-    return ValueError(f"baselines={shown} is not a distribution of baselines; expected a tensor (M, ...) an input.")
+    given = ", ".join(map(shown, listed)) or "()"
+    return ValueError(f"baselines={given} is not a distribution of baselines; expected a tensor (M, ...) an input.")
 
 
 def _equal_weights(count: int) -> Tensor:
@@ -273,12 +272,12 @@ def _noise(
     check_seed(seed)
     listed: list[Any] = [*stdevs] if isinstance(stdevs, (tuple, list)) else [stdevs]
     if not listed or not all(is_number(value) and float(value) >= 0 for value in listed):
-        raise ValueError(f"stdevs={stdevs!r} is not a standard deviation; expected a number >= 0 or one an input.")
+        raise ValueError(f"stdevs={shown(stdevs)} is not a standard deviation; expected a number >= 0 or one an input.")
 
     def draw(inputs: Sequence[Tensor]) -> Callable[[Tensor, Tensor], list[Tensor]]:
         each = listed if isinstance(stdevs, (tuple, list)) else listed * len(inputs)
         if len(each) != len(inputs):
-            raise ValueError(f"stdevs={stdevs!r} does not fit; expected one for each of {len(inputs)} inputs.")
+            raise ValueError(f"stdevs={shown(stdevs)} does not fit; expected one for each of {len(inputs)} inputs.")
         generators = [make_generator(x.device, seed + 1 + i) for i, x in enumerate(inputs)]
 
         def add(samples: Tensor, steps: Tensor) -> list[Tensor]:

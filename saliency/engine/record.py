@@ -10,6 +10,7 @@ from torch.jit import ScriptModule
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from saliency.engine.call import Call, check_parameters
+from saliency.engine.checks import shown
 from saliency.engine.contexts import NullContext, RuleContext
 from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, memory_of, version_of
 from saliency.engine.probe import Probe
@@ -64,7 +65,7 @@ class _SiteProbe(Probe):
         """The tensors of the site; ``ValueError`` where there are none."""
         site, count = self.site, len(self.calls)
         if isinstance(site.call, int) and count and not -count <= site.call < count:
-            raise ValueError(f"call={site.call!r} is not a call of {site.name!r}, which runs {count} times.")
+            raise ValueError(f"call={shown(site.call)} is not a call of {site.name!r}, which runs {count} times.")
         calls = [self.calls[site.call]] if isinstance(site.call, int) and count else self.calls
         found = [x for tensors in calls for x in tensors[: site.tensors]]
         if not found:
@@ -104,7 +105,7 @@ def _check(call: Call, context_builder: object, grad: bool) -> AbstractContextMa
     name = type(call.model).__name__
     check_parameters(call, grad)
     if not callable(context_builder):
-        raise ValueError(f"context_builder={context_builder!r} is not callable; expected a context class.")
+        raise ValueError(f"context_builder={shown(context_builder)} is not callable; expected a context class.")
     context: AbstractContextManager[object] = context_builder()
     if isinstance(context, RuleContext) and any(isinstance(part, ScriptModule) for part in call.modules):
         raise ValueError(f"model={name} holds TorchScript, which no rule reaches; an nn.Module does not.")

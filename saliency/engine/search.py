@@ -17,10 +17,11 @@ from saliency.engine.graph import Graph, origins
 from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import get_module, plain_name, resolve_layer
 from saliency.engine.layouts import to_channels_first
+from saliency.engine.outputs import main_output
 from saliency.engine.probe import add_hook
 from saliency.engine.sending import keeping_copies
 from saliency.engine.state import evaluating
-from saliency.engine.targets import Target, Targets, main_output
+from saliency.engine.targets import Target, Targets
 
 _EVERYWHERE = 0.05  # the share of cells with a gradient up to which it is zero almost everywhere
 _NAMED = 5  # the error describes as many layers
@@ -124,14 +125,15 @@ def _search(call: Call, target: Target) -> str:
     index = torch.arange(call.samples if callable(target) and not isinstance(target, Tensor) else 1)
     targets = None if target is None else Targets(target, call.samples).rows(index)
     call = call.rows(index)
-    watch = Watch(call.samples, tuple(call.image.shape[2:]))
+    image = call.image_of()
+    watch = Watch(len(image), tuple(image.shape[2:]))
     with evaluating(call.model, call.modules), torch.enable_grad():
         output = _run(call.mapped(watch.give), watch)
         score = _score(output, targets)
         leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         outputs = list(watch.outputs.values())
         _judge(outputs, Graph(score, leaves, watch.given))
-        return _choose(outputs, score, tuple(call.image.shape[2:]))
+        return _choose(outputs, score, tuple(image.shape[2:]))
 
 
 def _run(call: Call, watch: Watch) -> object:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch.nn import Module
 
 from saliency.engine.call import Call
-from saliency.engine.checks import is_int
+from saliency.engine.checks import is_int, shown
 from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.search import found_layer
 from saliency.engine.targets import Target
@@ -44,7 +44,7 @@ def make_site(
     for what is found then has one.
     """
     if which != "all" and not is_int(which):
-        raise ValueError(f"call={which!r} is not a call of a layer; expected an int or 'all'.")
+        raise ValueError(f"call={shown(which)} is not a call of a layer; expected an int or 'all'.")
     which = which if which == "all" else int(which)  # of NumPy
     if isinstance(layer, str) and not layer:
         floats = sum(tensor.is_floating_point() for tensor in call.inputs)

@@ -1,14 +1,15 @@
 """Targets: which scores of an output are explained, and the gradient that is sent into the backward pass for each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_flag, check_maps_type, describe, is_int
+from saliency.engine.checks import check_flag, check_maps_type, describe, is_int, shown
 from saliency.engine.interrupts import uninterrupted
+from saliency.engine.outputs import main_output
 
 Function: TypeAlias = Callable[[Any], Any]  # the model's output -> scores
 Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
@@ -16,32 +17,20 @@ Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
 # A parsed target: class indices (N, K) or the output's gradient; N entries or functions; a function of the output
 _Parsed: TypeAlias = Tensor | list[object] | Function | None
 _ACCEPTED = (
-    "an int, N ints, an (N, K) LongTensor, a float tensor shaped like the output, a tuple of indices or a list of N "
-    "of them, None for one score per sample, a function of the output that returns (N,) or (N, K) scores, or N of one "
-    "sample's output"
+    "an int, N ints, an (N, K) LongTensor, a float tensor shaped like the output, a tuple of indices or N of them, "
+    "None for one score per sample, a function of the output that returns (N,) or (N, K) scores, or N of one sample's"
 )
 
 
 def target_error(target: object, problem: str) -> ValueError:
     """The error that every unusable target raises."""
-    large = target.numel() > 16 if isinstance(target, Tensor) else getattr(target, "ndim", 0) > 1
-    shown = describe(target) if large else repr(target)
-    return ValueError(f"target={shown} {problem}; expected {_ACCEPTED}.")
-
-
-def main_output(output: object) -> Any:
-    """What counts of a model's output: of a mapping ``'logits'`` or ``'out'``, of a tuple its first member."""
-    if isinstance(output, Mapping):
-        output = output.get("logits", output.get("out", output))
-    return output[0] if isinstance(output, (tuple, list)) and output else output
+    return ValueError(f"target={shown(target)} {problem}; expected {_ACCEPTED}.")
 
 
 class Targets:
     """The target of a batch of N samples, parsed once: K scores of every sample.
 
-    Class indices are an int, N of them or (N, K); a tuple of indices, or N of those, is one entry of an output of
-    more dimensions; a float tensor shaped like the output is its gradient; ``None`` is an only score. A function makes
-    scores (N,) or (N, K) of the output; each of N functions makes one number of its own sample's main output.
+    What a target may be: see :func:`saliency`; each of N functions makes one number of its own sample's main output.
     Indices are kept and checked on the CPU: no operation waits for the device of the output. Raises ``ValueError`` for
     what is no target of N samples, and later for what does not fit the output.
 
@@ -88,7 +77,7 @@ class Targets:
     def rows(self, index: Tensor) -> "Targets":
         """The target of a batch whose rows are copies of those of this one: ``index`` is a LongTensor on the CPU.
 
-        A function is kept, and given the output for those rows: it has to treat every row by itself.
+        A function is given the output for those rows: it has to treat every row by itself.
 
         >>> Targets([5, 7], 2).rows(torch.tensor([0, 0, 1])).key
         ((5, 5, 7),)
@@ -142,7 +131,7 @@ class Targets:
         return selected.reshape(self.samples, -1).sum(1, keepdim=True)
 
     def _scores_in(self, output: object) -> Tensor:
-        found = main_output(output)
+        found = main_output(output, self.samples)
         if isinstance(found, Tensor):
             return found
         raise target_error(
@@ -155,7 +144,8 @@ class Targets:
             raise target_error(self._target, f"needs an output of {self.samples} rows, but it has shape {shape}")
 
     def _called(self, function: Function, output: object) -> Sequence[Tensor]:
-        scores = function(output)
+        vector = self.samples == 1 and isinstance(output, Tensor) and output.ndim < 2
+        scores = function(main_output(output, 1) if vector else output)
         fits = isinstance(scores, Tensor) and scores.shape[:1] == (self.samples,)
         if not fits or scores.ndim > 2 or not scores.numel():
             raise target_error(self._target, f"returned {describe(scores)}, not {self.samples} scores, one per sample")
@@ -173,9 +163,8 @@ class Targets:
 def get_backward_gradient(pred_y: Tensor, y: object) -> Tensor:
     r"""The gradient :math:`dy` of the explained score with respect to the output: 1 where it is selected, else 0.
 
-    ``pred_y`` is the (N, C, ...) output. An index, or one per sample, selects a channel everywhere; a tuple of
-    indices one entry of an output of more dimensions; ``None`` an only score; a float tensor is the gradient itself.
-    Raises ``ValueError`` where ``y`` does not fit the output.
+    ``pred_y`` is the (N, C, ...) output, ``y`` any target but a function: an index selects a channel everywhere, a
+    float tensor is the gradient itself. Raises ``ValueError`` where ``y`` does not fit the output.
 
     >>> get_backward_gradient(torch.zeros(2, 3), [0, 2])
     tensor([[1., 0., 0.],
@@ -278,6 +267,8 @@ def _check_classes(output: Tensor, classes: Tensor, target: object) -> None:
         raise target_error(target, f"selects a class, but the output has shape {tuple(output.shape)}: pass None")
     if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= output.shape[1]):
         raise target_error(target, f"is out of range: the output has classes 0 to {output.shape[1] - 1}")
+    if classes.shape[1] == output.shape[1] > 2 and int(classes.max()) == 1:
+        raise target_error(target, "asks for classes 0 and 1 alone, as labels do: pass target.float() or indices")
 
 
 def _gradient(output: Tensor, parsed: Tensor | Sequence[object] | None, target: object) -> Tensor:

@@ -76,6 +76,14 @@ def replacing_input(call: Call, at: int) -> tuple[Tensor, Run]:
     return call.inputs[at].detach(), run
 
 
+def replacing_image(call: Call) -> tuple[Tensor, Run]:
+    """The image (N, C, ...), of a clip (B, C, T, H, W), and how to run the model on others in its place."""
+    x, run = replacing_input(call, call.image_at)
+    if not call.is_clip(x):
+        return x, run
+    return x.transpose(1, 2), lambda tensors, rows: run(tensors.transpose(1, 2), rows)
+
+
 def replacing_layer(
     call: Call,
     site: Site,

@@ -46,8 +46,8 @@ class Folding:
             self._sum = self._needed = None
 
     def result(self) -> Tensor:
-        """The folded paths of all samples, (N, ...)."""
-        return torch.stack(self._done)
+        """The folded paths of all samples, (N, ...); of a clip's frames (N * T, ...)."""
+        return torch.cat(self._done)
 
 
 class Walking(NamedTuple):
@@ -140,10 +140,17 @@ def _along_inputs(
 
 
 def _fold(folds: list[Folding], parts: list[_Part], activations: list[Tensor], moved: list[Tensor] | None) -> None:
+    points = parts[-1].rows.stop
     for i, (fold, x) in enumerate(zip(folds, activations, strict=True)):
+        if len(x) % points:
+            raise ValueError(
+                f"saliency_layer=a layer that makes {tuple(x.shape)} of {points} points on a path; expected one with "
+                "one row an image, or one a frame."
+            )
+        each = (points, len(x) // points, *x.shape[1:])  # a layer that works on frames has a row for each
         for rows, first in parts:
-            way = None if moved is None else moved[i][rows]
-            fold.add(first, Steps(x[rows], gradient_of(x)[rows], x.new_empty(0), way))
+            way = None if moved is None else moved[i].view(each)[rows]
+            fold.add(first, Steps(x.view(each)[rows], gradient_of(x).view(each)[rows], x.new_empty(0), way))
 
 
 def _starts(call: Call, path: Path) -> Call | None:

@@ -30,37 +30,58 @@ class Method(NamedTuple):
     function: Callable[..., Maps]
     paper: str
     engine: Callable[..., object] = saliency  # what the function hands further options to
+    sets: tuple[str, ...] = ()  # the options of the engine that are the method's own matter
 
     @property
     def options(self) -> frozenset[str]:
-        """The names in the signatures of the function and of what it hands options to, but model, input and target."""
-        own = signature(self.function).parameters
-        further = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in own.values())
-        return frozenset([*own, *(signature(self.engine).parameters if further else ())]) - {"model", "input", "target"}
+        """The names of all that can be passed, to the function or to what it hands options to, after the target."""
+        own, handed = (_names(of) for of in (self.function, self.engine))
+        return (own | (handed - {*self.sets})) - {"model", "input", "target"}
 
+
+def _names(function: Callable[..., object]) -> frozenset[str]:
+    """The names of the parameters that can be passed by name."""
+    by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    return frozenset(name for name, parameter in signature(function).parameters.items() if parameter.kind in by_name)
+
+
+_REDUCES = ("gradient_to_saliency",)
+_WALKS = ("gradient_to_saliency", "path")
 
 METHODS: dict[str, Method] = {
     "gradient": Method(gradient, "Simonyan et al., Deep Inside Convolutional Networks, ICLR workshop 2014"),
-    "gradient_x_activation": Method(gradient_x_activation, "Shrikumar et al., Not Just a Black Box, 2016"),
-    "linear_approx": Method(linear_approx, "Kindermans et al., Investigating the Influence of Noise, 2016"),
-    "activation": Method(activation, "Zeiler and Fergus, Visualizing Convolutional Networks, ECCV 2014"),
+    "gradient_x_activation": Method(
+        gradient_x_activation, "Shrikumar et al., Not Just a Black Box, 2016", sets=_REDUCES
+    ),
+    "linear_approx": Method(
+        linear_approx, "Kindermans et al., Investigating the Influence of Noise, 2016", sets=_REDUCES
+    ),
+    "activation": Method(
+        activation,
+        "Zeiler and Fergus, Visualizing Convolutional Networks, ECCV 2014",
+        sets=(*_REDUCES, "get_backward_gradient"),
+    ),
     "deconvnet": Method(deconvnet, "Zeiler and Fergus, Visualizing Convolutional Networks, ECCV 2014"),
     "guided_backprop": Method(guided_backprop, "Springenberg et al., Striving for Simplicity, ICLR workshop 2015"),
-    "guided_grad_cam": Method(guided_grad_cam, "Selvaraju et al., Grad-CAM, ICCV 2017"),
+    "guided_grad_cam": Method(guided_grad_cam, "Selvaraju et al., Grad-CAM, ICCV 2017", sets=_REDUCES),
     "excitation_backprop": Method(excitation_backprop, "Zhang et al., Excitation Backprop, ECCV 2016"),
     "contrastive_excitation_backprop": Method(
-        contrastive_excitation_backprop, "Zhang et al., Excitation Backprop, ECCV 2016"
+        contrastive_excitation_backprop, "Zhang et al., Excitation Backprop, ECCV 2016", sets=("context_builder",)
     ),
-    "grad_cam": Method(grad_cam, "Selvaraju et al., Grad-CAM, ICCV 2017"),
-    "grad_cam_plus_plus": Method(grad_cam_plus_plus, "Chattopadhay et al., Grad-CAM++, WACV 2018"),
-    "layer_cam": Method(layer_cam, "Jiang et al., LayerCAM, TIP 2021"),
-    "xgrad_cam": Method(xgrad_cam, "Fu et al., Axiom-based Grad-CAM, BMVC 2020"),
-    "hires_cam": Method(hires_cam, "Draelos and Carin, HiResCAM, 2020"),
-    "integrated_gradients": Method(integrated_gradients, "Sundararajan et al., Axiomatic Attribution, ICML 2017"),
-    "internal_influence": Method(internal_influence, "Leino et al., Influence-Directed Explanations, ITC 2018"),
-    "conductance": Method(conductance, "Dhamdhere et al., How Important Is a Neuron?, ICLR 2019"),
-    "gradient_shap": Method(gradient_shap, "Lundberg and Lee, A Unified Approach, NeurIPS 2017"),
-    "smooth_gradient": Method(smooth_gradient, "Smilkov et al., SmoothGrad, 2017"),
+    "grad_cam": Method(grad_cam, "Selvaraju et al., Grad-CAM, ICCV 2017", sets=_REDUCES),
+    "grad_cam_plus_plus": Method(grad_cam_plus_plus, "Chattopadhay et al., Grad-CAM++, WACV 2018", sets=_REDUCES),
+    "layer_cam": Method(layer_cam, "Jiang et al., LayerCAM, TIP 2021", sets=_REDUCES),
+    "xgrad_cam": Method(xgrad_cam, "Fu et al., Axiom-based Grad-CAM, BMVC 2020", sets=_REDUCES),
+    "hires_cam": Method(hires_cam, "Draelos and Carin, HiResCAM, 2020", sets=_REDUCES),
+    "integrated_gradients": Method(
+        integrated_gradients, "Sundararajan et al., Axiomatic Attribution, ICML 2017", sets=_WALKS
+    ),
+    "internal_influence": Method(
+        internal_influence, "Leino et al., Influence-Directed Explanations, ITC 2018", sets=_WALKS
+    ),
+    "conductance": Method(conductance, "Dhamdhere et al., How Important Is a Neuron?, ICLR 2019", sets=_WALKS),
+    "gradient_shap": Method(gradient_shap, "Lundberg and Lee, A Unified Approach, NeurIPS 2017", sets=_WALKS),
+    "smooth_gradient": Method(smooth_gradient, "Smilkov et al., SmoothGrad, 2017", sets=_WALKS),
     "feature_ablation": Method(feature_ablation, "Zeiler and Fergus, Visualizing, ECCV 2014", explain),
     "feature_permutation": Method(feature_permutation, "Breiman, Random Forests, Machine Learning 2001", explain),
     "occlusion": Method(occlusion, "Zeiler and Fergus, Visualizing Convolutional Networks, ECCV 2014", explain),
@@ -69,7 +90,7 @@ METHODS: dict[str, Method] = {
     "is_cam": Method(is_cam, "Naidu et al., IS-CAM, 2020", explain),
     "ablation_cam": Method(ablation_cam, "Desai and Ramaswamy, Ablation-CAM, WACV 2020", explain),
     "recipro_cam": Method(recipro_cam, "Byun and Lee, Recipro-CAM, 2022", explain),
-    "rise": Method(rise_class, "Petsiuk et al., RISE, BMVC 2018"),
+    "rise": Method(rise_class, "Petsiuk et al., RISE, BMVC 2018", rise_class),
     "extremal_perturbation": Method(
         extremal_perturbation_map, "Fong et al., Extremal Perturbations, ICCV 2019", extremal_perturbation
     ),

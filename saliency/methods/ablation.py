@@ -10,7 +10,7 @@ from torch.nn import Module
 from typing_extensions import Unpack
 
 from saliency.engine.call import Input, check_inputs
-from saliency.engine.checks import check_seed, describe, is_positive_int
+from saliency.engine.checks import check_seed, describe, is_positive_int, shown
 from saliency.engine.layers import Layers
 from saliency.engine.maps import Reduction, sum_channels
 from saliency.engine.paths import Baselines, starts_of
@@ -38,15 +38,37 @@ def _features(layer_mask: FeatureMask, feature_mask: FeatureMask, p: Perturbed) 
     argument, own = _meant(p, layer_mask=layer_mask, feature_mask=feature_mask)
     if own is None:
         return torch.arange(p.x[0].numel(), device=p.x.device).view(1, *p.x.shape[1:]), p.x[0].numel()
-    shape = own.shape if isinstance(own, Tensor) and not own.is_floating_point() else torch.Size()
-    sides = zip(shape[1:], p.x.shape[1:], strict=len(shape) == p.x.ndim)
-    if len(shape) != p.x.ndim or shape[0] not in (1, len(p.x)) or any(side not in (1, of) for side, of in sides):
-        raise ValueError(
-            f"{argument}={describe(own)} does not fit what is changed, {tuple(p.x.shape)}; expected a tensor of "
-            "integers that broadcasts to it, of one sample or of all."
-        )
+    _check_mask(argument, own, p.x)
     numbers, features = torch.as_tensor(own).expand(len(own), *p.x.shape[1:]).unique(return_inverse=True)
     return features.to(p.x.device), len(numbers)
+
+
+def _check_mask(argument: str, mask: object, x: Tensor) -> None:
+    """Raise ``ValueError`` for a mask that does not say which feature each entry belongs to."""
+    shape = mask.shape if isinstance(mask, Tensor) and not mask.is_floating_point() else torch.Size()
+    sides = zip(shape[1:], x.shape[1:], strict=len(shape) == x.ndim)
+    if len(shape) != x.ndim or shape[0] not in (1, len(x)) or any(side not in (1, of) for side, of in sides):
+        raise ValueError(
+            f"{argument}={describe(mask)} does not fit what is changed, {tuple(x.shape)}; expected a tensor of "
+            "integers that broadcasts to it, of one sample or of all."
+        )
+
+
+def _check_at_input(
+    input: Input, layers: object, layer_mask: FeatureMask, feature_mask: FeatureMask, baselines: Baselines = None
+) -> None:
+    """Raise ``ValueError`` for masks and baselines that do not fit the inputs, before the first forward pass."""
+    if "" not in (layers if isinstance(layers, (list, tuple)) else [layers]):
+        return
+    inputs = check_inputs(input)
+    argument, masks = ("layer_mask", layer_mask) if feature_mask is None else ("feature_mask", feature_mask)
+    each = masks if isinstance(masks, (list, tuple)) else [masks] * len(inputs)
+    if len(each) != len(inputs):
+        raise ValueError(f"{argument}={len(each)} values do not fit; expected one for each of {len(inputs)} tensors.")
+    for mask, x in zip(each, inputs, strict=True):
+        if mask is not None and x.is_floating_point():
+            _check_mask(argument, mask, x)
+    starts_of(baselines, inputs)
 
 
 def _meant(p: Perturbed, **given: T | Sequence[T]) -> tuple[str, T]:
@@ -103,6 +125,9 @@ def feature_ablation(
 
         return _spread(p.drops(count, make), features, p.x)
 
+    _check_at_input(
+        input, saliency_layer, layer_mask, feature_mask, layer_baselines if baselines is None else baselines
+    )
     return explain(model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, **options)
 
 
@@ -145,6 +170,7 @@ def feature_permutation(
 
         return _spread(p.drops(count, make), features, p.x)
 
+    _check_at_input(input, saliency_layer, layer_mask, feature_mask)
     return explain(model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, **options)
 
 
@@ -202,7 +228,9 @@ def _windows(windows: Sides, strides: Sides, sides: tuple[int, ...]) -> tuple[li
     step = _of_each(strides, half, len(sides))
     for argument, asked, found in (("sliding_window_shapes", windows, window), ("strides", strides, step)):
         if len(found) != len(sides) or not all(map(is_positive_int, found)):
-            raise ValueError(f"{argument}={asked!r} does not fit {sides}; expected an int >= 1 for each dimension.")
+            raise ValueError(
+                f"{argument}={shown(asked)} does not fit {sides}; expected an int >= 1 for each dimension."
+            )
     if any(by > side for by, side in zip(step, window, strict=True)):
         raise ValueError(f"strides={step} leaves positions between windows; expected at most their sides {window}.")
     return [min(pair) for pair in zip(window, sides, strict=True)], step

@@ -12,6 +12,7 @@ from torch.nn import Module
 from typing_extensions import Unpack
 
 from saliency.engine.call import Input
+from saliency.engine.checks import check_flag
 from saliency.engine.contexts import Noted, RuleContext
 from saliency.engine.driver import saliency
 from saliency.engine.layers import Layer, Layers, resolve_layer
@@ -262,6 +263,7 @@ def contrastive_excitation_backprop(
     same map), ``saliency_layer`` is the last layer with spatial output; the input, if that lies behind the contrast.
     ``sums`` as for :func:`excitation_backprop`. Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
     """
+    check_flag("debug", debug)
     if isinstance(saliency_layer, (list, tuple)) and saliency_layer and not debug:
         layers = (contrast_layer, classifier_layer)
         return [

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Call
-from saliency.engine.checks import describe
+from saliency.engine.checks import describe, shown
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.site import Site
 from saliency.engine.variants import Run, replacing_layer
@@ -22,8 +22,8 @@ def replacing_grid(
 
     ``size`` is that of the images, by which the grid is found; other options: see :class:`Tail`.
     """
-    if len(size) != 2:
-        raise ValueError(f"input={describe(call.image)} has no grid of two dimensions; expected (N, C, h, w).")
+    if not 1 <= len(size) <= 3:
+        raise ValueError(f"input={describe(call.image)} has no grid of one to three axes; expected (N, C, H, W).")
     x, run = replacing_layer(call, site, record_all, copies=copies)
     index = grid_index(x[:1], size, layout, site.module, site.seen or ())
     if index.shape == x.shape[1:] and bool((index.flatten().diff() == 1).all()):
@@ -47,11 +47,11 @@ def grid_index(
     index = to_channels_first(numbers, size, layout, module, seen)
     if not isinstance(index, Tensor) or index.ndim not in (4, len(size) + 2) or len(index) != 1:
         raise ValueError(
-            f"layout={layout!r} makes no grid (1, C, h, w) of an activation {tuple(x.shape)}; expected a layout "
+            f"layout={shown(layout)} makes no grid (1, C, h, w) of an activation {tuple(x.shape)}; expected a layout "
             "that does."
         )
     if index.is_floating_point() or index.unique().numel() < index.numel() or int(index.max()) >= x.numel():
-        raise ValueError(f"layout={layout!r} computes with an activation; expected a function that rearranges it.")
+        raise ValueError(f"layout={shown(layout)} computes with an activation; expected a function that rearranges it.")
     return index[0]
 
 

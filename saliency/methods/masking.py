@@ -2,22 +2,23 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Call, make_call
-from saliency.engine.checks import check_count, describe
+from saliency.engine.checks import check_count, check_progress, describe, refuse_unknown, shown
 from saliency.engine.interrupts import interruptible
 from saliency.engine.maps import Resize, check_map_options, finish_map
 from saliency.engine.notices import Notices
+from saliency.engine.outputs import main_output
 from saliency.engine.silence import note_map, note_score
 from saliency.engine.site import make_site
 from saliency.engine.state import evaluating, full_precision
-from saliency.engine.targets import Target, Targets, main_output
-from saliency.engine.variants import Progress, Run, replacing_input, scores
+from saliency.engine.targets import Target, Targets
+from saliency.engine.variants import Progress, Run, replacing_image, scores
 from saliency.methods.masks import DrawnMasks, check_masks
 
 _WEIGHED_AT_ONCE = 2**23  # pixels of masks that are weighed together
@@ -57,6 +58,7 @@ def rise(
     progress: Progress = None,
     additional_forward_args: object = None,
     forward_kwargs: Mapping[str, object] | None = None,
+    **unknown: NoReturn,
 ) -> Tensor:
     r"""RISE for all classes from one run, (N, classes, H, W), whatever the target; :func:`rise_class` selects.
 
@@ -74,6 +76,7 @@ def rise(
     >>> rise(torch.nn.Flatten(), torch.tensor([[[[3.0, 4.0]]]]), filter_masks=masks, scores='raw')[0, 1]
     tensor([[2., 2.]])
     """
+    refuse_unknown(unknown)
     options = _Options(
         *(seed, num_masks, num_cells, filter_masks, batch_size, p), *(resize, resize_mode, smooth, scores, progress)
     )
@@ -99,6 +102,7 @@ def rise_class(
     progress: Progress = None,
     additional_forward_args: object = None,
     forward_kwargs: Mapping[str, object] | None = None,
+    **unknown: NoReturn,
 ) -> Tensor:
     r"""RISE for the target: where the score is high if the position is visible.
 
@@ -113,12 +117,14 @@ def rise_class(
     >>> rise_class(scene_network(), make_scene(0).image[None], 0, num_masks=8).shape
     torch.Size([1, 1, 128, 128])
     """
+    refuse_unknown(unknown)
     options = _Options(
         *(seed, num_masks, num_cells, filter_masks, batch_size, p), *(resize, resize_mode, smooth, scores, progress)
     )
     call = _check(model, input, options, additional_forward_args, forward_kwargs)
     targets = Targets(target, call.samples)
-    return _explain(call, targets, options, of_scores=not targets.of_functions)
+    maps = _explain(call, targets, options, of_scores=not targets.of_functions)
+    return maps.squeeze(1) if call.is_clip(input) and maps.shape[1] == 1 else maps  # of frames: (B, T, H, W)
 
 
 def _check(
@@ -134,14 +140,13 @@ def _check(
         raise ValueError(f"input={tuple(input.shape)} has no positions to mask; expected a tensor (N, C, H, W).")
     check_masks(options.num_masks, options.num_cells, options.p, options.seed)
     check_count("batch_size", options.batch_size)
-    _check_filter_masks(options.filter_masks, tuple(input.shape[2:]))
-    check_map_options(options.resize, options.resize_mode, options.smooth, None)
-    if input.ndim != 4:  # raise now what would be raised after the run
-        finish_map(input, input, options.resize, options.resize_mode, options.smooth)
-    if options.scores not in tuple(_SCORES):
-        raise ValueError(f"scores={options.scores!r} is unknown; expected one of {', '.join(_SCORES)}.")
-    if not (options.progress is None or callable(options.progress)):
-        raise ValueError(f"progress={options.progress!r} cannot be called; expected a function of two ints or None.")
+    _check_filter_masks(options.filter_masks, tuple(call.volume.shape[2:]))
+    check_map_options(options.resize, options.resize_mode, options.smooth, None, input)
+    # Raise now what would be raised after the run.
+    finish_map(call.volume[:1, :1], call.volume, options.resize, options.resize_mode, options.smooth)
+    if not isinstance(options.scores, str) or options.scores not in _SCORES:
+        raise ValueError(f"scores={shown(options.scores)} is unknown; expected one of {', '.join(_SCORES)}.")
+    check_progress(options.progress)
     return call
 
 
@@ -194,7 +199,7 @@ def _activated(run: Run, activation: Callable[[Tensor], Tensor]) -> Run:
 
     def activate(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
         for at, output in run(tensors, rows):
-            score = main_output(output)
+            score = main_output(output, len(at))
             if isinstance(score, Tensor):
                 if score.shape[:1] != at.shape:
                     raise _without_scores(score)
@@ -209,7 +214,7 @@ def _explain(call: Call, targets: Targets, options: _Options, of_scores: bool) -
 
     The targets select ``of_scores`` of the output; or else of the output itself, and scores are made of the selection.
     """
-    x, run = replacing_input(call, 0)
+    x, run = replacing_image(call)
     drawn = (options.num_masks, x.shape[2:], options.num_cells, options.p, options.seed)
     masks = DrawnMasks(*drawn, x.device, x.dtype) if options.filter_masks is None else options.filter_masks.detach()
     activation = _activation(options.scores, call.notices)

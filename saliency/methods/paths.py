@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from saliency.engine import paths
 from saliency.engine.call import Input, check_inputs
+from saliency.engine.checks import shown
 from saliency.engine.driver import saliency
 from saliency.engine.layers import Layers
 from saliency.engine.maps import Attribution, Reduction, max_channels, sum_channels
@@ -169,7 +170,7 @@ def smooth_gradient(
     Options and errors: see :func:`saliency` and :func:`~saliency.engine.paths.noise`.
     """
     if power not in tuple(POWERS):
-        raise ValueError(f"power={power!r} is not a power of the gradient; expected one of {', '.join(POWERS)}.")
+        raise ValueError(f"power={shown(power)} is not a power of the gradient; expected one of {', '.join(POWERS)}.")
     noise = paths.noise(n_samples, stdevs, seed, fold=POWERS[power], times="nothing")
     return saliency(
         model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), path=noise, **options

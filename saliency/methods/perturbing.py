@@ -1,21 +1,22 @@
 """Perturbing: what methods share that ask for the scores of changed inputs, or of a layer's changed activations."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Call, Input, make_call
-from saliency.engine.checks import check_count
+from saliency.engine.checks import check_count, check_flag, check_progress, refuse_unknown
 from saliency.engine.contexts import NullContext
-from saliency.engine.driver import Finish, as_list
+from saliency.engine.driver import as_list
+from saliency.engine.finishing import Finish, check_finish
 from saliency.engine.gradients import CutOffError
 from saliency.engine.graph import Graph, node_of
 from saliency.engine.layers import Layers
 from saliency.engine.layouts import Layout, to_channels_first
-from saliency.engine.maps import Attribution, Reduction, Resize, check_map_options, join_targets
+from saliency.engine.maps import Attribution, Reduction, Resize, join_targets
 from saliency.engine.record import recording
 from saliency.engine.signatures import MapOptions, Maps
 from saliency.engine.silence import note_map, note_one_position
@@ -53,13 +54,13 @@ class Perturbed(NamedTuple):
     @property
     def grid(self) -> Tensor:
         """The activation as (N, C, h, w)."""
-        size, seen = self.call.image.shape[2:], self.site.seen or ()
+        size, seen = self.call.image_of(len(self.x)).shape[2:], self.site.seen or ()
         return to_channels_first(self.x, size, self.layout, self.site.module, seen)
 
     @property
     def entries(self) -> Tensor:
         """Which entries of the activation of a sample stand where in that grid, on its device."""
-        size, seen = self.call.image.shape[2:], self.site.seen or ()
+        size, seen = self.call.image_of(len(self.x)).shape[2:], self.site.seen or ()
         return at(grid_index(self.x[:1], size, self.layout, self.site.module, seen), self.x)
 
     def scores(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -110,6 +111,7 @@ def explain(
     perturbations_per_eval: int,
     as_grids: bool = False,
     masks_image: bool = False,
+    /,
     *,
     progress: Progress = None,
     resize: Resize = False,
@@ -119,6 +121,7 @@ def explain(
     attribute_to_layer_input: bool = False,
     additional_forward_args: object = None,
     forward_kwargs: Mapping[str, object] | None = None,
+    **unknown: NoReturn,
 ) -> Maps:
     """The finished maps of what ``attribute`` makes: (N, K, ...), shaped like what is changed, or like its grid.
 
@@ -126,13 +129,16 @@ def explain(
     ``progress(done, total)`` is called after each such chunk. With ``masks_image`` it is the image whose scores
     ``attribute`` asks for, whatever the layer.
     """
-    check_map_options(resize, resize_mode, smooth, layout)
+    refuse_unknown(unknown)
+    check_flag("attribute_to_layer_input", attribute_to_layer_input)
+    check_progress(progress)
     check_count("perturbations_per_eval", perturbations_per_eval)
-    call = make_call(model, input, additional_forward_args, forward_kwargs)
+    call, layers = make_call(model, input, additional_forward_args, forward_kwargs), as_list(saliency_layer)
+    check_finish(call, layers, resize, resize_mode, smooth, layout)
     targets = Targets(target, call.samples)
-    sites = [make_site(call, layer, attribute_to_layer_input, target=target) for layer in as_list(saliency_layer)]
+    sites = [make_site(call, layer, attribute_to_layer_input, target=target) for layer in layers]
     shape = "channels_first" if as_grids else "layer" if reduction is None else layout
-    finish = Finish(call.image, shape, Attribution(reduction, of="activation"), resize, resize_mode, smooth, call.dtype)
+    finish = Finish(call, shape, Attribution(reduction, of="activation"), resize, resize_mode, smooth)
     results = []
     with evaluating(call.model, call.modules):
         for site in sites:

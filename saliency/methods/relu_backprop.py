@@ -5,23 +5,25 @@ from torch.nn import Module
 from typing_extensions import Unpack
 
 from saliency import rules
-from saliency.engine.call import Input
+from saliency.engine.call import Input, make_call
 from saliency.engine.contexts import RuleContext
 from saliency.engine.driver import saliency
+from saliency.engine.finishing import Finish
 from saliency.engine.layers import Layers
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import (
+    Attribution,
     Reduction,
     Resize,
     check_map_options,
     check_mode,
-    finish_map,
     gradient_of,
     join_targets,
     max_channels,
 )
 from saliency.engine.record import ContextBuilder
 from saliency.engine.signatures import Maps, RuleOptions, WalkOptions, typed
+from saliency.engine.site import make_site
 from saliency.engine.targets import Target
 from saliency.methods.cam import grad_cam
 
@@ -105,10 +107,13 @@ def guided_grad_cam(
     ``interpolate_mode``. (N, 1, H, W); ``reduction=None`` gives the product itself, (N, C, H, W).
     Selvaraju et al., ICCV 2017. Options and errors: see :func:`saliency`.
     """
-    check_map_options(resize, resize_mode, smooth, layout)
-    check_mode("interpolate_mode", interpolate_mode)
     if not isinstance(input, Tensor):
         raise ValueError(f"input={type(input).__name__} is not a single tensor; expected one of shape (N, C, H, W).")
+    call = make_call(model, input)
+    check_map_options(resize, resize_mode, smooth, layout, call.image)
+    check_mode("interpolate_mode", interpolate_mode)
+    shape, product = "layer" if reduction is None else None, Attribution(reduction, of="activation")
+    finish = Finish(call, shape, product, resize, resize_mode, smooth)
     cams = grad_cam(
         model, input, target, saliency_layer, resize=True, resize_mode=interpolate_mode, layout=layout, **options
     )
@@ -116,11 +121,12 @@ def guided_grad_cam(
     guided, probes = guided if debug else (guided, None)
 
     def combine(cam: Tensor) -> Tensor:
-        # Every map weighs the gradient of its own target.
-        weighed = cam[:, :, None] * guided.view(*cam.shape[:2], *input.shape[1:])
-        maps = [product if reduction is None else reduction(product) for product in weighed.unbind(1)]
-        finished = [finish_map(saliency, input, resize, resize_mode, smooth) for saliency in maps]
-        return join_targets(finished, layer_shaped=reduction is None)
+        # Every map weighs the gradient of its own target, the same for all channels of a position.
+        gradients = guided.reshape(len(input), -1, *input.shape[1:])
+        channels = 3 if call.is_clip(input) else 2
+        weights = cam.reshape(*gradients.shape[:channels], 1, *gradients.shape[channels + 1 :])
+        maps = finish.maps(make_site(call, ""), (gradients * weights).unbind(1))
+        return join_targets(maps, layer_shaped=reduction is None)
 
     result = [combine(cam) for cam in cams] if isinstance(cams, list) else combine(cams)
     return (result, probes) if debug else result

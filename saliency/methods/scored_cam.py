@@ -10,7 +10,7 @@ from torch.nn import Module
 from typing_extensions import Unpack
 
 from saliency.engine.call import Input
-from saliency.engine.checks import check_count, check_seed, describe, is_number
+from saliency.engine.checks import check_count, check_seed, describe, is_number, shown
 from saliency.engine.layers import Layers
 from saliency.engine.maps import safe_divide, sum_channels
 from saliency.engine.signatures import Maps, typed
@@ -95,7 +95,7 @@ def ss_cam(
     check_count("num_samples", num_samples)
     check_seed(seed)
     if not is_number(std) or std < 0:
-        raise ValueError(f"std={std!r} is not a standard deviation; expected a number >= 0.")
+        raise ValueError(f"std={shown(std)} is not a standard deviation; expected a number >= 0.")
 
     def attribute(p: Perturbed) -> Tensor:
         image = p.call.image

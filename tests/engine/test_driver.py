@@ -435,7 +435,7 @@ def test_wrong_pieces_are_named():
     with pytest.raises(ValueError, match="lazy parameters"):
         saliency.gradient(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), input, 1)
     with pytest.raises(ValueError, match="do not apply to a map"):
-        saliency.gradient(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), input.flatten(2), 1, smooth=0.1)
+        saliency.gradient(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), input.view(2, 3, 1, 1, 2, 2), 1, smooth=0.1)
     with pytest.raises(ValueError, match="debug=True"):
         saliency.smooth_grad(saliency.gradient)(model, input, 1, debug=True)
 

@@ -103,8 +103,9 @@ def test_any_number_of_spatial_axes(size):
                 expected[n] += score.view(-1, *[1] * len(size)) * mask / len(masks)
     close(rise(model, input, **FEW), expected)
     close(rise_class(model, input, 3, **FEW), expected[:, 3:])
-    with pytest.raises(ValueError, match=r"resize=True.*expected .*\.$"):
-        rise(model, input, resize=True, **FEW)
+    close(rise(model, input, resize=True, **FEW), expected)
+    with pytest.raises(ValueError, match=r"resize_mode='bicubic'.*expected .*\.$"):
+        rise(model, input, resize=True, resize_mode="bicubic", **FEW)
 
 
 # --- targets --------------------------------------------------------------------------------------------------------

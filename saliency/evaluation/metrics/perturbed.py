@@ -17,8 +17,9 @@ from saliency.engine.checks import (
     describe,
     shown,
 )
+from saliency.engine.outputs import main_output
 from saliency.engine.state import evaluating
-from saliency.engine.targets import Targets, main_output, target_error
+from saliency.engine.targets import Targets, target_error
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]  # the model's output -> probabilities
 Baseline: TypeAlias = Tensor | str

@@ -28,8 +28,8 @@ from saliency.engine.checks import (
     shown,
 )
 from saliency.engine.layers import resolve_layer, unwrap
+from saliency.engine.outputs import main_output
 from saliency.engine.state import evaluating, own_copy
-from saliency.engine.targets import main_output
 from saliency.evaluation.metrics.agreement import rank_correlation
 
 Explain: TypeAlias = Callable[[Module, Tensor, Tensor], Tensor]  # model, input, target -> maps (N, 1, h, w)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from saliency.engine.outputs import main_output
 from saliency.engine.state import evaluating, model_dtype, own_copy
-from saliency.engine.targets import main_output
 from saliency.evaluation.metrics import METRICS, Evidence
 from saliency.evaluation.metrics.agreement import rank_correlation
 from saliency.evaluation.metrics.localisation import saliency_points

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,12 +11,13 @@ from torch.nn import Module
 from typing_extensions import Unpack
 
 from saliency.engine.call import Call, Input, make_call
-from saliency.engine.checks import describe, is_number
+from saliency.engine.checks import check_flag, check_progress, describe, is_number, refuse_unknown, shown
 from saliency.engine.contexts import NullContext
 from saliency.engine.gradients import CutOffError
 from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize, check_map_options, finish_map, imsmooth
+from saliency.engine.outputs import main_output
 from saliency.engine.probe import attach_debug_probes
 from saliency.engine.record import recording
 from saliency.engine.sending import keeping_copies
@@ -24,8 +25,8 @@ from saliency.engine.signatures import Maps
 from saliency.engine.silence import note_map, note_score
 from saliency.engine.site import Site, make_site
 from saliency.engine.state import evaluating
-from saliency.engine.targets import Target, Targets, main_output
-from saliency.engine.variants import Progress, Run, in_order, replacing_input
+from saliency.engine.targets import Target, Targets
+from saliency.engine.variants import Progress, Run, in_order, replacing_image
 from saliency.methods.extremal.perturbation import BLUR_PERTURBATION
 from saliency.methods.extremal.rewards import RewardFunction, simple_reward
 from saliency.methods.extremal.search import PRESERVE_VARIANT, Reward, Search, find_masks
@@ -75,6 +76,7 @@ def extremal_perturbation(
     additional_forward_args: object = None,
     forward_kwargs: Mapping[str, object] | None = None,
     layout: Layout = None,
+    **unknown: NoReturn,
 ) -> Any:
     r"""Masks (R, 1, h, w) in [0, 1] and their energies (R, 2, ``max_iter``): reward and area term by iteration.
 
@@ -88,10 +90,12 @@ def extremal_perturbation(
     they are, and cost nothing more. ``print_iter(iteration, energies)`` gets the (R, 2) energies; ``debug`` adds probes
     of the last evaluation (at a layer, of the last image). Fong et al., ICCV 2019. Errors: see :func:`saliency`.
     """
+    refuse_unknown(unknown)
+    check_flag("debug", debug)
     search = Search(perturbation, max_iter, num_levels, step, sigma, jitter, variant, seed, tolerance)
     shares = _check(search, areas, reward_func, print_iter, saliency_layer)
-    check_map_options(resize, resize_mode, smooth, layout)
     call = make_call(model, input, additional_forward_args, forward_kwargs)
+    check_map_options(resize, resize_mode, smooth, layout, call.image)
     targets = Targets(target, call.samples)
     with evaluating(call.model, call.modules), ExitStack() as stack:
         site = make_site(call, saliency_layer, target=target)
@@ -112,7 +116,7 @@ def extremal_perturbation(
     note_score(call.notices, energies)
     note_map(call, site, targets, [masks])
     call.notices.report()
-    masks = finish_map(masks.to(call.dtype), call.image, resize, resize_mode, 0)
+    masks = finish_map(masks.to(call.dtype), call.volume, resize, resize_mode, 0)
     masks = imsmooth(masks, smooth * min(masks.shape[2:])) if smooth > 0 else masks
     return (masks, energies, probes) if debug else (masks, energies)
 
@@ -122,13 +126,15 @@ def _check(search: Search, areas: object, reward_func: object, print_iter: objec
     search.check()
     shares = _shares(areas)
     if not callable(reward_func):
-        raise ValueError(f"reward_func={reward_func!r} is not callable; expected a function such as simple_reward.")
+        raise ValueError(
+            f"reward_func={shown(reward_func)} is not callable; expected a function such as simple_reward."
+        )
     if not (print_iter is None or callable(print_iter)):
         raise ValueError(
-            f"print_iter={print_iter!r} is not a function; expected a callback print_iter(iteration, energies)."
+            f"print_iter={shown(print_iter)} is not a function; expected a callback print_iter(iteration, energies)."
         )
     if isinstance(layer, (list, tuple)):
-        raise ValueError(f"saliency_layer={layer!r} is not a layer; expected one name or module, '' or None.")
+        raise ValueError(f"saliency_layer={shown(layer)} is not a layer; expected one name or module, '' or None.")
     return shares
 
 
@@ -138,7 +144,7 @@ def _shares(areas: object) -> list[float]:
     asked = list(listed) if isinstance(listed, (list, tuple)) else [listed]
     shares = [float(share) for share in asked if is_number(share) and 0 < share <= 1]
     if not shares or len(shares) < len(asked):
-        raise ValueError(f"areas={areas!r} are not shares of the mask; expected a number in (0, 1] or several.")
+        raise ValueError(f"areas={shown(areas)} are not shares of the mask; expected a number in (0, 1] or several.")
     return shares
 
 
@@ -148,7 +154,7 @@ def _perturbed(
     """What is perturbed, (N, C, h, w), how to run the model in its place, and the number of targets of every image."""
     at = call.image_at
     image = call.inputs[at]
-    if not site.name and (image.ndim != 4 or not image.is_floating_point()):
+    if not site.name and (not 3 <= image.ndim <= 5 or not image.is_floating_point()):
         raise ValueError(f"input={tuple(image.shape)} has no grid; expected a floating-point (N, C, H, W).")
     place = 0 if site.name else sum(tensor.is_floating_point() for tensor in call.inputs[:at])
     # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on.
@@ -162,7 +168,7 @@ def _perturbed(
                 f"model={type(call.model).__name__} makes a score that is NaN or infinite; expected finite scores."
             )
         if reached and not site.name:
-            return *replacing_input(call, at), scores.shape[1]
+            return *replacing_image(call), scores.shape[1]
         if reached:
             x, run_grids = replacing_grid(call, site, image.shape[2:], layout, record_all, copies)
             _check_width(sigma, x)
@@ -173,7 +179,7 @@ def _perturbed(
 def _check_width(sigma: float, x: Tensor) -> None:
     if sigma > min(x.shape[2:]):
         raise ValueError(
-            f"sigma={sigma!r} is wider than the layer's grid {tuple(x.shape[2:])}; expected step and sigma in "
+            f"sigma={shown(sigma)} is wider than the layer's grid {tuple(x.shape[2:])}; expected step and sigma in "
             "positions of the "
             "layer, such as step=1, sigma=2."
         )
@@ -209,7 +215,7 @@ def _reward(run: Run, targets: Targets, count: int, areas: int, reward_func: Rew
                 every = targets.rows(image[at]).scores(output)
                 parts.append((at, every.gather(1, k[at, None].to(every.device, non_blocking=True))))
             else:
-                parts.append((at, main_output(output)))
+                parts.append((at, main_output(output, len(at))))
         chosen = torch.zeros(1, dtype=torch.long, device="cpu") if classes is None else classes[image, k]
         activation = in_order(parts)
         same = bool((chosen == chosen[0]).all())
@@ -217,7 +223,7 @@ def _reward(run: Run, targets: Targets, count: int, areas: int, reward_func: Rew
         result = reward_func(activation, target, variant=variant)
         if not isinstance(result, Tensor) or result.shape[:1] != rows.shape:
             raise ValueError(
-                f"reward_func={reward_func!r} returned {describe(result)}; expected {len(rows)} rows of rewards."
+                f"reward_func={shown(reward_func)} returned {describe(result)}; expected {len(rows)} rows of rewards."
             )
         return result.reshape(len(rows), -1).mean(1)
 
@@ -252,15 +258,16 @@ def extremal_perturbation_map(
     >>> extremal_perturbation_map(scene_network(), image, 0, areas=(0.1, 0.2), max_iter=2).shape
     torch.Size([1, 1, 128, 128])
     """
-    check_map_options(resize, resize_mode, smooth, options.get("layout"))
+    call = make_call(model, input)
+    check_map_options(resize, resize_mode, smooth, options.get("layout"), call.image)
     if progress is not None and options.get("print_iter") is None:
-        if not callable(progress):
-            raise ValueError(f"progress={progress!r} cannot be called; expected a function of two ints or None.")
+        check_progress(progress)
         options["print_iter"] = lambda iteration, energies: progress(iteration + 1, max_iter)
     masks, _, *probes = extremal_perturbation(
         model, input, target, areas, max_iter=max_iter, saliency_layer=saliency_layer, debug=debug, **options
     )
-    call = make_call(model, input)
     saliency = masks.unflatten(0, (call.samples, -1, len(_shares(areas)))).sum(2).squeeze(2)
-    saliency = finish_map(saliency, call.image, resize, resize_mode, smooth)
+    saliency = finish_map(saliency, call.volume, resize, resize_mode, smooth)
+    if call.is_clip(call.image) and saliency.shape[1] == 1:
+        saliency = saliency.squeeze(1)  # of frames: (B, T, h, w)
     return (saliency, *probes) if debug else saliency

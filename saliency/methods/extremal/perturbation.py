@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from saliency.engine.checks import describe, is_int, is_number
+from saliency.engine.checks import describe, is_int, is_number, shown
 from saliency.engine.maps import imsmooth
 from saliency.engine.state import full_precision
 
@@ -44,12 +44,14 @@ class Perturbation:
         max_blur: float = 20,
         type: str = BLUR_PERTURBATION,  # noqa: A002 - TorchRay's name
     ) -> None:
-        if not isinstance(input, Tensor) or input.ndim != 4 or not input.is_floating_point():
-            shown = describe(input)
-            raise ValueError(f"input={shown} is not a batch of images; expected a floating-point tensor (N, C, H, W).")
+        if not isinstance(input, Tensor) or not 3 <= input.ndim <= 5 or not input.is_floating_point():
+            raise ValueError(
+                f"input={describe(input)} is not a batch of images; expected a floating-point tensor (N, C, H, W), "
+                "with one to three axes."
+            )
         check_perturbation("type", type, num_levels)
         if not is_number(max_blur) or max_blur <= 0:
-            raise ValueError(f"max_blur={max_blur!r} is not a standard deviation; expected a number > 0.")
+            raise ValueError(f"max_blur={shown(max_blur)} is not a standard deviation; expected a number > 0.")
         self.type = type
         self.num_levels = num_levels
         last = num_levels - 1
@@ -76,8 +78,8 @@ class Perturbation:
             images = torch.arange(count, device=mask.device).repeat_interleave(len(mask) // count)
         level = mask * (self.num_levels - 1)
         below = level.detach().nan_to_num().floor()  # what is NaN has no level, and stays NaN
-        first = (images.to(mask.device) * self.num_levels).view(-1, 1, 1, 1)
-        size = (-1, self.pyramid.shape[1], -1, -1)
+        first = (images.to(mask.device) * self.num_levels).view(-1, *[1] * (mask.ndim - 1))
+        size = (-1, self.pyramid.shape[1], *[-1] * (mask.ndim - 2))
         lower = self.pyramid.gather(0, (first + below.long()).expand(size))
         upper = self.pyramid.gather(0, (first + (below.long() + 1).clamp(max=self.num_levels - 1)).expand(size))
         return torch.lerp(lower, upper, level - below)
@@ -91,17 +93,17 @@ class Perturbation:
 def check_perturbation(argument: str, type: object, num_levels: object) -> None:  # noqa: A002 - as above
     """Raise ``ValueError`` for an unknown perturbation, or fewer than two levels of it."""
     if type not in PERTURBATIONS:
-        raise ValueError(f"{argument}={type!r} is unknown; expected one of {', '.join(PERTURBATIONS)}.")
+        raise ValueError(f"{argument}={shown(type)} is unknown; expected one of {', '.join(PERTURBATIONS)}.")
     if not is_int(num_levels) or num_levels < 2:
-        raise ValueError(f"num_levels={num_levels!r} is not a number of levels; expected an int >= 2.")
+        raise ValueError(f"num_levels={shown(num_levels)} is not a number of levels; expected an int >= 2.")
 
 
 def check_grid(step: object, sigma: object) -> None:
     """Raise ``ValueError`` for a grid of mask parameters that cannot be."""
     if not is_number(step) or int(step) != step or step < 1:
-        raise ValueError(f"step={step!r} is not a number of positions; expected an int >= 1.")
+        raise ValueError(f"step={shown(step)} is not a number of positions; expected an int >= 1.")
     if not is_number(sigma) or sigma <= 0:
-        raise ValueError(f"sigma={sigma!r} is not a number of positions; expected a number > 0.")
+        raise ValueError(f"sigma={shown(sigma)} is not a number of positions; expected a number > 0.")
 
 
 class MaskGenerator:
@@ -126,7 +128,7 @@ class MaskGenerator:
         check_grid(step, sigma)
         if pooling_method not in POOLING_METHODS:
             raise ValueError(
-                f"pooling_method={pooling_method!r} is unknown; expected one of {', '.join(POOLING_METHODS)}."
+                f"pooling_method={shown(pooling_method)} is unknown; expected one of {', '.join(POOLING_METHODS)}."
             )
         self.shape, self.step, self.sigma = tuple(shape), int(step), sigma
         self.clamp, self.pooling_method = clamp, pooling_method
@@ -143,12 +145,17 @@ class MaskGenerator:
         self.weight = self._kernel(torch.float32)
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
-        """Weights (step², window²): they depend only on where in its cell a position is, and on the other cell."""
+        """Weights (step ** axes, window ** axes): only where in its cell a position is, and the other cell, matter."""
         phase = torch.arange(self.step, dtype=dtype, device="cpu")[:, None]
         cell = torch.arange(2 * self.radius + 1, device="cpu") - self.padding
         squared = (phase - (self.margin + self.step * cell)) ** 2
-        distance = torch.sqrt(squared[:, None, :, None] + squared[None, :, None, :]) / self.sigma
-        return torch.exp(-2 * (distance - 0.5).clamp(min=0) ** 2).flatten(2).flatten(0, 1)
+        axes, total = len(self.shape), torch.zeros(())
+        for axis in range(axes):
+            before, after = [1] * axis, [1] * (axes - axis - 1)
+            total = total + squared.view(*before, self.step, *after, *before, len(cell), *after)
+        distance = torch.sqrt(total) / self.sigma
+        weight = torch.exp(-2 * (distance - 0.5).clamp(min=0) ** 2)
+        return weight.view(self.step**axes, len(cell) ** axes)
 
     def generate(self, mask_in: Tensor) -> tuple[Tensor, Tensor]:
         """The masks (B, 1, *shape) and those with margin (B, 1, *shape_out), of parameters (B, 1, *shape_in)."""
@@ -160,14 +167,18 @@ class MaskGenerator:
             mid + window - 1 - side - self.padding for mid, side in zip(self.shape_mid, self.shape_in, strict=True)
         ]
         with full_precision(mask_in.device):
-            padded = F.pad(mask_in.to(dtype), (self.padding, after[1], self.padding, after[0]))
-            pooled = self._pool(F.unfold(padded, window), self.weight.to(padded))
-            full = F.pixel_shuffle(pooled.unflatten(2, self.shape_mid), self.step)
-        height, width = self.shape_out
-        full = full[:, :, :height, :width].to(mask_in.dtype)
+            padded = F.pad(mask_in.to(dtype), [side for end in after[::-1] for side in (self.padding, end)])
+            full = self._shuffle(self._pool(_windows(padded, window), self.weight.to(padded)))
+        full = _part(full, 0, self.shape_out).to(mask_in.dtype)
         full = full.clamp(0, 1) if self.clamp else full
-        top = round(self.margin)
-        return full[:, :, top : top + self.shape[0], top : top + self.shape[1]], full
+        return _part(full, round(self.margin), self.shape), full
+
+    def _shuffle(self, pooled: Tensor) -> Tensor:
+        """Positions (B, phases, cells) where they belong: those of a cell side by side, along every axis."""
+        axes = len(self.shape)
+        grid = pooled.view(-1, *[self.step] * axes, *self.shape_mid)
+        order = [axis for phase in range(1, axes + 1) for axis in (phase + axes, phase)]
+        return grid.permute(0, *order).reshape(-1, 1, *self.shape_up)
 
     def _pool(self, cells: Tensor, weight: Tensor) -> Tensor:
         if self.pooling_method == "softmax":
@@ -181,6 +192,24 @@ class MaskGenerator:
         moved = self.weight.to(dev)
         self.weight = self._kernel(torch.promote_types(moved.dtype, torch.float32)).to(moved.device)
         return self
+
+
+def _part(masks: Tensor, first: int, shape: Sequence[int]) -> Tensor:
+    """The part of masks (B, 1, ...) that begins at a position of every axis."""
+    for axis, side in enumerate(shape, 2):
+        masks = masks.narrow(axis, first, side)
+    return masks
+
+
+def _windows(padded: Tensor, window: int) -> Tensor:
+    """The cells (B, window ** axes, L) around each of L positions of tensors (B, 1, ...)."""
+    if padded.ndim == 4:
+        return F.unfold(padded, window)
+    axes = padded.ndim - 2
+    around = padded[:, 0]
+    for axis in range(1, axes + 1):
+        around = around.unfold(axis, window, 1)
+    return around.flatten(1, axes).flatten(2).mT.contiguous()
 
 
 class _SmoothMaximum(torch.autograd.Function):

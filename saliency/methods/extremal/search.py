@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_count, check_seed, is_number
+from saliency.engine.checks import check_count, check_flag, check_seed, is_number, shown
 from saliency.engine.interrupts import interruptible
 from saliency.methods.extremal.perturbation import MaskGenerator, Perturbation, check_grid, check_perturbation
 
@@ -41,12 +41,15 @@ class Search(NamedTuple):
         """Raise ``ValueError`` for an option that no mask can be found with."""
         check_perturbation("perturbation", self.perturbation, self.num_levels)
         check_grid(self.step, self.sigma)
+        check_flag("jitter", self.jitter)
         check_variant(self.variant)
         check_count("max_iter", self.max_iter)
         if self.seed is not None:
             check_seed(self.seed)
         if not is_number(self.tolerance) or self.tolerance < 0:
-            raise ValueError(f"tolerance={self.tolerance!r} is not a change of a parameter; expected a number >= 0.")
+            raise ValueError(
+                f"tolerance={shown(self.tolerance)} is not a change of a parameter; expected a number >= 0."
+            )
 
     def flips(self) -> list[bool]:
         """Whether the perturbed tensors are flipped, by iteration: each second, or by chance with a seed."""
@@ -61,7 +64,7 @@ class Search(NamedTuple):
 def check_variant(variant: object) -> None:
     """Raise ``ValueError`` for an unknown game."""
     if variant not in VARIANTS:
-        raise ValueError(f"variant={variant!r} is unknown; expected one of {', '.join(VARIANTS)}.")
+        raise ValueError(f"variant={shown(variant)} is unknown; expected one of {', '.join(VARIANTS)}.")
 
 
 class _Rows(NamedTuple):
@@ -117,7 +120,7 @@ def find_masks(
         with torch.enable_grad():
             mask, full = generator.generate(rows.parameters)
             perturbed = _perturb(pyramid, mask, rows.image, search.variant).to(x.dtype)
-            rewards = reward(perturbed.flip(3) if flip else perturbed, rows.number)
+            rewards = reward(perturbed.flip(-1) if flip else perturbed, rows.number)
             sorted_mask = full.flatten(1).sort(dim=1)[0]  # as TorchRay: the many ties at the start decide where it goes
             area = (sorted_mask - rows.reference).square().mean(1) * -(_AREA_WEIGHT * _AREA_GROWTH**t)
             gradient = _differentiate((rewards + area).sum(), rows.parameters, watched())

@@ -187,7 +187,7 @@ class TestPerturbation:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"input": torch.ones(3, 4, 4)}, "input=a tensor of shape .* is not a batch of images; expected .*"),
+            ({"input": torch.ones(4, 4)}, "input=a tensor of shape .* is not a batch of images; expected .*"),
             ({"input": torch.ones(1, 3, 4, 4).int()}, "input=a tensor of shape .* is not a batch of images"),
             ({"type": "noise"}, r"type='noise' is unknown; expected one of blur, fade\."),
             ({"num_levels": 1}, r"num_levels=1 is not a number of levels; expected an int >= 2\."),

@@ -1,0 +1,86 @@
+"""Finishing: from a site's tensors and their gradients to maps of the asked size."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saliency.engine.call import Call
+from saliency.engine.contexts import outside_rules
+from saliency.engine.interrupts import interruptible
+from saliency.engine.layers import Layer
+from saliency.engine.layouts import Layout, to_channels_first
+from saliency.engine.maps import Resize, check_map_options, finish_map
+from saliency.engine.site import Site
+
+
+def check_finish(
+    call: Call, layers: Sequence[Layer], resize: object, resize_mode: object, smooth: object, layout: object
+) -> None:
+    """Raise ``ValueError`` for options that no maps of these layers can be made with."""
+    check_map_options(resize, resize_mode, smooth, layout, call.image)
+    sizes = {tuple(x.shape[2:]) for x in call.inputs if x.ndim > 2}
+    if resize is True and len(sizes) > 1 and any(layer != "" for layer in layers):
+        raise ValueError(
+            f"resize=True does not say which of the inputs' sizes {sorted(sizes)} is meant at a layer; expected "
+            "(width, height)."
+        )
+
+
+class Finish(NamedTuple):
+    """How the tensors of a site, each with its gradient, become finished maps."""
+
+    call: Call
+    layout: Layout
+    gradient_to_saliency: Callable[[Tensor], Tensor]
+    resize: Resize
+    resize_mode: str
+    smooth: float
+
+    @outside_rules()
+    @torch.no_grad()
+    def maps(self, site: Site, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """One map a tensor; of all calls of a layer, their sum."""
+        found = [self._map(site, _changed(x, lambda values: values.to(self.call.dtype))) for x in tensors]
+        if site.call != "all":
+            return found
+        if len({x.shape for x in found}) > 1:
+            shapes = ", ".join(str(tuple(x.shape)) for x in found)
+            raise ValueError(f"call='all' is not possible for maps of shapes {shapes}; expected a call's index.")
+        return [torch.stack(found).sum(0)]
+
+    def _map(self, site: Site, x: Tensor) -> Tensor:
+        # The input is (N, C, H, W), whatever the layout of the layers.
+        layout = self.layout if site.name or x.ndim < 3 else "layer"
+        if not site.name and self.layout != "layer" and self.call.is_clip(x):
+            x = _changed(x, lambda clip: clip.flatten(0, 1))
+        image = self.call.image_of(x.shape[0] if x.ndim else 0) if site.name else x
+        grid = _to_grid(x, image, layout, site)
+        with interruptible():
+            saliency = self.gradient_to_saliency(grid)
+        if not isinstance(saliency, Tensor):
+            raise ValueError(f"gradient_to_saliency={self.gradient_to_saliency!r} returned no tensor; expected a map.")
+        saliency = finish_map(saliency, image, self.resize, self.resize_mode, self.smooth)
+        if self.layout == "layer" or not len(saliency) == len(image) != self.call.samples:
+            return saliency
+        of_frames: Tensor = saliency.unflatten(0, (self.call.samples, -1))
+        return of_frames.squeeze(2)  # (B, T, h, w)
+
+
+def _changed(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a function makes of a tensor, with what it makes of the gradient."""
+    changed = change(x)
+    if changed is not x and x.grad is not None:
+        changed.grad = change(x.grad)
+    return changed
+
+
+def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
+    if x.shape[:1] != image.shape[:1] and not (layout == "layer" or callable(layout)):
+        raise ValueError(
+            f"saliency_layer={site.name!r} makes {tuple(x.shape)}, no batch of {len(image)} images; expected "
+            "a layer with one row an image, or layout=function."
+        )
+    seen = site.seen or ()
+    return _changed(x, lambda values: to_channels_first(values, image.shape[2:], layout, site.module, seen))
