@@ -124,7 +124,7 @@ def check_map_options(
         )
     if not is_number(smooth) or smooth < 0:
         raise ValueError(f"smooth={shown(smooth)} is not a fraction of the map's side; expected a number >= 0.")
-    grid = isinstance(layout, tuple) and _is_size(layout, (1, 2, 3))
+    grid = isinstance(layout, tuple) and _is_size(layout, range(1, 4 if image is None or ndim < 3 else ndim - 1))
     named = isinstance(layout, str) and layout in ("channels_first", "channels_last", "layer")
     if not (layout is None or named or grid or callable(layout)):
         raise ValueError(

@@ -17,7 +17,8 @@ from torch.nn import (
     Linear,
     Module,
 )
-from torch.overrides import TorchFunctionMode
+
+from saliency.engine.nesting import OwnMode
 
 _PER_DIMENSION = ("conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool")
 # Operations that return (N, C, *grid), by the names that torch, its functional interface and aten share.
@@ -45,7 +46,7 @@ class Grid(NamedTuple):
         return self.tokens == prod(self.sides)
 
 
-class Watching(TorchFunctionMode):
+class Watching(OwnMode):
     """Note the grids of a forward pass, the newest last. Changes nothing.
 
     >>> with Watching() as watch:

@@ -12,7 +12,7 @@ from torch.nn import Module
 from typing_extensions import Unpack
 
 from saliency.engine.call import Input
-from saliency.engine.checks import check_flag
+from saliency.engine.checks import check_flag, shown
 from saliency.engine.contexts import Noted, RuleContext
 from saliency.engine.driver import saliency
 from saliency.engine.layers import Layer, Layers, resolve_layer
@@ -85,7 +85,8 @@ def excitation_backprop(
     if sums != "signed":
         if context_builder is not ExcitationBackpropContext:
             raise ValueError(
-                f"sums={sums!r} is not possible with a context_builder of your own; expected ExcitationBackpropContext."
+                f"sums={shown(sums)} is not possible with a context_builder of your own; expected "
+                "ExcitationBackpropContext."
             )
         context_builder = partial(ExcitationBackpropContext, sums)
     return saliency(
@@ -286,9 +287,9 @@ def contrastive_excitation_backprop(
             result = explain(layer, **options)
             # With every layer recorded, it would not show that one lies behind another.
             return explain(layer, debug=True, **options) if debug else result
-    shown = [type(layer).__name__ if isinstance(layer, Module) else layer for layer in (saliency_layer, contrast_layer)]
+    named = [type(layer).__name__ if isinstance(layer, Module) else layer for layer in (saliency_layer, contrast_layer)]
     raise ValueError(
-        f"saliency_layer={shown[0]!r} does not lie in front of contrast_layer={shown[1]!r} and the classifier; "
+        f"saliency_layer={named[0]!r} does not lie in front of contrast_layer={named[1]!r} and the classifier; "
         "expected a layer "
         "that does."
     )

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saliency.engine.checks import shown
 from saliency.engine.contexts import Conserved
 from saliency.engine.operations import ACTIVATIONS, Function, Gradients, Operation, Row, Rule, Through, with_exported
 from saliency.engine.state import full_precision
@@ -179,9 +180,9 @@ _OF_SUMS = {"signed": EXCITATION, "active": excitation_rules(positive_part, exci
 
 def table_of(sums: object) -> Mapping[Function, Row]:
     """The table that shares sums out among all terms, with their ``'signed'`` shares, or the ``'active'`` ones."""
-    if sums not in tuple(_OF_SUMS):
-        raise ValueError(f"sums={sums!r} is not a rule for sums; expected 'signed' or 'active'.")
-    return _OF_SUMS[str(sums)]
+    if not isinstance(sums, str) or sums not in _OF_SUMS:
+        raise ValueError(f"sums={shown(sums)} is not a rule for sums; expected 'signed' or 'active'.")
+    return _OF_SUMS[sums]
 
 
 CONSERVED = Conserved(

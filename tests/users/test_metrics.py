@@ -116,6 +116,21 @@ def hooked(hook):
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), hook(nn.Linear(8, 5))).eval()
 
 
+def explained_with(network, input, target):
+    """Maps, and the weights that the network used for them: what hooks have made is put back afterwards."""
+    used = {}
+
+    def note(layer, args, output):
+        used[layer] = layer.weight.detach().clone()
+
+    layers = [network[at] for at in (0, 2, 6)]
+    handles = [layer.register_forward_hook(note) for layer in layers]
+    maps = gradient(network, input, target)
+    for handle in handles:
+        handle.remove()
+    return maps, [used[layer] for layer in layers]
+
+
 @pytest.mark.parametrize("cascading", [True, False])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_parameters_behind_hooks_are_drawn_anew(hook, cascading):
@@ -125,9 +140,8 @@ def test_parameters_behind_hooks_are_drawn_anew(hook, cascading):
     seen = []
 
     def explain(network, input, target):
-        seen.append([network[at].weight.detach().clone() for at in (0, 2, 6)])
-        maps = gradient(network, input, target)
-        seen[-1] = [network[at].weight.detach().clone() for at in (0, 2, 6)]
+        maps, weights = explained_with(network, input, target)
+        seen.append(weights)
         return maps
 
     assert len(parameter_groups(model)) == 3
@@ -147,8 +161,8 @@ def test_a_weight_drawn_anew_has_the_norm_that_its_hook_gives_it(hook):
     norms = []
 
     def explain(network, input, target):
-        maps = gradient(network, input, target)
-        norms.append(torch.linalg.matrix_norm(network[6].weight.detach(), 2).item())
+        maps, weights = explained_with(network, input, target)
+        norms.append(torch.linalg.matrix_norm(weights[2], 2).item())
         return maps
 
     input = torch.rand(1, 3, 12, 12)

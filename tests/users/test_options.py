@@ -142,6 +142,7 @@ def values(option: str) -> Any:
         "std": 1.0,
         "p": 0.5,
         "scores": "raw",
+        "sums": "active",
         "sigma": 2,
         "num_levels": 3,
         "tolerance": 0.1,
