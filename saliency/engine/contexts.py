@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from saliency.engine.checks import shown
+from saliency.engine.checks import describe, shown
 from saliency.engine.nesting import Opened, OwnMode, here
 from saliency.engine.operations import (
     Function,
@@ -48,6 +48,18 @@ class NullContext:
 
     def __exit__(self, *error: object) -> None:
         pass
+
+
+def make_context(context_builder: object) -> AbstractContextManager[object]:
+    """The context that a builder makes. Raises ``ValueError`` for what makes none."""
+    context = context_builder() if callable(context_builder) else None
+    if not isinstance(context, AbstractContextManager):
+        made = f", but makes {describe(context)}" if callable(context_builder) else ""
+        raise ValueError(
+            f"context_builder={shown(context_builder)} is not a context class{made}; expected one, or a function "
+            "that returns a context manager."
+        )
+    return context
 
 
 class Patch:

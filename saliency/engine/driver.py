@@ -13,7 +13,7 @@ from torch.nn import Module
 from saliency.engine import maps, targets
 from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import check_count, check_flag, is_int, refuse_unknown, shown
-from saliency.engine.contexts import NullContext
+from saliency.engine.contexts import NullContext, make_context
 from saliency.engine.finishing import Finish, check_finish
 from saliency.engine.gradients import CutOffError, GetGradient, How
 from saliency.engine.layers import Layer, Layers
@@ -261,7 +261,7 @@ def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
     """Raise ``ValueError`` for a context that sends back no derivatives, on a path that needs them."""
     if path is None or not path.displaces or not callable(context_builder):
         return
-    context = context_builder if isinstance(context_builder, type) else context_builder()
+    context = context_builder if isinstance(context_builder, type) else make_context(context_builder)
     if getattr(context, "carries", "gradient") != "gradient":
         raise ValueError(
             f"context_builder={shown(context_builder)} is not possible on a path that multiplies gradients with a "

@@ -52,7 +52,10 @@ def gradient_of(x: Tensor) -> Tensor:
     """The gradient of a tensor; ``ValueError`` where it has none."""
     check_tensor("x", x)
     if x.grad is None:
-        raise ValueError(f"x={tuple(x.shape)} has no gradient; expected a tensor after a backward pass.")
+        raise ValueError(
+            f"x={tuple(x.shape)} has no gradient; expected a tensor after a backward pass, "
+            "which get_backward_gradient=None leaves out."
+        )
     return x.grad
 
 

@@ -11,6 +11,7 @@ def main_output(output: object, samples: int | None = None) -> Any:
 
     Heads that squeeze give one of ``samples`` no row of its own: it is given back, (C,) is (1, C), and () is (1,).
 
+    >>> import torch
     >>> main_output({"logits": torch.zeros(5)}, samples=1).shape
     torch.Size([1, 5])
     """

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from saliency.engine.call import Call, check_parameters
 from saliency.engine.checks import shown
-from saliency.engine.contexts import NullContext, RuleContext
+from saliency.engine.contexts import NullContext, RuleContext, make_context
 from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, memory_of, version_of
 from saliency.engine.probe import Probe
 from saliency.engine.sending import differentiate, keep_relu
@@ -104,9 +104,7 @@ def _check(call: Call, context_builder: object, grad: bool) -> AbstractContextMa
     """The context, if the model can run in it."""
     name = type(call.model).__name__
     check_parameters(call, grad)
-    if not callable(context_builder):
-        raise ValueError(f"context_builder={shown(context_builder)} is not callable; expected a context class.")
-    context: AbstractContextManager[object] = context_builder()
+    context = make_context(context_builder)
     if isinstance(context, RuleContext) and any(isinstance(part, ScriptModule) for part in call.modules):
         raise ValueError(f"model={name} holds TorchScript, which no rule reaches; an nn.Module does not.")
     return context

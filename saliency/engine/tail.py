@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 from torch.utils.hooks import RemovableHandle
 
 from saliency.engine.call import Call
-from saliency.engine.contexts import NullContext
+from saliency.engine.contexts import NullContext, make_context
 from saliency.engine.front import Front, Recording
 from saliency.engine.interrupts import is_interrupted
 from saliency.engine.probe import add_hook
@@ -50,7 +50,7 @@ class Tail:
 
     def __call__(self, activations: Tensor) -> Any:
         """The model's output for S activations, in a context of its own."""
-        with self.context_builder():
+        with make_context(self.context_builder):
             return self.run(activations)
 
     def run(self, activations: Tensor) -> Any:
@@ -106,7 +106,7 @@ class Tail:
 
         with torch.no_grad(), ExitStack() as stack:
             stack.callback(self._hook(mark).remove)
-            for context in (self.context_builder(), recording.uses, recording, watch or nullcontext()):
+            for context in (make_context(self.context_builder), recording.uses, recording, watch or nullcontext()):
                 stack.enter_context(context)
             output = own.run()
         name = f"saliency_layer={self.site.name!r}"
@@ -126,7 +126,7 @@ class Tail:
         x = self.activation
         other = x.reshape(1, -1).flip(1).view(x.shape) / 2
         try:
-            with torch.no_grad(), self.context_builder():
+            with torch.no_grad(), make_context(self.context_builder):
                 output = self._replay(torch.cat([other, x]))
             return _ends_in(output, self.output, _rounding(x))
         except Exception:  # whatever the reason: the model is not made for it

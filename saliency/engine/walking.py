@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saliency.engine.call import Call
-from saliency.engine.contexts import NullContext, RuleContext
+from saliency.engine.contexts import NullContext, RuleContext, make_context
 from saliency.engine.gradients import Activations, How, at_once, by_site, send_gradients
 from saliency.engine.maps import gradient_of
 from saliency.engine.paths import Path, Steps, Walk, starts_of
@@ -219,7 +219,7 @@ def _along_layer(call: Call, targets: Targets, site: Site, path: Path, walking: 
         walk = path.begin([tail.activation], [start])
         for samples, steps, parts in _chunks(1, len(path.weights), walking.size):
             x = walk(samples, steps).points[0].requires_grad_()
-            with torch.enable_grad(), how.context_builder() as context:
+            with torch.enable_grad(), make_context(how.context_builder) as context:
                 before = getattr(context, "ran", 0)
                 recorded = Pass(tail.run(x), [[x]], NullContext())
                 if isinstance(context, RuleContext) and context.ran == before:

@@ -422,7 +422,7 @@ def test_a_layer_that_folds_something_into_the_batch_is_refused():
 
 def test_wrong_pieces_are_named():
     model, input = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(2, 3, 2, 2)
-    with pytest.raises(ValueError, match=r"context_builder=.* is not callable"):
+    with pytest.raises(ValueError, match=r"context_builder=.* is not a context class"):
         saliency.gradient(model, input, 1, context_builder=saliency.GuidedBackpropContext())
     with pytest.raises(ValueError, match=r"gradient_to_saliency=.* returned no tensor"):
         saliency.gradient(model, input, 1, gradient_to_saliency=lambda x: None)

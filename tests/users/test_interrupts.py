@@ -1,5 +1,6 @@
 """Whatever interrupts a call, Ctrl-C or a time limit, and wherever it does: all that the call changed is put back."""
 
+import gc
 import os
 import random
 import signal
@@ -33,6 +34,15 @@ CALLS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "integrated_gradients": lambda model, x: saliency.integrated_gradients(model, x, 1, "2", n_steps=3),
     "feature_ablation": lambda model, x: saliency.feature_ablation(model, x, 1, "5", perturbations_per_eval=4),
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_callbacks_of_the_garbage_collector():
+    """An exception that a handler raises inside of one, such as hypothesis's, ends there and interrupts nothing."""
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
+    yield
+    gc.callbacks[:] = callbacks
 
 
 class Stopped(BaseException):

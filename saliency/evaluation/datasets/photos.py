@@ -18,7 +18,7 @@ from saliency.images import pixels_to_tensor
 
 OVERSHOOT = 1.0  # pixels by which a box may leave its image: coordinates are rounded, and count from 0 or from 1
 SHOWN = 5
-LONGEST = 300  # characters of a problem
+LONGEST = 600  # characters of a problem
 TRUSTED = 2**26  # pixels; a size beyond is compared with that of the file before anything of it is drawn
 
 Name = TypeVar("Name")
