@@ -179,7 +179,7 @@ def resize_saliency(tensor: Tensor, saliency: Tensor, size: Resize, mode: str) -
 
 def imsmooth(
     tensor: Tensor,
-    sigma: float,
+    sigma: float | Tensor,
     stride: int = 1,
     padding: int = 0,
     padding_mode: str = "constant",
@@ -198,6 +198,7 @@ def imsmooth(
     check_tensor("tensor", tensor)
     if tensor.ndim not in _LINEAR or not tensor.numel() or not tensor.is_floating_point():
         raise ValueError(f"tensor={describe(tensor)} of {tensor.dtype} is no image; expected real (N, C, H, W).")
+    sigma = sigma.item() if isinstance(sigma, Tensor) and not sigma.ndim else sigma  # as TorchRay's own code has it
     most = max(MOST_SIGMA, *(2 * side for side in tensor.shape[2:]))  # of a wider one the padding fills the memory
     _check_window(stride, padding, padding_mode, padding_value, 4 * most)
     if not is_number(sigma) or not 0 <= sigma <= most:
