@@ -23,8 +23,10 @@ def hold_attributes(modules: Iterable[Module]) -> Undo:
     states = []
     containers: list[tuple[Any, Any]] = []
     tensors: list[Undo] = []
+    modules = tuple(modules)
+    layers = {kind: kind.__module__.startswith("torch.nn.") for kind in set(map(type, modules))}
     for module in modules:
-        is_layer = type(module).__module__.startswith("torch.nn.")
+        is_layer = layers[type(module)]
         if is_layer and not module._forward_pre_hooks:  # PyTorch's own layers keep nothing, hooks do
             continue
         own = module.__dict__

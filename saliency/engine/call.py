@@ -170,12 +170,12 @@ def _check_image(call: Call) -> None:
     shape, (channels, axes) = tuple(call.image.shape), call.stem
     if len(shape) == axes + 1 and shape[0] == channels > 1:
         raise _no_batch(shape)
-    devices = {parameter.device for parameter in call.parameters}
+    device = model_device(call.model)
     for tensor in call.inputs:
+        devices = {device} if tensor.device == device else {parameter.device for parameter in call.parameters}
         if devices and tensor.device not in devices:
             raise ValueError(
-                f"input={describe(tensor)} is on {tensor.device}, the model on {model_device(call.model)}; expected "
-                "both on one device."
+                f"input={describe(tensor)} is on {tensor.device}, the model on {device}; expected both on one device."
             )
 
 
