@@ -202,6 +202,6 @@ def make_call(
         raise ValueError(
             f"forward_kwargs={shown(forward_kwargs)} is not a mapping; expected a dict of keyword arguments."
         )
-    call = Call(model, inputs, args, dict(forward_kwargs or {}))
+    call = Call(model, inputs, args, dict(forward_kwargs or {}), Notices(model))
     _check_image(call)
     return call

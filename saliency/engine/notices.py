@@ -51,8 +51,10 @@ class _Pending(NamedTuple):
     line: _Line
 
 
+_MOST = 100
 _lock = threading.Lock()
-_pending: deque[_Pending] = deque(maxlen=100)  # the oldest are dropped, where nobody calls again
+_pending: deque[_Pending] = deque(maxlen=_MOST)  # the oldest are dropped, where nobody calls again
+_advised: dict[tuple[str, int, int, str], str] = {}
 
 
 class Notices:
@@ -70,7 +72,8 @@ class Notices:
     'the map is zero.'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: object = None) -> None:
+        self._model = id(model)
         self._texts: dict[str, str] = {}
         self._looks: list[_Look] = []
 
@@ -97,11 +100,21 @@ class Notices:
             if look.values.device.type != "cpu":
                 _send(look)
             elif (found := look.judge(values := look.values.tolist())) and found[0] not in self._texts:
-                self._texts[found[0]] = f"{found[1]}{look.advise(values)}."
+                self._texts[found[0]] = f"{found[1]}{self._advice(look, found[1], values)}."
         told = list(self._texts.values())
         self.clear()
         for text in told:
             _calling_line().warn(text)
+
+    def _advice(self, look: _Look, text: str, values: list[float]) -> str:
+        """What to add, asked for once a line and model: it may take a pass, and a line's warning is shown once."""
+        line = _calling_line()
+        key = (line.filename, line.number, self._model, text)
+        if key not in _advised:
+            if len(_advised) >= _MOST:
+                _advised.clear()
+            _advised[key] = look.advise(values)
+        return _advised[key]
 
 
 def _send(look: _Look) -> None:

@@ -460,3 +460,17 @@ class TestNotices:
         model.register_forward_hook(lambda *args: calls.append(1))
         guided_backprop(model, image(), 1)
         assert len(calls) == 1
+
+
+def test_advice_costs_a_pass_once_a_line():
+    """In a loop over a data set, the warning of a line is shown once, and so is what had to be run for it."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    nn.init.zeros_(net[4].weight)
+    passes = []
+    net.register_forward_hook(lambda *args: passes.append(1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(4):
+            saliency.gradient(net, torch.rand(1, 1, 5, 5), 1)
+    assert len(caught) == 1
+    assert len(passes) == 5
