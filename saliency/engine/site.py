@@ -28,6 +28,14 @@ class Site(NamedTuple):
     seen: list[Grid] | None = None
 
 
+class SiteError(ValueError):
+    """A site has nothing to explain. Of a layer that was found for another call, which is searched anew, or not."""
+
+    def __init__(self, site: Site, problem: str) -> None:
+        self.site = site
+        super().__init__(f"saliency_layer={None if site.found else site.name!r} {problem}")
+
+
 def make_site(
     call: Call,
     layer: Layer,
