@@ -51,7 +51,7 @@ def make_site(
     calls. A layer that was found is remembered. Where it turns out to get no gradient, ask again with ``anew``: once,
     for what is found then has one.
     """
-    if which != "all" and not is_int(which):
+    if not is_int(which) and not (isinstance(which, str) and which == "all"):
         raise ValueError(f"call={shown(which)} is not a call of a layer; expected an int or 'all'.")
     which = which if which == "all" else int(which)  # of NumPy
     if isinstance(layer, str) and not layer:

@@ -82,7 +82,7 @@ def excitation_backprop(
     >>> excitation_backprop(model, torch.tensor([[1.0, 3.0]]), 0, '', gradient_to_saliency=lambda x: x.grad).flatten()
     tensor([0.2500, 0.7500])
     """
-    if sums != "signed":
+    if not (isinstance(sums, str) and sums == "signed"):
         if context_builder is not ExcitationBackpropContext:
             raise ValueError(
                 f"sums={shown(sums)} is not possible with a context_builder of your own; expected "
