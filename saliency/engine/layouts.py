@@ -190,9 +190,7 @@ def to_channels_first(
     if callable(layout):
         grid = layout(x)
         if not isinstance(grid, Tensor):
-            raise ValueError(
-                f"layout={shown(layout)} returned a {type(grid).__name__}; expected a tensor (N, C, h, w)."
-            )
+            raise ValueError(f"layout={shown(layout)} returned a {type(grid).__name__}; expected (N, C, h, w).")
         return grid
     if isinstance(layout, str):
         return x.movedim(-1, 1) if layout == "channels_last" else x

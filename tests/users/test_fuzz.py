@@ -205,3 +205,22 @@ def test_the_command_given_anything_ends_with_maps_or_one_line(tmp_path_factory,
         code = main([["explain", "layers", "nothing"][max(verb - 7, 0)], *arguments])
     assert code in (0, 2)
     assert code == 0 or re.fullmatch(r"saliency: error: ([^\n]+=[^\n]+|.*see saliency .*)\n", said.getvalue())
+
+
+ELEMENTWISE = {"array": np.ones(2), "texts": np.array(["mean", "signed"]), "tensor": torch.rand(3)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", ELEMENTWISE)
+@pytest.mark.parametrize("name", METHODS)
+def test_values_that_compare_elementwise_are_named(name, value):
+    for option in METHODS[name].options - THE_MODELS_OWN:
+        error = explained(name, _model(), INPUTS["two images"](), 1, {option: ELEMENTWISE[value]})
+        assert error is None or f"{option.removeprefix('layer_')}=" in str(error), error
+
+
+@pytest.mark.parametrize("name", ["grad_cam", "score_cam", "excitation_backprop"])
+def test_a_layout_that_returns_no_tensor_is_named(name):
+    for returned in (None, 5, [1.0]):
+        error = explained(name, _model(), INPUTS["two images"](), 1, {"layout": lambda x, y=returned: y})
+        assert str(error).startswith("layout=<function")
