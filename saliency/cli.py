@@ -274,8 +274,9 @@ def output_folder(path: str) -> Path:
     """Make the folder of the results."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out={path!r} cannot be made ({error.strerror}); accepted is a folder.") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"out={path!r} cannot be made ({why}); accepted is a folder.") from error
     return Path(path)
 
 

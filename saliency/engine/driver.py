@@ -15,7 +15,7 @@ from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import check_count, check_flag, is_int, refuse_unknown, shown
 from saliency.engine.contexts import NullContext, make_context
 from saliency.engine.finishing import Finish, check_finish
-from saliency.engine.gradients import CutOffError, GetGradient, How
+from saliency.engine.gradients import GetGradient, How
 from saliency.engine.layers import Layer, Layers
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Attribution, Resize, join_targets
@@ -25,7 +25,7 @@ from saliency.engine.record import ContextBuilder, SharedForward
 from saliency.engine.sending import keeping_copies
 from saliency.engine.signatures import Maps, typed
 from saliency.engine.silence import note_map, note_one_position
-from saliency.engine.site import Site, make_site
+from saliency.engine.site import Site, SiteError, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 from saliency.engine.walking import Walking, along
@@ -177,7 +177,7 @@ def _explain(
                     for site, tensors in zip(sites, each, strict=True) if finish.layout != "layer" else ():
                         note_one_position(call, site, targets, tensors[0])
                 return sites, _join(found, finish.layout == "layer"), walked.deltas, probes
-        except CutOffError as cut:
+        except SiteError as cut:
             call.notices.clear()
             if not ways or (record_all and not cut.site.found):
                 raise

@@ -13,7 +13,7 @@ from saliency.engine.contexts import NullContext, RuleContext
 from saliency.engine.probe import Probe
 from saliency.engine.record import ContextBuilder, Pass, SharedForward, recording
 from saliency.engine.silence import note_shares
-from saliency.engine.site import Site
+from saliency.engine.site import Site, SiteError
 from saliency.engine.state import own_copy
 from saliency.engine.targets import Targets, get_backward_gradient
 
@@ -21,16 +21,16 @@ GetGradient: TypeAlias = Callable[[Tensor, Any], Tensor] | None
 Activations: TypeAlias = list[list[Tensor]]  # per site, per tensor there: an activation with its .grad
 
 
-class CutOffError(ValueError):
+class CutOffError(SiteError):
     """No gradient reaches a site."""
 
     def __init__(self, site: Site) -> None:
-        self.site = site
         super().__init__(
-            f"saliency_layer={None if site.found else site.name!r} is reached by no gradient: the score does not "
-            "depend on it (on another output of a layer that returns several, or not on the input at all), or is "
-            "computed without gradients (no_grad, inference_mode or detach() inside the model, quantised operations, "
-            "reentrant checkpointing); expected a layer on the way to the score."
+            site,
+            "is reached by no gradient: the score does not depend on it (on another output of a layer that returns "
+            "several, or not on the input at all), or is computed without gradients (no_grad, inference_mode or "
+            "detach() inside the model, quantised operations, reentrant checkpointing); expected a layer on the way "
+            "to the score.",
         )
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module
 
+from saliency.engine.checks import shown
 from saliency.engine.watching import Grid, is_merged
 
 Layout: TypeAlias = str | tuple[int, ...] | Callable[[Tensor], Tensor] | None
@@ -187,7 +188,10 @@ def to_channels_first(
     torch.Size([1, 5, 14, 14])
     """
     if callable(layout):
-        return layout(x)
+        grid = layout(x)
+        if not isinstance(grid, Tensor):
+            raise ValueError(f"layout={shown(layout)} returned a {type(grid).__name__}; expected (N, C, h, w).")
+        return grid
     if isinstance(layout, str):
         return x.movedim(-1, 1) if layout == "channels_last" else x
     if x.ndim == 2:

@@ -115,7 +115,7 @@ def quadrature(n_steps: int, method: str) -> tuple[Tensor, Tensor]:
     [0.25, 0.5, 0.25]
     """
     check_count("n_steps", n_steps)
-    if method not in METHODS:
+    if not (isinstance(method, str) and method in METHODS):
         raise ValueError(f"method={shown(method)} is not a quadrature; expected one of {', '.join(METHODS)}.")
     at = torch.arange(n_steps, dtype=torch.float64, device="cpu")
     if method == "gausslegendre":

@@ -16,7 +16,7 @@ from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, me
 from saliency.engine.probe import Probe
 from saliency.engine.sending import differentiate, keep_relu
 from saliency.engine.silence import note_idle
-from saliency.engine.site import Site
+from saliency.engine.site import Site, SiteError
 from saliency.engine.state import evaluating, model_device
 from saliency.engine.watching import Grid, Watching
 
@@ -69,9 +69,7 @@ class _SiteProbe(Probe):
         calls = [self.calls[site.call]] if isinstance(site.call, int) and count else self.calls
         found = [x for tensors in calls for x in tensors[: site.tensors]]
         if not found:
-            raise ValueError(
-                f"saliency_layer={site.name!r} gave no tensor in the forward pass; expected a layer in use."
-            )
+            raise SiteError(site, "gave no tensor in the forward pass; expected a layer in use.")
         if site.seen is not None:
             site.seen[:] = self._seen[site.call if isinstance(site.call, int) else -1]
         return found

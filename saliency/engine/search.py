@@ -200,7 +200,12 @@ def _share_of_cells(gradient: Tensor, size: tuple[int, ...], found: Output) -> f
 def _no_layer(outputs: list[Output], score: Tensor, shares: list[float]) -> ValueError:
     problem = "" if score.requires_grad else ": the score is computed without gradients"
     if shares and not any(shares):
-        problem = ": the gradient of this target is zero at every one of them"
+        problem = ": the gradient of this target is zero at every one of them, as behind a quantised operation"
+    if not outputs:
+        return ValueError(
+            "saliency_layer=None finds no layer: no module of the model returned a tensor, as in TorchScript and in "
+            "exported programs, which run none; expected '', the input, or a model of modules."
+        )
     last = [found for found in outputs if found.problem != NO_GRID] or outputs
     seen = "; ".join(map(str, reversed(last[-_NAMED:])))
     looked = f" (looked at, the last first: {seen})" if seen else ""

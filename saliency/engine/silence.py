@@ -117,7 +117,7 @@ def _other_layer(call: Call, site: Site, targets: Targets) -> str:
     if not site.name:
         return ""
     try:
-        name, module = found_layer(call, targets.asked)
+        name, module = found_layer(call, targets.asked, anew=site.found)
     except Exception:  # as above
         name, module = "", call.model
     return f"; try saliency_layer={'' if module is site.module else name!r}"

@@ -28,6 +28,14 @@ class Site(NamedTuple):
     seen: list[Grid] | None = None
 
 
+class SiteError(ValueError):
+    """A site has nothing to explain. Of a layer that was found for another call, which is searched anew, or not."""
+
+    def __init__(self, site: Site, problem: str) -> None:
+        self.site = site
+        super().__init__(f"saliency_layer={None if site.found else site.name!r} {problem}")
+
+
 def make_site(
     call: Call,
     layer: Layer,
@@ -43,7 +51,7 @@ def make_site(
     calls. A layer that was found is remembered. Where it turns out to get no gradient, ask again with ``anew``: once,
     for what is found then has one.
     """
-    if which != "all" and not is_int(which):
+    if not is_int(which) and not (isinstance(which, str) and which == "all"):
         raise ValueError(f"call={shown(which)} is not a call of a layer; expected an int or 'all'.")
     which = which if which == "all" else int(which)  # of NumPy
     if isinstance(layer, str) and not layer:

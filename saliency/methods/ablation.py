@@ -58,7 +58,8 @@ def _check_at_input(
     input: Input, layers: object, layer_mask: FeatureMask, feature_mask: FeatureMask, baselines: Baselines = None
 ) -> None:
     """Raise ``ValueError`` for masks and baselines that do not fit the inputs, before the first forward pass."""
-    if "" not in (layers if isinstance(layers, (list, tuple)) else [layers]):
+    listed = layers if isinstance(layers, (list, tuple)) else [layers]
+    if not any(isinstance(layer, str) and not layer for layer in listed):
         return
     inputs = check_inputs(input)
     argument, masks = ("layer_mask", layer_mask) if feature_mask is None else ("feature_mask", feature_mask)

@@ -82,7 +82,7 @@ def excitation_backprop(
     >>> excitation_backprop(model, torch.tensor([[1.0, 3.0]]), 0, '', gradient_to_saliency=lambda x: x.grad).flatten()
     tensor([0.2500, 0.7500])
     """
-    if sums != "signed":
+    if not (isinstance(sums, str) and sums == "signed"):
         if context_builder is not ExcitationBackpropContext:
             raise ValueError(
                 f"sums={shown(sums)} is not possible with a context_builder of your own; expected "
@@ -287,6 +287,7 @@ def contrastive_excitation_backprop(
             result = explain(layer, **options)
             # With every layer recorded, it would not show that one lies behind another.
             return explain(layer, debug=True, **options) if debug else result
+    saliency(model, input, target, saliency_layer, **options)  # no gradient at all is another mistake, which this names
     named = [type(layer).__name__ if isinstance(layer, Module) else layer for layer in (saliency_layer, contrast_layer)]
     raise ValueError(
         f"saliency_layer={named[0]!r} does not lie in front of contrast_layer={named[1]!r} and the classifier; "

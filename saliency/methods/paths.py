@@ -169,7 +169,7 @@ def smooth_gradient(
     A Benchmark for Interpretability Methods, NeurIPS 2019; Adebayo et al., Sanity Checks, NeurIPS 2018.
     Options and errors: see :func:`saliency` and :func:`~saliency.engine.paths.noise`.
     """
-    if power not in tuple(POWERS):
+    if not (isinstance(power, str) and power in POWERS):
         raise ValueError(f"power={shown(power)} is not a power of the gradient; expected one of {', '.join(POWERS)}.")
     noise = paths.noise(n_samples, stdevs, seed, fold=POWERS[power], times="nothing")
     return saliency(

@@ -20,7 +20,7 @@ from saliency.engine.maps import Attribution, Reduction, Resize, join_targets
 from saliency.engine.record import recording
 from saliency.engine.signatures import MapOptions, Maps
 from saliency.engine.silence import note_map, note_one_position
-from saliency.engine.site import Site, make_site
+from saliency.engine.site import Site, SiteError, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 from saliency.engine.variants import Progress, Run, replacing_input, replacing_layer, scores
@@ -141,8 +141,8 @@ def explain(
     finish = Finish(call, shape, Attribution(reduction, of="activation"), resize, resize_mode, smooth)
     results = []
     with evaluating(call.model, call.modules):
-        for site in sites:
-            activation = _influential(call, site, targets)
+        for asked in sites:
+            site, activation = _influential(call, asked, targets)
             maps = []
             for number, x, run in _perturbed(call, site, activation, masks_image):
                 p = Perturbed(x, run, call, site, number, targets, layout, perturbations_per_eval, progress)
@@ -155,10 +155,19 @@ def explain(
     return results if isinstance(saliency_layer, (list, tuple)) else results[0]
 
 
-def _influential(call: Call, site: Site, targets: Targets) -> Tensor | None:
-    """A layer's activation (N, ...). Raises ``ValueError`` where a differentiable score does not depend on it."""
-    if not site.name:
-        return None
+def _influential(call: Call, site: Site, targets: Targets) -> tuple[Site, Tensor | None]:
+    """A site, searched anew if what was found for another call is of no use here, and a layer's activation (N, ...)."""
+    try:
+        return site, _activation(call, site, targets) if site.name else None
+    except SiteError:
+        if not site.found:
+            raise
+    site = make_site(call, None, site.side == "input", targets.asked, anew=True)
+    return site, _activation(call, site, targets)
+
+
+def _activation(call: Call, site: Site, targets: Targets) -> Tensor:
+    """What the layer gives, (N, ...). Raises ``ValueError`` where a differentiable score does not depend on it."""
     with torch.set_grad_enabled(True), recording(call, [site], NullContext) as recorded:
         score = targets.scores(recorded.output).sum()
         x = recorded.tensors[0][0]

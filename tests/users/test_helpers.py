@@ -57,7 +57,7 @@ CALLS = [
     ),
     (saliency.Probe, {"module": nn.ReLU(), "target": "input"}),
     (saliency.attach_debug_probes, {"model": nn.ReLU(), "debug": False}),
-    (saliency.shared_forward, {"model": NETWORK, "input": PHOTOS}),
+    (saliency.shared_forward, {"model": NETWORK, "input": PHOTOS, "saliency_layers": ["", "0"]}),
     (saliency.Attribution, {"reduction": None}),
     (saliency.smooth_grad, {"method": gradient, "n_samples": 2, "sigma": 0.1, "seed": 0}),
     (agreement.rank_correlation, {"a": MAPS, "b": MAPS.flip(3), "absolute": False}),
@@ -108,6 +108,7 @@ ALSO = {
     "text": ("target",),
     "name": ("target", "dataset"),
     "module": ("model",),
+    "saliency_layers": ("saliency_layer",),
 }
 ALSO |= {"explain": ("saliency",), "b": ("a",), "labels": ("scores",), "masks": ("saliency",), "points": ("masks",)}
 

@@ -218,6 +218,10 @@ class Cut(torch.autograd.Function):
 
 CUT = {
     "quantised": lambda: torch.ao.quantization.quantize_dynamic(exportable(nn.ReLU()), {nn.Linear}),
+    "quantised behind the last convolution": lambda: torch.ao.quantization.quantize_dynamic(
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval(),
+        {nn.Linear},
+    ),
     "a function without a gradient": lambda: nn.Sequential(*exportable(nn.ReLU()), Net(lambda s, x: Cut.apply(x))),
     "no_grad inside": lambda: nn.Sequential(*exportable(nn.ReLU()), Net(lambda s, x: torch.no_grad()(torch.neg)(x))),
     "detached": lambda: nn.Sequential(*exportable(nn.ReLU()), Net(lambda s, x: x.detach())),

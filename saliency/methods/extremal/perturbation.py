@@ -92,7 +92,7 @@ class Perturbation:
 
 def check_perturbation(argument: str, type: object, num_levels: object) -> None:  # noqa: A002 - as above
     """Raise ``ValueError`` for an unknown perturbation, or fewer than two levels of it."""
-    if type not in PERTURBATIONS:
+    if not (isinstance(type, str) and type in PERTURBATIONS):
         raise ValueError(f"{argument}={shown(type)} is unknown; expected one of {', '.join(PERTURBATIONS)}.")
     if not is_int(num_levels) or num_levels < 2:
         raise ValueError(f"num_levels={shown(num_levels)} is not a number of levels; expected an int >= 2.")
@@ -126,7 +126,7 @@ class MaskGenerator:
         self, shape: Sequence[int], step: int, sigma: float, clamp: bool = True, pooling_method: str = "softmax"
     ) -> None:
         check_grid(step, sigma)
-        if pooling_method not in POOLING_METHODS:
+        if not (isinstance(pooling_method, str) and pooling_method in POOLING_METHODS):
             raise ValueError(
                 f"pooling_method={shown(pooling_method)} is unknown; expected one of {', '.join(POOLING_METHODS)}."
             )

@@ -63,7 +63,7 @@ class Search(NamedTuple):
 
 def check_variant(variant: object) -> None:
     """Raise ``ValueError`` for an unknown game."""
-    if variant not in VARIANTS:
+    if not (isinstance(variant, str) and variant in VARIANTS):
         raise ValueError(f"variant={shown(variant)} is unknown; expected one of {', '.join(VARIANTS)}.")
 
 
