@@ -25,6 +25,8 @@ from saliency.engine.interrupts import interruptible, uninterrupted
 pytestmark = [
     pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers"),
     pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated"),
+    # A handler may raise inside of a finaliser, which Python reports and goes on.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
 CALLS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
