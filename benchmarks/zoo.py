@@ -32,8 +32,8 @@ FEW: Mapping[str, object] = {"n_steps": 3, "n_samples": 2, "num_samples": 2, "nu
 EQUAL = 1e-3  # of the map's largest value: float32, and other kernels for other batches
 
 _BATCH_NORM = (
-    "PyTorch's backward pass of batch norm in evaluation mode is wrong for one image whose tokens are reshaped to a map "
-    "without a copy (see README, Limits): a batch of two is right"
+    "PyTorch's backward pass of batch norm in evaluation mode is wrong for one image of tokens viewed as a map "
+    "(see README, Limits): a batch of two is right"
 )
 # Why a network has a remark that says nothing about its map.
 ODDITIES = {
