@@ -27,7 +27,6 @@ from torch.nn import Module
 from benchmarks.choices import choose_metrics, choose_names, make_methods
 from saliency.catalogue import choose_device
 from saliency.cli import Parser, positive
-from saliency.engine.checks import one_line, printable
 from saliency.engine.outputs import main_output
 from saliency.engine.search import find_layer
 from saliency.engine.state import evaluating, model_dtype
@@ -37,6 +36,7 @@ from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.networks.caffe import CAFFE_ARCHS
 from saliency.evaluation.networks.models import DEFAULT, SCENES, Recipe, load_network, recipe
 from saliency.evaluation.networks.own import import_network
+from saliency.evaluation.printing import one_line, printable
 from saliency.evaluation.running.execution import left_out
 from saliency.evaluation.running.explaining import FATAL
 from saliency.evaluation.running.folder import RankError

@@ -24,7 +24,6 @@ from saliency.catalogue import (
     layers_table,
     methods_table,
 )
-from saliency.engine.checks import one_line, printable
 from saliency.engine.layers import resolve_layer
 from saliency.evaluation.networks.models import (
     DEFAULT,
@@ -35,6 +34,7 @@ from saliency.evaluation.networks.models import (
     recipe,
 )
 from saliency.evaluation.networks.preprocessing import preprocess
+from saliency.evaluation.printing import one_line, printable
 from saliency.images import overlay, read_image, resize_image, write_png
 from saliency.methods import METHODS
 from saliency.plot import contact_sheet

@@ -1,6 +1,7 @@
 """Photos as tensors, and maps as pictures."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +16,9 @@ from saliency.engine.checks import (
     check_count,
     check_flag,
     check_maps_type,
-    check_path,
     check_tensor,
     check_type,
     describe,
-    is_file,
     is_number,
     shown,
 )
@@ -45,6 +44,19 @@ DIVERGING = (
 
 
 MOST_PIXELS = 2**24
+
+
+def check_path(argument: str, value: object) -> None:
+    """Raise ``ValueError`` for what is not the path of a file."""
+    check_type(argument, value, (str, os.PathLike), "the path of a file")
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Is there such a file? Of a name that no file can have, there is none."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
 
 
 def read_image(path: str | Path) -> Tensor:

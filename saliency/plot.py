@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from saliency.engine.checks import check_path, check_type, shown
+from saliency.engine.checks import check_type, shown
+from saliency.images import check_path
 
 from .images import overlay, to_picture
 

@@ -1,13 +1,11 @@
 """Checks of arguments, and the words of their errors."""
 
 import math
-import os
 import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from inspect import CO_VARKEYWORDS
 from numbers import Integral, Real
-from pathlib import Path
 from types import FrameType
 from typing import TypeGuard
 
@@ -78,46 +76,11 @@ def check_model(model: object) -> None:
     check_type("model", model, Module, "a torch.nn.Module")
 
 
-def check_path(argument: str, value: object) -> None:
-    """Raise ``ValueError`` for what is not the path of a file."""
-    check_type(argument, value, (str, os.PathLike), "the path of a file")
-
-
-def is_file(path: str | os.PathLike[str]) -> bool:
-    """Is there such a file? Of a name that no file can have, there is none."""
-    try:
-        return Path(path).is_file()
-    except OSError:
-        return False
-
-
 def check_maps_type(argument: str, maps: object) -> None:
     """Raise ``ValueError`` for maps that cannot be ordered: no tensor, or one of truth values or complex numbers."""
     check_tensor(argument, maps)
     if isinstance(maps, Tensor) and (maps.dtype == torch.bool or maps.is_complex()):
         raise ValueError(f"{argument}={describe(maps)} holds {maps.dtype}; expected maps of real numbers.")
-
-
-def printable(text: str) -> str:
-    """The text with its control characters written out: names from a file must not move a terminal's cursor.
-
-    >>> printable("a\x1b[2Jb")
-    'a\\\\x1b[2Jb'
-    """
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line that can be printed."""
-    return printable(" ".join(str(error).split()))
-
-
-def check_device(device: object) -> None:
-    """Raise ``ValueError`` for a device that does not exist here."""
-    try:
-        torch.empty(0, device=device)  # type: ignore[call-overload]
-    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(f"device={shown(device)} is not available; expected a device of this machine.") from error
 
 
 def shown(value: object) -> str:

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from saliency.engine.call import Call
-from saliency.engine.contexts import NullContext
 from saliency.engine.interrupts import interruptible
-from saliency.engine.record import ContextBuilder
 from saliency.engine.site import Site
 from saliency.engine.tail import Tail
 from saliency.engine.targets import Targets
@@ -84,19 +82,13 @@ def replacing_image(call: Call) -> tuple[Tensor, Run]:
     return x.transpose(1, 2), lambda tensors, rows: run(tensors.transpose(1, 2), rows)
 
 
-def replacing_layer(
-    call: Call,
-    site: Site,
-    record_all: bool = False,
-    context_builder: ContextBuilder = NullContext,
-    copies: bool = False,
-) -> tuple[Tensor, Run]:
+def replacing_layer(call: Call, site: Site, record_all: bool = False, copies: bool = False) -> tuple[Tensor, Run]:
     """A layer's activations (N, ...), and how to run the network behind it on others in their place.
 
     Samples take turns, each with its :class:`Tail`; the options are those of the tail.
     """
     samples = torch.arange(call.samples, device="cpu").split(1)
-    tails = [Tail(site, call.rows(sample), record_all, context_builder, copies) for sample in samples]
+    tails = [Tail(site, call.rows(sample), record_all, copies=copies) for sample in samples]
 
     def run(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
         for sample, tail in enumerate(tails):

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_count, check_path, check_type
+from saliency.engine.checks import check_count, check_type
 from saliency.evaluation.metrics.localisation import boxes_to_mask
+from saliency.images import check_path
 
 
 class Thing(NamedTuple):

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_count, check_device, check_seed, is_int, is_number, shown
+from saliency.engine.checks import check_count, check_seed, is_int, is_number, shown
 from saliency.engine.state import full_precision
 
 _AT_ONCE = 32  # masks that are interpolated together where no batch size is given
@@ -38,12 +38,20 @@ def random_masks(
         raise ValueError(f"size={shown(size)} is not a size of an image; expected (height, width).")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype={shown(dtype)} holds no shares; expected a floating-point dtype.")
-    check_device(device)
+    _check_device(device)
     masks = torch.empty(num_masks, 1, *size, device=device, dtype=dtype)
     drawn = DrawnMasks(num_masks, size, num_cells, p, seed, masks.device, dtype)
     for start in range(0, num_masks, _AT_ONCE):
         masks[start : start + _AT_ONCE] = drawn[start : start + _AT_ONCE]
     return masks
+
+
+def _check_device(device: object) -> None:
+    """Raise ``ValueError`` for a device that does not exist here."""
+    try:
+        torch.empty(0, device=device)  # type: ignore[call-overload]
+    except (RuntimeError, AssertionError, TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"device={shown(device)} is not available; expected a device of this machine.") from error
 
 
 class DrawnMasks:

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from saliency.engine.checks import check_path, check_type, shown
+from saliency.engine.checks import check_type, shown
 from saliency.evaluation.cases import Dataset
 from saliency.evaluation.datasets.coco import coco_set, folder_set
 from saliency.evaluation.datasets.imagenet import imagenet_set
 from saliency.evaluation.datasets.scenes import SceneSet
 from saliency.evaluation.datasets.voc import voc_set
 from saliency.evaluation.networks.models import unknown
+from saliency.images import check_path
 
 # Each name, with its split where none is asked for.
 DATASETS: dict[str, str | None] = {

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from saliency.engine.checks import is_file
 from saliency.evaluation.cases import Thing
 from saliency.evaluation.datasets.photos import Box, Photo, PhotoSet, collect, each_photo, stored_size
 from saliency.evaluation.datasets.segmentation import draw_mask, segmentation_problem
 from saliency.evaluation.networks.class_names import COCO_CLASSES
+from saliency.images import is_file
 
 FARTHEST = 1e12  # pixels
 

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from saliency.engine.checks import printable
 from saliency.evaluation.cases import Annotation, Thing
+from saliency.evaluation.printing import printable
 from saliency.images import pixels_to_tensor
 
 OVERSHOOT = 1.0  # pixels by which a box may leave its image: coordinates are rounded, and count from 0 or from 1

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.checks import check_count, check_flag, check_path, check_tensor, check_type, is_file, shown
+from saliency.engine.checks import check_count, check_flag, check_tensor, check_type, shown
 from saliency.engine.layers import plain_name
 from saliency.evaluation.networks.caffe import CAFFE_ARCHS, MEAN, STD, caffe_network, from_caffe
+from saliency.images import check_path, is_file
 
 SCENES = "scenes"
 DEFAULT = "DEFAULT"
@@ -28,8 +29,7 @@ class Recipe(NamedTuple):
     ``size`` is the shorter side in pixels, ``mean`` and ``std`` normalise RGB in [0, 1]. A ``square`` network
     (ViT, MaxViT, Swin) takes ``size`` x ``size`` only; every other one takes any size from ``min_size`` on.
     The scores of a ``multi_label`` network are sigmoids, one for each class, else a softmax over the classes.
-    ``caffe_resize`` takes no antialiasing and cuts the longer side down to whole pixels. ``layer`` is where the CAMs
-    look; None finds it.
+    ``caffe_resize``: no antialiasing, and the longer side cut to whole pixels. CAMs look at ``layer``; None finds it.
     """
 
     size: int

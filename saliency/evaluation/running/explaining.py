@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.checks import printable
 from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.maps import check_map_options, finish_map
 from saliency.engine.record import SharedForward
 from saliency.engine.state import own_copy
+from saliency.evaluation.printing import printable
 from saliency.rules import shared_forward
 
 Result = TypeVar("Result")
