@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class _Pending(NamedTuple):
 _MOST = 100
 _lock = threading.Lock()
 _pending: deque[_Pending] = deque(maxlen=_MOST)  # the oldest are dropped, where nobody calls again
-_advised: dict[tuple[str, int, int, str], str] = {}
+_advised: dict[tuple[str, int, int, str], tuple[ReferenceType[object], str]] = {}
 
 
 class Notices:
@@ -73,7 +74,7 @@ class Notices:
     """
 
     def __init__(self, model: object = None) -> None:
-        self._model = id(model)
+        self._model = ref(self if model is None else model)
         self._texts: dict[str, str] = {}
         self._looks: list[_Look] = []
 
@@ -108,13 +109,15 @@ class Notices:
 
     def _advice(self, look: _Look, text: str, values: list[float]) -> str:
         """What to add, asked for once a line and model: it may take a pass, and a line's warning is shown once."""
-        line = _calling_line()
-        key = (line.filename, line.number, self._model, text)
-        if key not in _advised:
+        line, model = _calling_line(), self._model()
+        key = (line.filename, line.number, id(model), text)
+        asked, advice = _advised.get(key, (None, ""))
+        if asked is None or asked() is not model:  # a model that is gone may have had the same id
             if len(_advised) >= _MOST:
                 _advised.clear()
-            _advised[key] = look.advise(values)
-        return _advised[key]
+            advice = look.advise(values)
+            _advised[key] = self._model, advice
+        return advice
 
 
 def _send(look: _Look) -> None:

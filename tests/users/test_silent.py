@@ -474,3 +474,14 @@ def test_advice_costs_a_pass_once_a_line():
             saliency.gradient(net, torch.rand(1, 1, 5, 5), 1)
     assert len(caught) == 1
     assert len(passes) == 5
+
+
+def test_advice_is_of_the_model_that_is_explained():
+    """In a loop over architectures, the next model may stand where the last one stood in memory."""
+    for name in ("first", "second", "third", "fourth"):
+        net = nn.Sequential()
+        net.add_module(name, nn.Conv2d(1, 2, 3))
+        net.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)])
+        with pytest.warns(UserWarning, match=f"try saliency_layer='{name}'"):
+            saliency.grad_cam(net, torch.rand(1, 1, 5, 5), 1, "1")
+        del net
