@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import LayerNorm, Linear, Module
 
 from saliency.engine.checks import shown
-from saliency.engine.watching import Grid, is_merged
+from saliency.engine.watching import Grid, is_convolutional, is_merged
 
 Layout: TypeAlias = str | tuple[int, ...] | Callable[[Tensor], Tensor] | None
 FEW_TOKENS = 8  # a class token, a distillation token, registers
@@ -93,6 +93,8 @@ def _read_cells(
 ) -> Reading | None:
     """(N, C, h, w) or (N, h, w, C)."""
     first, last = tuple(shape[2:]), tuple(shape[1:-1])
+    if module is not None and is_convolutional(module):
+        return Reading("first", first)
 
     def merged(grid: tuple[int, ...]) -> bool:
         return any(is_merged(grid, of) for of in seen)

@@ -13,9 +13,9 @@ from torch.nn import (
     Conv3d,
     ConvTranspose2d,
     ConvTranspose3d,
-    LayerNorm,
-    Linear,
     Module,
+    ReLU,
+    Sequential,
 )
 
 from saliency.engine.nesting import OwnMode
@@ -166,9 +166,12 @@ def is_merged(grid: Sequence[int], seen: Sequence[int]) -> bool:
 
 
 def is_convolutional(module: Module) -> bool:
-    """Does a layer, by what it is made of, return (N, C, h, w) or (N, C, d, h, w)? Then nothing need be watched."""
+    """Does a layer, by what it is, return (N, C, h, w) or (N, C, d, h, w)? Then nothing need be watched.
+
+    Of a module with a forward pass of its own nobody knows: it may end with ``flatten(2).mT``.
+    """
     if isinstance(module, _CONVOLUTIONAL):
         return True
-    parts = list(module.modules())
+    parts = list(module) if type(module) is Sequential else []
     normalised = any(isinstance(part, (BatchNorm2d, BatchNorm3d)) for part in parts)
-    return normalised and not any(isinstance(part, (LayerNorm, Linear)) for part in parts)
+    return normalised and all(isinstance(part, (*_CONVOLUTIONAL, ReLU)) for part in parts)

@@ -24,6 +24,7 @@ from saliency.engine.site import Site, SiteError, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 from saliency.engine.variants import Progress, Run, replacing_input, replacing_layer, scores
+from saliency.engine.watching import Grid
 from saliency.methods.grids import grid_index
 
 PER_EVAL = 32  # variants that go through the network together, where nothing else is said
@@ -52,16 +53,20 @@ class Perturbed(NamedTuple):
     progress: Progress
 
     @property
+    def _reading(self) -> tuple[Sequence[int], Layout, Module, Sequence[Grid]]:
+        """What tells how the activation holds its grid; the input is (N, C, h, w), whatever layers are."""
+        layout = self.layout if self.site.name or self.x.ndim < 3 else "channels_first"
+        return self.call.image_of(len(self.x)).shape[2:], layout, self.site.module, self.site.seen or ()
+
+    @property
     def grid(self) -> Tensor:
         """The activation as (N, C, h, w)."""
-        size, seen = self.call.image_of(len(self.x)).shape[2:], self.site.seen or ()
-        return to_channels_first(self.x, size, self.layout, self.site.module, seen)
+        return to_channels_first(self.x, *self._reading)
 
     @property
     def entries(self) -> Tensor:
         """Which entries of the activation of a sample stand where in that grid, on its device."""
-        size, seen = self.call.image_of(len(self.x)).shape[2:], self.site.seen or ()
-        return at(grid_index(self.x[:1], size, self.layout, self.site.module, seen), self.x)
+        return at(grid_index(self.x[:1], *self._reading), self.x)
 
     def scores(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Scores (N, count, K) of the variants 0 to ``count`` - 1 of every sample.

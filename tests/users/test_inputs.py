@@ -428,3 +428,10 @@ def test_smooth_grad_takes_a_method():
         smooth_grad(net, x, 1)
     with pytest.raises(ValueError, match=r"n_samples=a tensor of shape \(1, 3, 8, 8\)"):
         smooth_grad(gradient, x, 1)
+
+
+@pytest.mark.parametrize("method", ["score_cam", "ablation_cam", "recipro_cam", "feature_ablation"])
+def test_the_input_has_its_channels_first_whatever_the_model_is_made_of(method):
+    """A linear layer in the model says nothing of the layout of its input, of which one axis is one of channels."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(24, 4)).double().eval()
+    assert METHODS[method].function(net, rand(1, 2, 3, 4), 1, saliency_layer="").shape == (1, 1, 3, 4)
