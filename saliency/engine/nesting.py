@@ -18,6 +18,9 @@ class _Here(threading.local):
     call: object = None
     in_rule: object = OUTSIDE
 
+    def __init__(self) -> None:
+        self.open: list[object] = []  # calls may overlap without being nested: generators do that
+
 
 here = _Here()
 
@@ -35,8 +38,9 @@ def own_call() -> Iterator[None]:
     The modes that were open are so afterwards: PyTorch closes them while it handles a function, and if it is
     interrupted then, they stay closed.
     """
-    call, in_rule, modes = here.call, here.in_rule, _get_current_function_mode_stack()
-    here.call = object()
+    own, in_rule, modes = object(), here.in_rule, _get_current_function_mode_stack()
+    here.open.append(own)
+    here.call = own
     try:
         yield
     except BaseException as error:
@@ -44,7 +48,8 @@ def own_call() -> Iterator[None]:
             end_suspended(error)
         raise
     finally:
-        here.call, here.in_rule = call, in_rule
+        here.open = [other for other in here.open if other is not own]  # it may end in another thread
+        here.call, here.in_rule = here.open[-1] if here.open else None, in_rule
         if _get_current_function_mode_stack() != modes:
             _replace_modes(modes)
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from saliency.engine import state
+from saliency.engine.nesting import here
 from saliency.engine.state import evaluating, model_device, model_dtype, own_copy
 
 
@@ -75,6 +76,7 @@ def test_overlapping_calls_stay_in_evaluation_mode_until_the_last_one_ends(order
             assert not any(flags(about[call]))
     assert flags(model) == before
     assert state._held == {}
+    assert here.call is None
     torch.set_grad_enabled(True)  # modes that are not undone in reverse order are PyTorch's own matter
 
 
