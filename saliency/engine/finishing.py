@@ -79,7 +79,7 @@ def _changed(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
     if x.shape[:1] != image.shape[:1] and not (layout == "layer" or callable(layout)):
         raise ValueError(
-            f"saliency_layer={site.name!r} makes {tuple(x.shape)}, no batch of {len(image)} images; expected "
+            f"{site.said} makes {tuple(x.shape)}, no batch of {len(image)} images; expected "
             "a layer with one row an image, or layout=function."
         )
     seen = site.seen or ()

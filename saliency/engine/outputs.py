@@ -1,9 +1,13 @@
-"""Outputs: which tensor counts of what a model returns."""
+"""Outputs: which tensor counts of what a model returns, and functions of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from saliency.engine.checks import shown
 
 
 def main_output(output: object, samples: int | None = None) -> Any:
@@ -21,3 +25,27 @@ def main_output(output: object, samples: int | None = None) -> Any:
     output = output[0] if isinstance(output, (tuple, list)) and output else output
     squeezed = samples == 1 and isinstance(output, Tensor) and output.shape[:1] != (1,)
     return output[None] if squeezed and isinstance(output, Tensor) else output
+
+
+def for_rows(function: Callable[[Any], Any], index: Tensor, samples: int) -> Callable[[Any], Any]:
+    """A function of the output for the rows ``index`` of a batch of so many ``samples``: of each row by itself.
+
+    One that holds something of every image, as labels, fits no other number of rows. If there are as many, but not
+    the same, it would fit by chance: then it is given them in two parts.
+    """
+    if len(index) != samples or samples == 1 or index.tolist() == list(range(samples)):
+        return function
+
+    def in_parts(output: Any) -> Any:
+        if not all(isinstance(leaf, Tensor) and leaf.shape[:1] == (samples,) for leaf in tree_leaves(output)):
+            return function(output)
+        parts = [function(tree_map(lambda x, rows=rows: x[rows], output)) for rows in (slice(1), slice(1, None))]
+        for scores, rows in zip(parts, (1, samples - 1), strict=True):
+            if not isinstance(scores, Tensor) or scores.shape[:1] != (rows,):
+                raise ValueError(
+                    f"target={shown(function)} does not make {rows} scores of {rows} rows; expected a function of "
+                    "every row by itself, which can be given a chunk of other rows too, or a list of one function an image."
+                )
+        return torch.cat(parts)
+
+    return in_parts

@@ -44,7 +44,7 @@ def note_shares(notices: Notices, conserved: Conserved, site: Site, tensors: Seq
     seed, *arrived = (to(x).reshape(rows, -1) for x in (sent, *found))
     total = sum((dx.sum(1) for dx in arrived[1:]), arrived[0].sum(1))
     values = torch.cat([total, seed.sum(1), seed.amin(1)])
-    notices.look(values, partial(_judge_shares, conserved, _named(site)))
+    notices.look(values, partial(_judge_shares, conserved, site.said))
 
 
 def _judge_shares(conserved: Conserved, named: str, values: list[float]) -> tuple[str, str] | None:
@@ -64,7 +64,7 @@ def _judge_shares(conserved: Conserved, named: str, values: list[float]) -> tupl
 def note_one_position(call: Call, site: Site, targets: Targets, x: Tensor) -> None:
     """Note that a layer of an image has a single position."""
     if site.name and x.ndim > 1 and x.shape[2:].numel() == 1 < call.image.shape[2:].numel():
-        text = f"{_named(site)} has one position, as a layer behind pooling does: its map shows no place"
+        text = f"{site.said} has one position, as a layer behind pooling does: its map shows no place"
         known = torch.zeros(1, device="cpu")  # the search for another layer has to wait until this pass is over
         call.notices.look(known, lambda values: ("zero", text), lambda values: _other_layer(call, site, targets))
 
@@ -75,7 +75,7 @@ def note_map(call: Call, site: Site, targets: Targets, maps: Sequence[Tensor]) -
     ranges = [side.to(filled[0].device, non_blocking=True) for x in filled for side in torch.aminmax(x)]
     if ranges:
         advise = partial(_advise, call, site, targets)
-        call.notices.look(torch.stack(ranges), partial(_judge_map, _named(site)), advise)
+        call.notices.look(torch.stack(ranges), partial(_judge_map, site.said), advise)
 
 
 def _judge_map(named: str, values: list[float]) -> tuple[str, str] | None:
@@ -94,10 +94,6 @@ def note_score(notices: Notices, score: Tensor) -> None:
     highest = score.detach().amax().reshape(1)
     text = "the model's score is NaN or infinite; expected finite inputs, weights and scores"
     notices.look(highest, lambda values: None if values[0] < math.inf else ("finite", text))
-
-
-def _named(site: Site) -> str:
-    return f"saliency_layer=None (found: {site.name!r})" if site.found else f"saliency_layer={site.name!r}"
 
 
 def _advise(call: Call, site: Site, targets: Targets, values: list[float]) -> str:

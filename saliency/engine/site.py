@@ -27,6 +27,11 @@ class Site(NamedTuple):
     found: bool = False
     seen: list[Grid] | None = None
 
+    @property
+    def said(self) -> str:
+        """The layer as a message names it."""
+        return f"saliency_layer=None (found: {self.name!r})" if self.found else f"saliency_layer={self.name!r}"
+
 
 class SiteError(ValueError):
     """A site has nothing to explain. Of a layer that was found for another call, which is searched anew, or not."""

@@ -109,7 +109,7 @@ class Tail:
             for context in (make_context(self.context_builder), recording.uses, recording, watch or nullcontext()):
                 stack.enter_context(context)
             output = own.run()
-        name = f"saliency_layer={self.site.name!r}"
+        name = self.site.said
         if not found:
             raise ValueError(f"{name} gave no tensor in the forward pass; expected a layer in use.")
         front = recording.settle(output)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saliency.engine.checks import check_flag, check_maps_type, describe, is_int, shown
 from saliency.engine.interrupts import uninterrupted
-from saliency.engine.outputs import main_output
+from saliency.engine.outputs import for_rows, main_output
 
 Function: TypeAlias = Callable[[Any], Any]  # the model's output -> scores
 Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
@@ -35,9 +35,8 @@ class Targets:
     what is no target of N samples, and later for what does not fit the output.
 
     >>> targets = Targets([[1, 2], [0, 0]], 2)
-    >>> targets.scores(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
-    tensor([[2., 3.],
-            [4., 4.]])
+    >>> targets.scores(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])).tolist()
+    [[2.0, 3.0], [4.0, 4.0]]
     """
 
     def __init__(self, target: Target, samples: int) -> None:
@@ -88,6 +87,8 @@ class Targets:
             taken._parsed = parsed[index.to(parsed.device, non_blocking=True)]
         elif isinstance(parsed, list):
             taken._parsed = [parsed[i] for i in index.tolist()]
+        elif callable(parsed):
+            taken._parsed = for_rows(parsed, index, self.samples)
         return taken
 
     def select(self, output: object) -> list[tuple[Tensor, Any]]:
@@ -121,8 +122,7 @@ class Targets:
         self._check_rows(values)
         if self.classes is not None:
             _check_classes(values, self.classes, self._target)
-            index = _on_grid(self.classes, values)
-            selected = values.gather(1, index.expand(-1, -1, *values.shape[2:]))
+            selected = values.gather(1, _on_grid(self.classes, values).expand(-1, -1, *values.shape[2:]))
             return selected if selected.ndim == 2 else selected.flatten(2).sum(2)
         if isinstance(self._parsed, list):
             return values.reshape(len(values), -1).gather(1, _flat_entries(values, self._parsed, self._target))

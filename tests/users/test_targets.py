@@ -238,3 +238,57 @@ def test_masks_and_baselines_that_do_not_fit_one_of_the_inputs_before_the_work(o
         with pytest.raises(ValueError, match=r"^(feature_mask|layer_mask)=.*expected .*\.$"):
             saliency.feature_permutation(net, (rand(2, 3, 4, 4), rand(2, 3, 4, 4)), 1, "", **options)
     assert not calls
+
+
+# --- functions that hold something of every image ---------------------------------------------------------------------
+
+LABELS = torch.tensor([1, 4])
+OF_THIS_BATCH = [
+    lambda y: y[torch.arange(2), LABELS],
+    lambda y: y.gather(1, LABELS[:, None])[:, 0],
+    lambda y: (y * torch.eye(5, dtype=y.dtype)[LABELS]).sum(1),
+    lambda y: nn.functional.cross_entropy(y, LABELS, reduction="none"),
+]
+CHUNKS = [  # of as many rows as there are images
+    (saliency.smooth_gradient, {"n_samples": 4, "internal_batch_size": 2}),
+    (saliency.integrated_gradients, {"n_steps": 4, "internal_batch_size": 2}),
+    (METHODS["rise"].function, {"num_masks": 4, "batch_size": 2}),
+    (feature_ablation, {"saliency_layer": "conv", "perturbations_per_eval": 2}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), CHUNKS, ids=shown)
+@pytest.mark.parametrize("function", OF_THIS_BATCH)
+def test_labels_in_a_function_are_not_those_of_other_rows(method, options, function):
+    with pytest.raises((ValueError, IndexError, RuntimeError)):
+        method(cnn(), rand(2, 3, 8, 9), function, **options)
+
+
+@pytest.mark.parametrize(("method", "options"), CHUNKS, ids=shown)
+@pytest.mark.parametrize("wrap", [lambda y: y, lambda y: {"logits": y, "y": (y,)}, lambda y: SimpleNamespace(logits=y)])
+def test_a_function_of_every_row_by_itself(method, options, wrap):
+    net, x = cnn(), rand(2, 3, 8, 9)
+
+    def score(y: Any) -> Tensor:
+        y = y if isinstance(y, Tensor) else y["logits"] if isinstance(y, dict) else y.logits
+        return y[:, 3]
+
+    found = method(Net(lambda s, x: wrap(s.net(x)), net=net), x, score, **options | _in(options, "net."))
+    torch.testing.assert_close(found, method(net, x, 3, **options))
+
+
+def _in(options: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {"saliency_layer": prefix + options["saliency_layer"]} if "saliency_layer" in options else {}
+
+
+def test_an_error_blames_no_layer_that_was_found():
+    """Experts that each see some of the images, as a mixture routes them."""
+
+    def mixture(s: Net, x: Tensor) -> Tensor:
+        cells = s.conv(x).relu()
+        first, second = cells[:1], cells[1:]
+        return s.fc(torch.cat([s.one(first), s.other(second)] if len(second) else [s.other(first)]).mean((2, 3)))
+
+    net = Net(mixture, conv=nn.Conv2d(3, 4, 3), one=nn.Conv2d(4, 5, 1), other=nn.Conv2d(4, 5, 1), fc=nn.Linear(5, 2))
+    with pytest.raises(ValueError, match=r"saliency_layer=None \(found: 'other'\) makes \(2, 5, 6, 7\), no batch of 3"):
+        grad_cam(net, rand(3, 3, 8, 9), 1)
