@@ -48,6 +48,18 @@ def origins(node: Node) -> set[str]:
     return {found.name() for found in _walk([node], _copied_from) if not _copied_from(found)}
 
 
+def depends_on(score: Tensor, x: Tensor) -> bool:
+    """Was a score computed from a tensor? A walk along the graph, no backward pass.
+
+    >>> import torch
+    >>> x, y = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    >>> depends_on((x * 2).sum(), x), depends_on((x * 2).sum(), y)
+    (True, False)
+    """
+    start = node_of(score)
+    return start is not None and node_of(x) in _walk([start], _sources)
+
+
 class Graph:
     """What a score was computed from.
 

@@ -13,7 +13,7 @@ from saliency.engine.contexts import NullContext
 from saliency.engine.driver import as_list
 from saliency.engine.finishing import Finish, check_finish
 from saliency.engine.gradients import CutOffError
-from saliency.engine.graph import Graph, node_of
+from saliency.engine.graph import depends_on
 from saliency.engine.layers import Layers
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.maps import Attribution, Reduction, Resize, join_targets
@@ -177,8 +177,7 @@ def _activation(call: Call, site: Site, targets: Targets) -> Tensor:
         score = targets.scores(recorded.output).sum()
         x = recorded.tensors[0][0]
         differentiable = score.requires_grad or any(parameter.requires_grad for parameter in call.parameters)
-        node = node_of(x)
-        if differentiable and (node is None or node not in Graph(score, (), ())):  # nothing would fall
+        if differentiable and not depends_on(score, x):  # nothing would fall
             raise CutOffError(site)
         return x.detach()
 
