@@ -47,6 +47,20 @@ KINDS = {
 }
 
 
+class Net(nn.Module):
+    """A network of named parts, and a function of it and its inputs: ``Net(lambda s, x: s.fc(x), fc=Linear(2, 2))``."""
+
+    def __init__(self, function: Callable[..., Any], **parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self.eval()
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return self.function(self, *inputs, **options)
+
+
 class MethodCase(NamedTuple):
     """A method of the table: its kind, options of every call, and in what its results differ from the others'."""
 

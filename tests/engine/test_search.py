@@ -18,22 +18,9 @@ from saliency.engine import search
 from saliency.engine.call import make_call
 from saliency.engine.search import found_layer
 from saliency.engine.site import make_site
+from tests.cases import Net
 
 IMAGE = (1, 3, 64, 64)
-
-
-class Net(nn.Module):
-    """A network of named parts, and a function of it and its inputs."""
-
-    def __init__(self, function: Callable[..., Any], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            self.add_module(name, part)
-        self.eval()
-
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        return self.function(self, *inputs, **options)
 
 
 class Lambda(nn.Module):

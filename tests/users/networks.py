@@ -6,19 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests import cases
 
-class Net(nn.Module):
-    """``Net(lambda s, x: s.fc(x), fc=Linear(2, 2))``, in float64 and in evaluation mode."""
+
+class Net(cases.Net):
+    """The same in float64."""
 
     def __init__(self, function: Callable[..., Any], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            self.add_module(name, part)
-        self.double().eval()
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self, *args, **kwargs)
+        super().__init__(function, **parts)
+        self.double()
 
 
 def rand(*shape: int) -> Tensor:

@@ -15,20 +15,7 @@ from torch import Tensor, nn
 import saliency
 from saliency.engine import record
 from saliency.engine.watching import Watching
-
-
-class Net(nn.Module):
-    """A network of named parts, and a function of it and its inputs."""
-
-    def __init__(self, function: Callable[..., Any], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            self.add_module(name, part)
-        self.eval()
-
-    def forward(self, *inputs: Any) -> Any:
-        return self.function(self, *inputs)
+from tests.cases import Net
 
 
 def image(*shape: int) -> Tensor:
