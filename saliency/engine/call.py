@@ -74,6 +74,10 @@ class Call:
         """The image with its channels in front of all axes: of a clip (B, C, T, H, W)."""
         return self.image.transpose(1, 2) if self.is_clip(self.image) else self.image
 
+    def frames_of(self, maps: Tensor) -> Tensor:
+        """Maps of the image's axes: of a clip (B, 1, T, h, w) as (B, T, h, w)."""
+        return maps.squeeze(1) if self.is_clip(self.image) and maps.shape[1] == 1 else maps
+
     def image_of(self, rows: int | None = None) -> Tensor:
         """The image that a layer of so many rows looks at, or the first convolution.
 
@@ -91,10 +95,16 @@ class Call:
         return model_dtype(self.model, self.inputs[0])
 
     def run(self) -> Any:
-        """The model's output. Raises ``ValueError`` for a batch that an exported program was not made for."""
+        """The model's output. Raises ``ValueError`` for a batch that an exported program was not made for, and for
+        a model a part of which was built inside ``inference_mode``.
+        """
         try:
             with interruptible():
                 return self.model(*self.inputs, *self.args, **self.kwargs)
+        except RuntimeError as error:
+            if not str(error).startswith("Inference tensors cannot be saved for backward"):
+                raise
+            raise _built_in_inference(self.model) from error
         except AssertionError as error:
             if not str(error).startswith("Guard failed"):
                 raise
@@ -179,6 +189,13 @@ def _check_image(call: Call) -> None:
             )
 
 
+def _built_in_inference(model: Module) -> ValueError:
+    return ValueError(
+        f"model={type(model).__name__} was built inside inference_mode, which rules out gradients; expected a model "
+        "built outside, which may be explained inside."
+    )
+
+
 def check_parameters(call: Call, grad: bool) -> None:
     """Raise ``ValueError`` for a model that cannot run, or, with ``grad``, that can have no gradients."""
     lazy = any(issubclass(kind, LazyModuleMixin) for kind in set(map(type, call.modules)))
@@ -186,10 +203,7 @@ def check_parameters(call: Call, grad: bool) -> None:
         raise ValueError(f"model={type(call.model).__name__} has lazy parameters; expected a model that ran once.")
     first = next(call.model.parameters(), None)  # those of a model are built together
     if grad and first is not None and first.is_inference():
-        raise ValueError(
-            f"model={type(call.model).__name__} was built inside inference_mode, which rules out gradients; expected "
-            "a model built outside, which may be explained inside."
-        )
+        raise _built_in_inference(call.model)
 
 
 def make_call(

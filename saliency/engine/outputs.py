@@ -44,7 +44,7 @@ def for_rows(function: Callable[[Any], Any], index: Tensor, samples: int) -> Cal
             if not isinstance(scores, Tensor) or scores.shape[:1] != (rows,):
                 raise ValueError(
                     f"target={shown(function)} does not make {rows} scores of {rows} rows; expected a function of "
-                    "every row by itself, which can be given a chunk of other rows too, or a list of one function an image."
+                    "every row by itself, which can be given a chunk of other rows, or a list of one function an image."
                 )
         return torch.cat(parts)
 

@@ -211,6 +211,5 @@ def _no_layer(outputs: list[Output], score: Tensor, shares: list[float]) -> Valu
     looked = f" (looked at, the last first: {seen})" if seen else ""
     return ValueError(
         f"saliency_layer=None finds no layer with a spatial output on which the score depends{problem}{looked}; "
-        "expected "
-        "a layer's name."
+        "expected a layer's name."
     )

@@ -171,8 +171,7 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
             name = None if self.classifier_layer is None else type(self.classifier_layer).__name__
             raise ValueError(
                 f"classifier_layer={name} has run no operation with weights; expected one that runs a linear or "
-                "convolutional "
-                "operation."
+                "convolutional operation."
             )
         site = self._find_site(classifier)
         (opposite,) = differentiate([(scores, gradient)], [classifier.output], retain=True)
@@ -291,6 +290,5 @@ def contrastive_excitation_backprop(
     named = [type(layer).__name__ if isinstance(layer, Module) else layer for layer in (saliency_layer, contrast_layer)]
     raise ValueError(
         f"saliency_layer={named[0]!r} does not lie in front of contrast_layer={named[1]!r} and the classifier; "
-        "expected a layer "
-        "that does."
+        "expected a layer that does."
     )

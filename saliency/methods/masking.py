@@ -124,7 +124,7 @@ def rise_class(
     call = _check(model, input, options, additional_forward_args, forward_kwargs)
     targets = Targets(target, call.samples)
     maps = _explain(call, targets, options, of_scores=not targets.of_functions)
-    return maps.squeeze(1) if call.is_clip(input) and maps.shape[1] == 1 else maps  # of frames: (B, T, H, W)
+    return call.frames_of(maps)
 
 
 def _check(

@@ -457,3 +457,13 @@ def test_a_call_in_another_thread_does_not_rewind_random_numbers(draw):
     go_on.set()
     thread.join(10)
     assert draw() != first
+
+
+def test_a_model_whose_head_was_built_inside_inference_mode_is_refused_in_one_sentence():
+    body = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten())
+    with torch.inference_mode():
+        head = nn.Linear(18, 2)
+    with pytest.raises(ValueError, match="built inside inference_mode"):
+        saliency.gradient(nn.Sequential(body, head), torch.rand(1, 1, 5, 5), 1)
+    with pytest.raises(ValueError, match="built inside inference_mode"):
+        saliency.grad_cam(nn.Sequential(body, head), torch.rand(1, 1, 5, 5), 1)

@@ -14,7 +14,7 @@ from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.maps import check_map_options, finish_map
 from saliency.engine.record import SharedForward
 from saliency.engine.state import own_copy
-from saliency.evaluation.printing import printable
+from saliency.evaluation.printing import one_line
 from saliency.rules import shared_forward
 
 Result = TypeVar("Result")
@@ -122,7 +122,7 @@ def describe_error(error: BaseException) -> str:
     >>> describe_error(ValueError("two\\nlines"))
     'ValueError: two lines'
     """
-    return f"{type(error).__name__}: {printable(' '.join(str(error).split())[:500])}"
+    return f"{type(error).__name__}: {one_line(error)[:500]}"
 
 
 def explain_each(

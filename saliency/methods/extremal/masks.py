@@ -6,7 +6,6 @@ from typing import Any, NoReturn, TypedDict
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 from torch.nn import Module
 from typing_extensions import Unpack
 
@@ -14,6 +13,7 @@ from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import check_flag, check_progress, describe, is_number, refuse_unknown, shown
 from saliency.engine.contexts import NullContext
 from saliency.engine.gradients import CutOffError
+from saliency.engine.graph import depends_on
 from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize, check_map_options, finish_map, imsmooth
@@ -162,7 +162,7 @@ def _perturbed(
         run = recording(call, [site], NullContext)
         with torch.set_grad_enabled(record_all), run as recorded:
             scores = targets.scores(recorded.output)
-            reached = _depends(scores.sum(), recorded.tensors[0][place])
+            reached = depends_on(scores.sum(), recorded.tensors[0][place])
         if scores.device.type == "cpu" and not scores.isfinite().all():
             raise ValueError(
                 f"model={type(call.model).__name__} makes a score that is NaN or infinite; expected finite scores."
@@ -183,20 +183,6 @@ def _check_width(sigma: float, x: Tensor) -> None:
             "positions of the "
             "layer, such as step=1, sigma=2."
         )
-
-
-def _depends(score: Tensor, x: Tensor) -> bool:
-    """Does the graph lead from the score back to the tensor? A walk, not a backward pass."""
-    source, seen = get_gradient_edge(x).node, set()
-    nodes = [score.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is source:
-            return True
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes += [earlier for earlier, _ in node.next_functions]
-    return False
 
 
 def _reward(run: Run, targets: Targets, count: int, areas: int, reward_func: RewardFunction, variant: str) -> Reward:
@@ -268,6 +254,5 @@ def extremal_perturbation_map(
     )
     saliency = masks.unflatten(0, (call.samples, -1, len(_shares(areas)))).sum(2).squeeze(2)
     saliency = finish_map(saliency, call.volume, resize, resize_mode, smooth)
-    if call.is_clip(call.image) and saliency.shape[1] == 1:
-        saliency = saliency.squeeze(1)  # of frames: (B, T, h, w)
+    saliency = call.frames_of(saliency)
     return (saliency, *probes) if debug else saliency
