@@ -1,5 +1,6 @@
 """Guided backpropagation and DeConvNet: the gradient, with another rule for ReLU."""
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import Unpack
@@ -125,8 +126,23 @@ def guided_grad_cam(
         gradients = guided.reshape(len(input), -1, *input.shape[1:])
         channels = 3 if call.is_clip(input) else 2
         weights = cam.reshape(*gradients.shape[:channels], 1, *gradients.shape[channels + 1 :])
-        maps = finish.maps(make_site(call, ""), (gradients * weights).unbind(1))
+        weighted = gradients * weights
+        highest = torch.stack([values.abs().amax() for values in (weighted, cam, guided)])
+        call.notices.look(highest, _judge_product)
+        maps = finish.maps(make_site(call, ""), weighted.unbind(1))
         return join_targets(maps, layer_shaped=reduction is None)
 
     result = [combine(cam) for cam in cams] if isinstance(cams, list) else combine(cams)
+    call.notices.report()
     return (result, probes) if debug else result
+
+
+def _judge_product(highest: list[float]) -> tuple[str, str] | None:
+    """Of a factor that is zero everywhere, its own call has warned."""
+    product, *factors = highest
+    if product or not all(factors):
+        return None
+    return "zero", (
+        "guided Grad-CAM's map is zero everywhere: Grad-CAM's map and the guided gradient are not, but nowhere both at "
+        "once; look at each alone"
+    )

@@ -23,20 +23,9 @@ from saliency import (
 )
 from saliency.engine.notices import Notices
 from saliency.engine.operations import Pre
+from tests.cases import Net
 
 RULES = [guided_backprop, deconvnet, excitation_backprop, contrastive_excitation_backprop]
-
-
-class Net(nn.Module):
-    def __init__(self, run, **parts):
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            self.add_module(name, part)
-        self.eval()
-
-    def forward(self, *x):
-        return self.run(self, *x)
 
 
 def image(size: int = 12, channels: int = 3) -> Tensor:
@@ -489,3 +478,22 @@ def test_advice_is_of_the_model_that_is_explained():
         with pytest.warns(UserWarning, match=f"try saliency_layer='{name}'"):
             saliency.grad_cam(net, torch.rand(1, 1, 5, 5), 1, "1")
         del net
+
+
+def test_a_product_of_two_maps_that_are_nowhere_not_zero_at_once():
+    """On the left the first channel is active, and outweighed in Grad-CAM's sum; on the right nothing is active."""
+    net = Net(lambda s, x: s.conv(x).relu().mean((2, 3)) @ s.signs, conv=nn.Conv2d(1, 2, 1, bias=False))
+    net.conv.weight.data.copy_(torch.tensor([1.0, 2.0]).view(2, 1, 1, 1))
+    net.signs = torch.tensor([[1.0], [-1.0]])
+    x = torch.cat([torch.ones(1, 1, 4, 2), -torch.ones(1, 1, 4, 2)], 3)
+    mean = 8 / 16 / 16  # of the gradient: 1 / 16 at the eight positions that are active; its opposite for the second
+    right = mean * -1 + -mean * -2
+    assert saliency.grad_cam(net, x, 0, "conv").flatten(0, 2)[0].tolist() == [0, 0, right, right]
+    assert (saliency.guided_backprop(net, x, 0).flatten(0, 2)[0] > 0).tolist() == [True, True, False, False]
+    options = {"saliency_layer": "conv", "interpolate_mode": "nearest"}
+    with pytest.warns(UserWarning, match="guided Grad-CAM's map is zero everywhere"):
+        assert not saliency.guided_grad_cam(net, x, 0, **options).any()
+    # Grad-CAM's map alone is zero: that is said, and nothing else.
+    with pytest.warns(UserWarning, match="saliency_layer='conv' has a map that is zero everywhere") as caught:
+        saliency.guided_grad_cam(net, x.abs(), 0, **options)
+    assert len(caught) == 1
