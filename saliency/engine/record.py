@@ -13,12 +13,12 @@ from saliency.engine.call import Call, check_parameters
 from saliency.engine.checks import shown
 from saliency.engine.contexts import NullContext, RuleContext, make_context
 from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, memory_of, version_of
-from saliency.engine.probe import Probe
+from saliency.engine.probe import Probe, add_hook
 from saliency.engine.sending import differentiate, keep_relu
 from saliency.engine.silence import note_idle
 from saliency.engine.site import Site, SiteError
 from saliency.engine.state import evaluating, model_device
-from saliency.engine.watching import Grid, Watching
+from saliency.engine.watching import Grid, Watching, shows_own_grid
 
 # What was asked of a kept pass (rules, kind of context, target), with the gradients by the tensor they belong to.
 Found: TypeAlias = list[tuple[list[object], dict[Tensor, Tensor | None]]]
@@ -91,11 +91,34 @@ def recording(call: Call, sites: Sequence[Site], context_builder: ContextBuilder
             stack.callback(probe.remove)
         own, before = call.own(), getattr(context, "ran", 0)
         with context:
-            with watch or nullcontext():
+            with nullcontext() if watch is None else _watching(watch, sites):
                 output = own.run()
             if grad and isinstance(context, RuleContext) and context.ran == before:
                 note_idle(call.notices, context, sites)
             yield Pass(output, [probe.tensors() for probe in probes], context)
+
+
+@contextmanager
+def _watching(watch: Watching, sites: Sequence[Site]) -> Iterator[None]:
+    """Watch the pass, or only while the layers run, where they show their own grids: each operation costs a little."""
+
+    def begin(*args: object) -> None:
+        watch.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(*args: object) -> None:
+        watch.__exit__(None, None, None)
+
+    layers = [site for site in sites if site.seen is not None]
+    if not all(site.side == "output" and shows_own_grid(site.module) for site in layers):
+        with watch:
+            yield
+        return
+    with ExitStack() as stack:
+        stack.callback(end)  # of a layer that raises
+        for site in layers:
+            stack.callback(add_hook(site.module.register_forward_pre_hook, begin).remove)
+            stack.callback(add_hook(site.module.register_forward_hook, end).remove)
+        yield
 
 
 def _check(call: Call, context_builder: object, grad: bool) -> AbstractContextManager[object]:

@@ -13,6 +13,8 @@ from torch.nn import (
     Conv3d,
     ConvTranspose2d,
     ConvTranspose3d,
+    LayerNorm,
+    Linear,
     Module,
     ReLU,
     Sequential,
@@ -175,3 +177,10 @@ def is_convolutional(module: Module) -> bool:
     parts = list(module) if type(module) is Sequential else []
     normalised = any(isinstance(part, (BatchNorm2d, BatchNorm3d)) for part in parts)
     return normalised and all(isinstance(part, (*_CONVOLUTIONAL, ReLU)) for part in parts)
+
+
+def shows_own_grid(module: Module) -> bool:
+    """Does a layer hold what works on (N, C, h, w) alone? Then all that it does with its grid happens inside of it."""
+    parts = list(module.modules())
+    normalised = any(isinstance(part, (BatchNorm2d, BatchNorm3d)) for part in parts)
+    return normalised and not any(isinstance(part, (LayerNorm, Linear)) for part in parts)

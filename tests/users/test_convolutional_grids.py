@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saliency import grad_cam
+from saliency.engine.watching import Watching
 from tests.users.networks import Net, gradients, rand
 
 
@@ -86,3 +87,26 @@ def test_a_convolution_over_a_spectrogram(shape, layer):
     at = net.conv(spectrogram(x)).detach()
     expected = cam(lambda at: net.fc(at.sigmoid().mean((2, 3)))[:, 1], at)
     torch.testing.assert_close(grad_cam(net, x, 1, layer), expected)
+
+
+@pytest.mark.parametrize(("layer", "convolutions"), [("conv", 0), ("embed", 1), ("norm", 2)])
+def test_no_more_is_watched_than_a_grid_needs(monkeypatch, layer, convolutions):
+    """Of a convolution nothing, of a block of convolutions its own operations, of tokens the whole pass."""
+    noted = []
+    original = Watching.__torch_function__
+
+    def counting(self, function, *args):
+        noted.append(function)
+        return original(self, function, *args)
+
+    monkeypatch.setattr(Watching, "__torch_function__", counting)
+    net = Net(
+        lambda s, x: s.fc(s.norm(s.embed(s.conv(x))).mean(1)),
+        conv=nn.Conv2d(3, 3, 1),
+        embed=Embed(lambda y: y.flatten(2).mT),
+        norm=nn.LayerNorm(5),
+        fc=nn.Linear(5, 2),
+    )
+    assert grad_cam(net, rand(1, 3, 16, 20), 1, layer).shape == (1, 1, *((16, 20) if layer == "conv" else (4, 5)))
+    assert sum(getattr(function, "__name__", "") == "conv2d" for function in noted) == convolutions
+    assert bool(noted) == bool(convolutions)
