@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from saliency.engine.checks import describe, shown
 from saliency.engine.nesting import Opened, OwnMode, here
+from saliency.engine.opening import COMPOSITE, HIDDEN, opened, seen_by
 from saliency.engine.operations import (
     Function,
     Instead,
@@ -140,6 +141,7 @@ class RuleContext(OwnMode):
         super().__init__()
         self.rules: Mapping[Function, Row] = as_table(rules)
         self.force = Force(self.rules)
+        self._opens = not HIDDEN.isdisjoint(self.rules)
         self.ran = 0  # how often a row was applied behind the first site
         self.last: dict[Function, Noted | None] | None = None
         self._keeping: dict[int, list[Operation]] = {}  # by the memory of their arguments
@@ -163,6 +165,9 @@ class RuleContext(OwnMode):
         self, func: Function, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._opens and func in COMPOSITE:
+            with seen_by(self):
+                return opened(func)(*args, **kwargs)
         if self._keeping and is_inplace(func, *args, **kwargs):
             self._keep_copies(kwargs.get("out", args[0] if args else kwargs.get("input")))
         row = self.rules.get(func)

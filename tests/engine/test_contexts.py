@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
+from torch.testing import assert_close
 
 import saliency
 from saliency import (
@@ -21,6 +22,7 @@ from saliency import (
     rules,
 )
 from saliency.engine.contexts import relu_rules
+from saliency.engine.operations import Operation, Rule
 from tests.cases import NOTICES, RELU_SPELLINGS
 
 pytestmark = NOTICES
@@ -364,3 +366,23 @@ def test_patch_of_a_method():
 def test_patch_of_nothing_is_an_error(path):
     with pytest.raises(ValueError, match=r"target=.*expected"):
         Patch(path, torch.neg)
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_a_table_sees_what_multi_head_attention_consists_of(need_weights: bool) -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).double().eval()
+    x = torch.rand(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    seen: list[str] = []
+
+    def see(op: Operation, gradient: Tensor) -> None:
+        seen.append(op.function.__name__)
+
+    hidden = (F.linear, F.scaled_dot_product_attention, torch.bmm, F.softmax)
+    plain = attention(x, x, x, need_weights=need_weights)[0]
+    with RuleContext(dict.fromkeys(hidden, Rule(see))):
+        output = attention(x, x, x, need_weights=need_weights)[0]
+        (gradient,) = torch.autograd.grad(output.sum(), x)
+    inside = ["bmm", "softmax", "bmm"] if need_weights else ["scaled_dot_product_attention"]
+    assert seen == ["linear", *inside, "linear"]
+    assert torch.equal(output, plain)
+    assert_close(gradient, torch.autograd.grad(plain.sum(), x)[0])
