@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from saliency.engine.call import Call
 from saliency.engine.contexts import outside_rules
@@ -20,12 +21,18 @@ def check_finish(
 ) -> None:
     """Raise ``ValueError`` for options that no maps of these layers can be made with."""
     check_map_options(resize, resize_mode, smooth, layout, call.image)
-    sizes = {tuple(x.shape[2:]) for x in call.inputs if x.ndim > 2}
+    further = [x for x in tree_leaves((call.args, call.kwargs)) if isinstance(x, Tensor) and _is_like(x, call.image)]
+    sizes = {tuple(x.shape[2:]) for x in (*call.inputs, *further) if x.ndim > 2}
     if resize is True and len(sizes) > 1 and any(layer != "" for layer in layers):
         raise ValueError(
             f"resize=True does not say which of the inputs' sizes {sorted(sizes)} is meant at a layer; expected "
             "(width, height)."
         )
+
+
+def _is_like(x: Tensor, image: Tensor) -> bool:
+    """Is it another image of that kind, maybe of another size?"""
+    return x.is_floating_point() and x.ndim == image.ndim and x.shape[:2] == image.shape[:2]
 
 
 class Finish(NamedTuple):

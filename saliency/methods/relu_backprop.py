@@ -115,8 +115,9 @@ def guided_grad_cam(
     check_mode("interpolate_mode", interpolate_mode)
     shape, product = "layer" if reduction is None else None, Attribution(reduction, of="activation")
     finish = Finish(call, shape, product, resize, resize_mode, smooth)
+    size: Resize = tuple(input.shape[:1:-1]) if input.ndim in (3, 4) else True
     cams = grad_cam(
-        model, input, target, saliency_layer, resize=True, resize_mode=interpolate_mode, layout=layout, **options
+        model, input, target, saliency_layer, resize=size, resize_mode=interpolate_mode, layout=layout, **options
     )
     guided = guided_backprop(model, input, target, gradient_to_saliency=gradient_of, debug=debug, **options)
     guided, probes = guided if debug else (guided, None)

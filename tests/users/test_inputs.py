@@ -349,6 +349,12 @@ def test_which_of_two_sizes_is_meant_has_to_be_said(other):
     maps = grad_cam(net, inputs, 1, ["a", "b"], resize=(7, 5))
     assert [tuple(x.shape) for x in maps] == [(2, 1, 5, 7)] * 2
     assert [x.shape[2:] for x in gradient(net, inputs, 1, resize=True)] == [(8, 10), other]
+    for more in ({"additional_forward_args": inputs[1]}, {"forward_kwargs": {"b": inputs[1]}}):
+        with pytest.raises(ValueError, match="resize=True does not say which"):
+            grad_cam(net, inputs[0], 1, "b", resize=True, materialize_grads=True, **more)
+        assert grad_cam(net, inputs[0], 1, "a", resize=(7, 5), **more).shape == (2, 1, 5, 7)
+        for method in (gradient, guided_grad_cam):
+            assert method(net, inputs[0], 1, resize=True, **more).shape == (2, 1, 8, 10)
 
 
 def siamese() -> Net:
