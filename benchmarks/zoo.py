@@ -187,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
-    methods, rows = choose_names(asked.method), read_rows(asked.out)
+    # A point that no network was asked for has no layer.
+    methods, rows = [name for name in choose_names(asked.method) if name in METHODS], read_rows(asked.out)
     done = {(row.library, row.network) for row in rows}
     for library in asked.library or LIBRARIES:
         try:

@@ -36,11 +36,11 @@ class OfBatches(nn.Module):
 def sweep(monkeypatch, capsys, tmp_path):
     """Run the sweep over networks of our own, in place of torchvision's."""
 
-    def run(networks, *arguments):
+    def run(networks, *arguments, methods=("--method", "grad_cam")):
         found = {name: Network(build, (3, 16, 16)) for name, build in networks.items()}
         monkeypatch.setitem(zoo_networks.LIBRARIES, "torchvision", lambda library: iter(found.items()))
         out = str(tmp_path / "zoo.jsonl")
-        code = zoo.main(["--library", "torchvision", "--method", "grad_cam", "--out", out, *arguments])
+        code = zoo.main(["--library", "torchvision", *methods, "--out", out, *arguments])
         return code, capsys.readouterr().out
 
     return run
@@ -90,3 +90,9 @@ def test_a_library_that_is_missing_is_left_out(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(zoo_networks, "import_module", missing)
     assert zoo.main(["--library", "timm", "--out", str(tmp_path / "zoo.jsonl")]) == 0
     assert "timm is not installed" in capsys.readouterr().err
+
+
+def test_all_quick_methods_are_run_where_none_is_named(sweep):
+    code, table = sweep({"plain": plain}, methods=())
+    assert code == 0
+    assert "1 of 1 networks without a remark" in table
