@@ -9,7 +9,7 @@ import torch
 from benchmarks.torchray_loop import LAYERS as RESNET_LAYERS
 from benchmarks.torchray_loop import SMOOTH as TORCHRAY_SMOOTH
 from saliency import METHODS, get_pointing_gradient
-from saliency.catalogue import POINTS_AT_ONCE, choose_methods, choose_options, is_path_method, read_value
+from saliency.cli.options import POINTS_AT_ONCE, choose_methods, choose_options, is_path_method, read_value
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.running.explaining import centre
 from saliency.evaluation.running.jobs import Methods

@@ -25,8 +25,8 @@ from torch.distributed import DistError
 from torch.nn import Module
 
 from benchmarks.choices import choose_metrics, choose_names, make_methods
-from saliency.catalogue import choose_device
-from saliency.cli import Parser, positive
+from saliency.cli.options import choose_device
+from saliency.cli.parsing import Parser, positive
 from saliency.engine.outputs import main_output
 from saliency.engine.search import find_layer
 from saliency.engine.state import evaluating, model_dtype

@@ -26,7 +26,7 @@ from benchmarks.choices import choose_names
 from benchmarks.zoo_networks import LIBRARIES, Network, networks
 from saliency import METHODS, find_layer
 from saliency import saliency as driver
-from saliency.catalogue import table
+from saliency.cli.listing import table
 from saliency.engine.outputs import main_output
 
 FEW: Mapping[str, object] = {"n_steps": 3, "n_samples": 2, "num_samples": 2, "num_masks": 20, "max_iter": 3}

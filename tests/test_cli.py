@@ -18,8 +18,8 @@ from torchvision.models import squeezenet1_1
 from tqdm import tqdm
 
 import saliency
-from saliency import METHODS, cli
-from saliency.cli import main
+from saliency import METHODS
+from saliency.cli import explaining, main
 from saliency.evaluation.networks.models import find_class, find_targets, load_network, networks, recipe
 from saliency.images import normalise, read_image, resize_image
 from saliency.scenes import CLASSES, SceneNet, make_scene, scene_network
@@ -112,7 +112,7 @@ def test_targets_share_the_forward_pass(folder, squeezenet, tmp_path, monkeypatc
         model.register_forward_pre_hook(lambda *_: passes.append(1))
         return model
 
-    monkeypatch.setattr(cli, "load_network", counted)
+    monkeypatch.setattr(explaining, "load_network", counted)
     counts = []
     for targets in (["1"], ["1", "2", "3", "4"]):
         passes.clear()
@@ -149,7 +149,9 @@ def test_all_methods(tmp_path, capsys):
 @NOTICES
 def test_of_several_methods_one_that_raises_is_left_out(tmp_path, capsys, monkeypatch):
     columns = []
-    monkeypatch.setattr(cli, "contact_sheet", lambda pictures, maps, titles, path: columns.append((list(maps), titles)))
+    monkeypatch.setattr(
+        explaining, "contact_sheet", lambda pictures, maps, titles, path: columns.append((list(maps), titles))
+    )
     methods = ["--method", "gradient", "--method", "feature_permutation", "--method", "grad_cam"]
     assert main(["explain", "--scenes", "2", "--target", "0", *methods, "--out", str(tmp_path)]) == 0
     assert columns[0][0] == ["gradient", "grad_cam"]
@@ -191,7 +193,7 @@ def test_a_path_runs_in_batches_that_fit_the_memory(tmp_path, monkeypatch, optio
         model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
         return model
 
-    monkeypatch.setattr(cli, "load_network", counted)
+    monkeypatch.setattr(explaining, "load_network", counted)
     methods = ["--method", "smooth_gradient", "--method", "gradient", "--option", "n_samples=20"]
     assert main(["explain", "--scenes", "1", "--target", "0", *methods, *options, "--out", str(tmp_path)]) == 0
     assert sum(sizes) == 22
@@ -201,7 +203,7 @@ def test_a_path_runs_in_batches_that_fit_the_memory(tmp_path, monkeypatch, optio
 REFUSED = [
     ("rise", "seed", "seed='' is"),
     ("rise", "scores=logit", "scores='logit' is unknown"),
-    ("gradient_shap", "baselines=0.5", "baselines=0.5 is not a distribution"),
+    ("gradient_shap", "baselines=0.5", "option='baselines=0.5' is an option of none of the methods"),
     ("integrated_gradients", "method=simpson", "method='simpson' is not a quadrature"),
 ]
 
@@ -336,7 +338,7 @@ def test_interrupt_is_quiet(monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load_network", interrupt)
+    monkeypatch.setattr(explaining, "load_network", interrupt)
     assert main(["explain"]) == 130
     assert capsys.readouterr() == ("", "")
 
@@ -369,7 +371,7 @@ def test_run_as_a_module(monkeypatch, capsys):
 def test_package_of_the_same_name_in_its_place_is_named(tmp_path):
     (tmp_path / "saliency").mkdir()
     (tmp_path / "saliency" / "__init__.py").write_text("")
-    shutil.copy(Path(cli.__file__).with_name("__main__.py"), tmp_path / "saliency")
+    shutil.copy(Path(saliency.__file__).with_name("__main__.py"), tmp_path / "saliency")
     ended = subprocess.run(
         [sys.executable, "-m", "saliency"], cwd=tmp_path, capture_output=True, text=True, check=False
     )

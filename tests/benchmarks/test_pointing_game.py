@@ -9,7 +9,7 @@ import torch
 from benchmarks.choices import BATCHED, CENTRE, LONG, TORCHRAY, choose_metrics, choose_names, make_methods
 from benchmarks.pointing_game import build_parser, main
 from saliency import METHODS, get_pointing_gradient, max_channels
-from saliency.catalogue import is_path_method
+from saliency.cli.options import is_path_method
 from saliency.evaluation.datasets.scenes import SceneSet
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.networks.models import recipe

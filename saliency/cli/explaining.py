@@ -1,29 +1,27 @@
-"""The command line: ``saliency explain``, ``saliency methods`` and ``saliency layers``."""
+"""``saliency explain``: maps and overlays of photos, or of the embedded scenes."""
 
 import argparse
 import itertools
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.catalogue import (
+from saliency.cli.options import (
     POINTS_AT_ONCE,
     choose_device,
     choose_methods,
     choose_options,
     is_path_method,
-    layers_table,
-    methods_table,
 )
+from saliency.cli.parsing import positive, say
 from saliency.engine.layers import resolve_layer
 from saliency.evaluation.networks.models import (
     DEFAULT,
@@ -34,7 +32,7 @@ from saliency.evaluation.networks.models import (
     recipe,
 )
 from saliency.evaluation.networks.preprocessing import preprocess
-from saliency.evaluation.printing import one_line, printable
+from saliency.evaluation.printing import one_line
 from saliency.images import overlay, read_image, resize_image, write_png
 from saliency.methods import METHODS
 from saliency.plot import contact_sheet
@@ -58,47 +56,6 @@ class Case(NamedTuple):
     input: Tensor
     scores: Tensor
     targets: list[int]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code: 0, or 2 after one line of error on stderr, or 130 after Ctrl-C.
-
-    >>> main(["explain", "nowhere.jpg"])
-    2
-    """
-    try:
-        arguments = build_parser().parse_args(argv)
-        arguments.run(arguments)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader left (`saliency layers | head`): point stdout elsewhere, to exit quietly
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"saliency: error: {one_line(error)}\n")
-        return 2
-    return 0
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, written by :func:`main`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise :class:`ValueError` instead of printing the usage."""
-        raise ValueError(f"{message}; see {self.prog} --help.")
-
-
-def build_parser() -> Parser:
-    """Return the parser of all commands."""
-    parser = Parser(prog="saliency", description="Saliency maps of image classifiers.")
-    commands = parser.add_subparsers(title="commands", metavar="{explain,methods,layers}", required=True)
-    add_explain(commands.add_parser("explain", help="write maps and overlays of photos"))
-    methods = commands.add_parser("methods", help="list the methods")
-    methods.set_defaults(run=lambda _: say(methods_table()))
-    layers = commands.add_parser("layers", help="list the layers of a network, with the shapes of their outputs")
-    layers.add_argument("--arch", default="resnet50", help="'scenes' or a classifier of torchvision (resnet50)")
-    layers.set_defaults(run=lambda arguments: say(layers_table(arguments.arch)))
-    return parser
 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
@@ -283,15 +240,3 @@ def output_folder(path: str) -> Path:
 def slug(name: str) -> str:
     """Return a name fit for a file: ``'bull mastiff'`` is ``'bull_mastiff'``."""
     return re.sub(r"\W+", "_", name.lower()).strip("_")
-
-
-def positive(text: str) -> int:
-    """Return the whole number of at least 1 that an argument of the command line stands for."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
-
-
-def say(text: str) -> None:
-    """Write a line to stdout."""
-    sys.stdout.write(f"{printable(text)}\n")
