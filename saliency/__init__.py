@@ -20,7 +20,7 @@ from saliency.engine.operations import Instead, Pre, Rule, Through
 from saliency.engine.paths import between, line, noise
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import SharedForward
-from saliency.engine.search import find_layer
+from saliency.engine.search import find_layer, layer_candidates
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
 from saliency.methods import METHODS, Method
 from saliency.methods.ablation import feature_ablation, feature_permutation, occlusion
@@ -147,6 +147,7 @@ __all__ = [
     "internal_influence",
     "is_cam",
     "layer_cam",
+    "layer_candidates",
     "line",
     "linear_approx",
     "max_channels",

@@ -354,7 +354,7 @@ def test_layers_with_shapes_and_the_default(capsys):
     assert main(["layers", "--arch", "scenes"]) == 0
     *rows, note = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["*", "layer4", "Sequential", "(1,", "80,", "16,", "16)"] in rows
-    assert ["fc", "Linear", "(1,", "8)"] in rows
+    assert ["fc", "Linear", "(1,", "8)", "no", "grid"] in rows
     assert [row[0] for row in rows].count("*") == 1
     assert note[0] == "*"
     assert len(rows) == len([name for name, _ in SceneNet().named_modules() if name])

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from saliency.engine.search import find_layer
-from saliency.evaluation.networks.models import layer_shapes, load_network, recipe
+from saliency.engine.search import layer_candidates
+from saliency.evaluation.networks.models import load_network, recipe
 from saliency.methods import METHODS
 
 
@@ -16,16 +16,19 @@ def methods_table() -> str:
 
 
 def layers_table(arch: str) -> str:
-    """Return name, class and output shape of every layer, the default of the CAMs marked with a star."""
+    """Return name, class, output shape of every layer; which one the CAMs explain by default, or why not this one."""
     model, wanted = load_network(arch), recipe(arch)
     for parameter in model.parameters():  # a head starts at zero in some networks, and lets no gradient through
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
-    image = torch.zeros(1, 3, wanted.size, wanted.size)
-    default, shapes = find_layer(model, image), layer_shapes(model, image)
-    layers = [(name, layer) for name, layer in model.named_modules() if name]
-    marks = {default: "*"}
-    rows = [(marks.get(name, " "), name, type(layer).__name__, shapes.get(name, "-")) for name, layer in layers]
+    image = torch.randn(1, 3, wanted.size, wanted.size, generator=torch.Generator().manual_seed(0))
+    found = {candidate.name: candidate for candidate in layer_candidates(model, image)}
+    default = [candidate.name for candidate in found.values() if not candidate.problem][-1]
+    rows = []
+    for name, layer in model.named_modules():
+        if name:
+            shape, problem = found[name][1:] if name in found else ("-", "no single tensor, or not run")
+            rows.append(("*" if name == default else " ", name, type(layer).__name__, str(shape), problem))
     return f"{table(rows)}\n* where the CAMs look by default; shapes for an input of {tuple(image.shape)}"
 
 

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from types import MethodType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,9 +45,36 @@ def find_layer(model: Module, input: Tensor, /, *args: object, target: Target = 
     >>> find_layer(Sequential(Conv2d(1, 2, 3), Flatten(), Linear(32, 5)), torch.rand(1, 1, 6, 6), target=1)
     '0'
     """
+    return found_layer(_make_call(model, input, args, kwargs), target, anew=True)[0]
+
+
+class Candidate(NamedTuple):
+    """A layer that was looked at: the shape of its output, and why it is no map, or cannot be told from one."""
+
+    name: str
+    shape: tuple[int, ...]
+    problem: str
+
+
+def layer_candidates(
+    model: Module, input: Tensor, /, *args: object, target: Target = None, **kwargs: object
+) -> list[Candidate]:
+    """What :func:`find_layer` chooses from: the layers that return a tensor, in the order in which they run.
+
+    The last of those without a ``problem`` is the layer that it finds. Arguments and errors are the same.
+
+    >>> from torch.nn import Conv2d, Flatten, Linear, Sequential
+    >>> layer_candidates(Sequential(Conv2d(1, 2, 3), Flatten(), Linear(32, 5)), torch.rand(1, 1, 6, 6), target=1)[:2]
+    [Candidate(name='0', shape=(1, 2, 4, 4), problem=''), Candidate(name='1', shape=(1, 32), problem='no grid')]
+    """
+    call = _make_call(model, input, args, kwargs)
+    outputs = keeping_copies(lambda _: _search(call, target))
+    return [Candidate(found.name, found.shape, found.problem) for found in outputs]
+
+
+def _make_call(model: Module, input: Tensor, args: tuple[object, ...], kwargs: dict[str, object]) -> Call:
     tensors = all(isinstance(arg, Tensor) and arg.ndim > 1 for arg in args)
-    call = make_call(model, (input, *args), None, kwargs) if tensors else make_call(model, input, args, kwargs)
-    return found_layer(call, target, anew=True)[0]
+    return make_call(model, (input, *args), None, kwargs) if tensors else make_call(model, input, args, kwargs)
 
 
 def found_layer(call: Call, target: Target = None, anew: bool = False) -> tuple[str, Module]:
@@ -59,7 +87,8 @@ def found_layer(call: Call, target: Target = None, anew: bool = False) -> tuple[
     key = (hash(call.modules), _signature(call), _kind(target))
     name = None if anew else _recall(call.model, key)
     if name is None:
-        name = keeping_copies(lambda _: _search(call, target))
+        outputs = keeping_copies(lambda _: _search(call, target))
+        name = next(found.name for found in reversed(outputs) if not found.problem)
         _remember(call.model, key, name)
     return name, resolve_layer(call.model, name)
 
@@ -113,8 +142,8 @@ def _identity(function: Callable[..., object]) -> Hashable:
     return known
 
 
-def _search(call: Call, target: Target) -> str:
-    """The name of the last layer that returns a map, at which the gradient of ``target`` is not zero almost everywhere.
+def _search(call: Call, target: Target) -> list[Output]:
+    """The layers that return a tensor: the last one without a problem is a map that the score of ``target`` depends on.
 
     Costs a forward pass of one sample (of the batch, if the target is a function of its output), and a backward pass
     down to that layer. Raises ``ValueError`` where there is none, and says what was looked at.
@@ -133,7 +162,8 @@ def _search(call: Call, target: Target) -> str:
         leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         outputs = list(watch.outputs.values())
         _judge(outputs, Graph(score, leaves, watch.given))
-        return _choose(outputs, score, tuple(image.shape[2:]))
+        _choose(outputs, score, tuple(image.shape[2:]))
+        return outputs
 
 
 def _run(call: Call, watch: Watch) -> object:
@@ -176,8 +206,8 @@ def _judge(outputs: list[Output], graph: Graph) -> None:
             found.problem = "queries"
 
 
-def _choose(outputs: list[Output], score: Tensor, size: tuple[int, ...]) -> str:
-    """The last of the maps whose gradient is not zero almost everywhere."""
+def _choose(outputs: list[Output], score: Tensor, size: tuple[int, ...]) -> None:
+    """Find the last of the maps whose gradient is not zero almost everywhere, and note it of those behind it."""
     maps = [(found, found.edge) for found in reversed(outputs) if found.edge is not None and not found.problem]
     shares: list[float] = []
     while len(shares) < len(maps):
@@ -187,7 +217,7 @@ def _choose(outputs: list[Output], score: Tensor, size: tuple[int, ...]) -> str:
         for (found, _), gradient in zip(some, gradients, strict=True):
             shares.append(0 if gradient is None else _share_of_cells(gradient, size, found))
             if shares[-1] > _EVERYWHERE:
-                return found.name
+                return
             found.problem = f"a gradient at {shares[-1]:.1%} of its cells"
     raise _no_layer(outputs, score, shares)
 

@@ -798,3 +798,24 @@ def test_wrapped_models_and_layers(wrap):
     assert passes(net) == 0
     net[1] = torch.compile(nn.Sequential(nn.ReLU(), nn.Identity()), backend="eager")
     assert [found_layer(make_call(net, image()), 1) for _ in range(2)] == [("1", net[1]._orig_mod)] * 2
+
+
+def test_candidates_say_what_was_looked_at_and_why_it_is_not_the_one():
+    net = Net(
+        lambda s, x: (s.mask(s.bb(x)), s.fc(s.pool(s.bb(x)).flatten(1))),
+        bb=nn.Conv2d(3, 8, 3, 2),
+        mask=nn.Conv2d(8, 1, 1),
+        pool=nn.AdaptiveAvgPool2d(1),
+        fc=nn.Linear(8, 2),
+    )
+    x = torch.rand(2, 3, 9, 9)
+    found = saliency.layer_candidates(net, x, target=lambda output: output[1][:, 1])
+    assert [(each.name, each.shape[1:], each.problem) for each in found] == [
+        ("mask", (1, 4, 4), "no gradient of this target"),
+        ("bb", (8, 4, 4), ""),
+        ("pool", (8, 1, 1), "an adaptive pool"),
+        ("fc", (2,), "no grid"),
+    ]
+    assert find_layer(net, x, target=lambda output: output[1][:, 1]) == "bb"
+    with pytest.raises(ValueError, match="saliency_layer=None finds no layer"):
+        saliency.layer_candidates(nn.Sequential(nn.Flatten(), nn.Linear(243, 2)), x, target=1)

@@ -3,7 +3,7 @@
 import difflib
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -178,27 +178,6 @@ def find_targets(text: str, classes: Sequence[str], scores: Tensor) -> list[int]
             raise ValueError(f"target={shown(text)} is no class of the network; accepted is 0 to {len(scores) - 1}.")
         return [int(text)]
     return [find_class(text, classes)]
-
-
-def layer_shapes(model: Module, image: Tensor) -> dict[str, str]:
-    """Return the shape of the (first) tensor that comes out of every layer that runs."""
-    shapes: dict[str, str] = {}
-
-    def recorder(name: str) -> Callable[[Module, Any, Any], None]:
-        def record(_module: Module, _inputs: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            shapes[name] = str(tuple(first.shape)) if isinstance(first, Tensor) else "-"
-
-        return record
-
-    handles = [layer.register_forward_hook(recorder(name)) for name, layer in model.named_modules()]
-    try:
-        with torch.no_grad():
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return shapes
 
 
 def check_arch(arch: str) -> None:
