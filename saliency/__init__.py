@@ -78,7 +78,7 @@ from saliency.methods.relu_backprop import (
 )
 from saliency.methods.scored_cam import ablation_cam, is_cam, recipro_cam, score_cam, ss_cam
 from saliency.rules import shared_forward
-from saliency.wrappers import smooth_grad
+from saliency.wrappers import Warp, augmented, low_pass, normalised, smooth_grad
 
 __version__ = "0.1.0"
 
@@ -107,9 +107,11 @@ __all__ = [
     "RuleContext",
     "SharedForward",
     "Through",
+    "Warp",
     "ablation_cam",
     "activation",
     "attach_debug_probes",
+    "augmented",
     "between",
     "conductance",
     "contrastive_excitation_backprop",
@@ -150,8 +152,10 @@ __all__ = [
     "layer_candidates",
     "line",
     "linear_approx",
+    "low_pass",
     "max_channels",
     "noise",
+    "normalised",
     "occlusion",
     "random_masks",
     "recipro_cam",

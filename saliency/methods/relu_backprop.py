@@ -1,5 +1,7 @@
 """Guided backpropagation and DeConvNet: the gradient, with another rule for ReLU."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import Module
@@ -7,6 +9,7 @@ from typing_extensions import Unpack
 
 from saliency import rules
 from saliency.engine.call import Input, make_call
+from saliency.engine.checks import shown
 from saliency.engine.contexts import RuleContext
 from saliency.engine.driver import saliency
 from saliency.engine.finishing import Finish
@@ -98,6 +101,7 @@ def guided_grad_cam(
     layout: Layout = None,
     reduction: Reduction = max_channels,
     interpolate_mode: str = "bilinear",
+    cam: Callable[..., Maps] = grad_cam,
     **options: Unpack[WalkOptions],
 ) -> Maps:
     r"""Guided Grad-CAM: guided backpropagation at the input, where Grad-CAM's map is.
@@ -105,7 +109,8 @@ def guided_grad_cam(
     .. math:: s_{n1u} = \max_c |g_{ncu} \, m_{n1u}|
 
     with the guided gradient :math:`g` and Grad-CAM's map :math:`m` of the layer, brought to the input's size by
-    ``interpolate_mode``. (N, 1, H, W); ``reduction=None`` gives the product itself, (N, C, H, W).
+    ``interpolate_mode``; ``cam`` may be another CAM. (N, 1, H, W); ``reduction=None`` gives the product itself,
+    (N, C, H, W).
     Selvaraju et al., ICCV 2017. Options and errors: see :func:`saliency`.
     """
     if not isinstance(input, Tensor):
@@ -113,10 +118,12 @@ def guided_grad_cam(
     call = make_call(model, input)
     check_map_options(resize, resize_mode, smooth, layout, call.image)
     check_mode("interpolate_mode", interpolate_mode)
+    if not callable(cam):
+        raise ValueError(f"cam={shown(cam)} is not a method; expected a CAM such as layer_cam.")
     shape, product = "layer" if reduction is None else None, Attribution(reduction, of="activation")
     finish = Finish(call, shape, product, resize, resize_mode, smooth)
     size: Resize = tuple(input.shape[:1:-1]) if input.ndim in (3, 4) else True
-    cams = grad_cam(
+    cams = cam(
         model, input, target, saliency_layer, resize=size, resize_mode=interpolate_mode, layout=layout, **options
     )
     guided = guided_backprop(model, input, target, gradient_to_saliency=gradient_of, debug=debug, **options)

@@ -86,3 +86,9 @@ def test_guided_grad_cam_is_the_product_of_its_two_parts(mode):
     torch.testing.assert_close(maps, product.abs().amax(2))
     both = saliency.guided_grad_cam(model, input, targets, ["0", "1"], interpolate_mode=mode)
     torch.testing.assert_close(both[1], maps)
+    fine = saliency.guided_grad_cam(model, input, targets[:, 0], "1", interpolate_mode=mode, cam=saliency.layer_cam)
+    cam = F.interpolate(saliency.layer_cam(model, input, targets[:, 0], "1"), (8, 7), mode=mode)
+    guided = saliency.guided_backprop(model, input, targets[:, 0], gradient_to_saliency=lambda x: x.grad)
+    torch.testing.assert_close(fine, (cam * guided).abs().amax(1, keepdim=True))
+    with pytest.raises(ValueError, match="^cam='layer_cam' is not a method"):
+        saliency.guided_grad_cam(model, input, 0, "1", cam="layer_cam")
