@@ -90,5 +90,5 @@ def test_guided_grad_cam_is_the_product_of_its_two_parts(mode):
     cam = F.interpolate(saliency.layer_cam(model, input, targets[:, 0], "1"), (8, 7), mode=mode)
     guided = saliency.guided_backprop(model, input, targets[:, 0], gradient_to_saliency=lambda x: x.grad)
     torch.testing.assert_close(fine, (cam * guided).abs().amax(1, keepdim=True))
-    with pytest.raises(ValueError, match="^cam='layer_cam' is not a method"):
+    with pytest.raises(ValueError, match=r"^cam='layer_cam' is not a method"):
         saliency.guided_grad_cam(model, input, 0, "1", cam="layer_cam")
