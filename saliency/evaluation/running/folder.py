@@ -34,9 +34,9 @@ def owning(out: Path, ranks: Ranks, plan: str) -> Iterator[IO[bytes]]:
             try:
                 said = {"token": _take(out, stack), "plan": plan}
             except (ValueError, OSError) as error:
-                ranks.share({"error": str(error), "unwritable": isinstance(error, UnwritableError)})
+                ranks.share("folder", {"error": str(error), "unwritable": isinstance(error, UnwritableError)})
                 raise
-        said = ranks.share(said)
+        said = ranks.share("folder", said)
         _compare(out, ranks.rank, said, plan)
         yield stack.enter_context(holding(out / f"rows-{ranks.rank}.jsonl"))
 

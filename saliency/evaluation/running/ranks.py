@@ -21,11 +21,11 @@ class Ranks(NamedTuple):
     size: int
     store: Store
 
-    def share(self, value: Any = None) -> Any:
-        """What rank 0 gave, as JSON, on every rank."""
+    def share(self, name: str, value: Any = None) -> Any:
+        """What rank 0 gave by this name, as JSON, on every rank."""
         if self.rank == 0:
-            self.store.set("shared", json.dumps(value))
-        return json.loads(self.store.get("shared"))
+            self.store.set(name, json.dumps(value))
+        return json.loads(self.store.get(name))
 
     def add(self, name: str, amount: int) -> int:
         """Add to a number of all ranks; what it is then."""

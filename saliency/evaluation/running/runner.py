@@ -1,5 +1,6 @@
 """The runner: every case of a data set, explained by every method, measured by every metric, on disk at once."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +12,13 @@ from saliency.engine.state import model_device, model_dtype
 from saliency.evaluation.cases import Dataset, describe
 from saliency.evaluation.metrics.perturbed import class_softmax
 from saliency.evaluation.networks.models import Recipe
-from saliency.evaluation.running.configuration import describe_network, fingerprint_of, versions
+from saliency.evaluation.running.configuration import SESSION, describe_network, fingerprint_of, versions
 from saliency.evaluation.running.execution import Run, execute
 from saliency.evaluation.running.explaining import check_layers, make_explainer
 from saliency.evaluation.running.folder import UnwritableError, owning
-from saliency.evaluation.running.jobs import Methods, make_jobs
+from saliency.evaluation.running.jobs import Job, Methods, make_jobs
 from saliency.evaluation.running.plan import plan_batches
-from saliency.evaluation.running.ranks import join_ranks
+from saliency.evaluation.running.ranks import Ranks, join_ranks
 from saliency.evaluation.running.rows import read_rows
 from saliency.evaluation.running.scoring import Bench
 from saliency.evaluation.running.summary import Line, markdown, summarise
@@ -60,16 +61,17 @@ def run(
 ) -> Outcome:
     """Score every case by every method and metric; what is on disk in ``out`` from an earlier run is not done again.
 
-    ``methods`` are functions with their options, by name; ``metrics`` the options of each. ``network`` is written
-    down with the results, besides digests of its tensors and structure; ``outputs`` are those of the network that
-    each class of the data set means, () for a class that is left out. Cases that fail have rows with their error;
+    ``methods`` are functions with their options, by name, or an :class:`Entrant` with a version of what the function
+    does; ``metrics`` the options of each. ``network`` is written down with the results, besides digests of its tensors
+    and structure: a ``version`` there tells changes of its code. ``outputs`` are those of the network that each class
+    of the data set means, () for a class that is left out. Cases that fail have rows with their error;
     ``retry_errors`` tries those of earlier runs again. Started by ``torchrun``, the ranks share the work; results are
     the same for any number of them, with as many threads each. An interrupt ends the run with what there is.
     Raises ``ValueError`` for wrong arguments and a folder in use, ``OSError`` where rows cannot be written, as on a
     full disk: those that were stay whole.
     """
     outputs = [(index,) for index in range(len(dataset.classes))] if outputs is None else outputs
-    explainers = {name: make_explainer(name, *method) for name, method in methods.items()}
+    explainers = {name: make_explainer(name, *given[:2]) for name, given in methods.items()}
     for explainer in explainers.values():
         check_layers(model, explainer)
     activation = torch.sigmoid if recipe.multi_label else class_softmax
@@ -82,17 +84,28 @@ def run(
         "dtype": model_dtype(model, torch.zeros(0)),
         "versions": versions(),
     }
-    jobs = make_jobs(methods, metrics, setting)
+    ranks = join_ranks()
+    jobs = make_jobs(methods, metrics, setting, ranks.share("session", SESSION))
+    if ranks.rank == 0:
+        tell_of_unversioned(jobs)
     without = {label for label, own in enumerate(outputs) if not own}
     batches = plan_batches(dataset.annotations, recipe, batch_size, limit, without)
     if not batches:
         raise ValueError(f"dataset={dataset.name!r} holds no case with an output; one with some is accepted.")
-    return carry_out(Run(dataset, recipe, bench, jobs, batches, Path(out), gallery), retry_errors)
+    return carry_out(Run(dataset, recipe, bench, jobs, batches, Path(out), gallery), ranks, retry_errors)
 
 
-def carry_out(run: Run, retry_errors: bool) -> Outcome:
+def tell_of_unversioned(jobs: Sequence[Job]) -> None:
+    """Say on the terminal, in one line, which results no later process can know."""
+    if names := sorted({name for job in jobs for name in job.unversioned}):
+        logging.getLogger(__name__).warning(
+            "no version of %s: a later process does not reuse these results; version= of the method is accepted",
+            ", ".join(names),
+        )
+
+
+def carry_out(run: Run, ranks: Ranks, retry_errors: bool) -> Outcome:
     """Do what is planned, in its folder, with the other ranks."""
-    ranks = join_ranks()
     tasks = {job.fingerprint: job.task for job in run.jobs}
     plan = fingerprint_of({"jobs": list(tasks), "batches": run.batches})
     interrupted, problems = False, list[str]()

@@ -16,10 +16,10 @@ from saliency.evaluation.datasets.scenes import SceneSet
 from saliency.evaluation.metrics.agreement import rank_correlation
 from saliency.evaluation.metrics.localisation import points_hit, saliency_points
 from saliency.evaluation.networks.models import recipe
-from saliency.evaluation.running import execution, summary
+from saliency.evaluation.running import execution, runner, summary
 from saliency.evaluation.running.configuration import fingerprint_of, written
 from saliency.evaluation.running.explaining import centre
-from saliency.evaluation.running.jobs import make_jobs
+from saliency.evaluation.running.jobs import Entrant, make_jobs
 from saliency.evaluation.running.locks import holding
 from saliency.evaluation.running.plan import Case, plan_batches
 from saliency.evaluation.running.ranks import Ranks
@@ -265,6 +265,35 @@ def test_what_two_runs_could_not_be_told_apart_by_is_refused():
     assert fingerprint_of({"t": torch.ones(2)}) == fingerprint_of({"t": torch.ones(2)})
     with pytest.raises(ValueError, match=r"options=.* cannot be written down"):
         written({"option": object()})
+
+
+def sigma_of_the_script(model, input, target):
+    return METHODS["gradient"].function(model, input, target, smooth=sigma_of_the_script.sigma)
+
+
+def test_a_later_process_reuses_no_result_of_a_function_without_a_version(play, monkeypatch, caplog, tmp_path):
+    """What such a function depends on cannot be seen: here a number, as a script reads it from its arguments."""
+    methods = {"own": sigma_of_the_script, "partial": partial(sigma_of_the_script), "wrapped": smooth_grad(gradient, 2)}
+    methods |= {"known": METHODS["gradient"].function, "option": (gradient, {"get_backward_gradient": lambda y, t: y})}
+    for session, sigma in (("first", 0.01), ("later", 0.2)):
+        sigma_of_the_script.sigma = sigma
+        monkeypatch.setattr(runner, "SESSION", session)
+        caplog.clear()
+        play(methods, limit=2)
+        assert len(caplog.messages) == 1
+        assert "sigma_of_the_script" in caplog.text
+        assert "<lambda>" in caplog.text
+    found = Counter(row.method for row in scan_rows(tmp_path / "out"))
+    assert found == {"known": 2, **dict.fromkeys(set(methods) - {"known"}, 4)}
+
+
+def test_a_version_stands_for_what_a_function_does(play, monkeypatch, caplog, tmp_path):
+    for session, version, rows in (("first", "1", 2), ("later", "1", 2), ("later", "2", 4)):
+        monkeypatch.setattr(runner, "SESSION", session)
+        method = Entrant(lambda *call, **options: gradient(*call, **options), {"smooth": 0.1}, version=version)
+        play({"own": method}, limit=2)
+        assert len(list(scan_rows(tmp_path / "out"))) == rows
+    assert not caplog.messages
 
 
 def test_a_broken_image_fails_alone(play, tmp_path):
@@ -515,7 +544,7 @@ def test_means_over_cases_and_classes():
 def test_ranks_share_the_items():
     store = HashStore()
     ranks = [Ranks(rank, 3, store) for rank in range(3)]
-    assert [r.share({"a": 1} if r.rank == 0 else None) for r in ranks] == [{"a": 1}] * 3
+    assert [r.share("name", {"a": 1} if r.rank == 0 else None) for r in ranks] == [{"a": 1}] * 3
     taken, sources = [], [r.divide("abcdefgh") for r in ranks]
     for turn in (0, 0, 1, 2, 0, 1, 0, 0, 1, 2, 2):
         taken += [item for item in [next(sources[turn], None)] if item]
