@@ -188,14 +188,10 @@ def read_dataset(arguments: Namespace) -> Dataset:
     """The data set."""
     if arguments.scenes and arguments.dataset != "scenes":
         raise ValueError(f"scenes={arguments.scenes!r} is for the data set of scenes only; --limit is accepted.")
-    return load_dataset(
-        arguments.dataset,
-        arguments.root,
-        split=arguments.split,
-        annotations=arguments.annotations,
-        on_error=arguments.on_error,
-        scenes=arguments.scenes or 200,
-    )
+    options = {"split": arguments.split, "annotations": arguments.annotations}
+    if arguments.dataset == "scenes":
+        options["scenes"] = arguments.scenes or 200
+    return load_dataset(arguments.dataset, arguments.root, on_error=arguments.on_error, **options)
 
 
 def tell_of_problems(setup: Setup) -> None:

@@ -22,7 +22,7 @@ from benchmarks.pointing_game import Setup, build_parser, make_setup, run_setup
 from benchmarks.torchray_agreement import judge
 from benchmarks.torchray_loop import Networks, make_networks
 from saliency.evaluation.cases import Dataset, labels_of
-from saliency.evaluation.datasets.photos import PhotoSet
+from saliency.evaluation.datasets.photos import ImageSet
 from saliency.evaluation.running.rows import read_rows
 
 
@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def take(dataset: Dataset, start: int, count: int) -> PhotoSet:
-    """The photos of a round. ``ValueError`` for a data set of anything else."""
-    if not isinstance(dataset, PhotoSet):
-        raise ValueError(f"dataset={dataset.name!r} holds no photo files; a data set of photos is accepted.")
+def take(dataset: Dataset, start: int, count: int) -> ImageSet:
+    """The photos of a round. ``ValueError`` for a data set of one's own."""
+    if not isinstance(dataset, ImageSet):
+        raise ValueError(f"dataset={dataset.name!r} cannot be divided; one of the table is accepted.")
     part = slice(start, start + count)
-    return replace(dataset, annotations=dataset.annotations[part], paths=dataset.paths[part])
+    return replace(dataset, annotations=dataset.annotations[part], places=dataset.places[part])
 
 
 def run_ours(setup: Setup) -> float:

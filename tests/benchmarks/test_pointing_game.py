@@ -10,7 +10,7 @@ from benchmarks.choices import BATCHED, CENTRE, LONG, TORCHRAY, choose_metrics, 
 from benchmarks.pointing_game import build_parser, main
 from saliency import METHODS, get_pointing_gradient, max_channels
 from saliency.catalogue import is_path_method
-from saliency.evaluation.datasets.scenes import SceneSet
+from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.networks.models import recipe
 from saliency.evaluation.running.explaining import explain_each, make_explainer
@@ -44,7 +44,8 @@ def accuracies(names, scenes, folder, others=None):
     """The share of hits in percent by method: those named in the benchmark's own settings, others in theirs."""
     methods = make_methods([CENTRE, *names], [], few(names), "scenes", None, torchray=False) | (others or {})
     metrics = {"pointing_game": {}}
-    outcome = run(SceneSet(scenes, 500), scene_network(), recipe("scenes"), methods, metrics, folder, gallery=0)
+    dataset = load_dataset("scenes", scenes=scenes, seed=500)
+    outcome = run(dataset, scene_network(), recipe("scenes"), methods, metrics, folder, gallery=0)
     assert outcome.failed == 0
     return {line.task.name: 100 * line.mean for line in outcome.lines}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saliency.evaluation.cases import Thing
-from saliency.evaluation.datasets.photos import Box, Photo, PhotoSet, collect, each_photo, stored_size
+from saliency.evaluation.datasets.photos import Box, Entry, Listing, each_photo, stored_size
 from saliency.evaluation.datasets.segmentation import draw_mask, segmentation_problem
 from saliency.evaluation.networks.class_names import COCO_CLASSES
 from saliency.images import is_file
@@ -20,26 +20,26 @@ from saliency.images import is_file
 FARTHEST = 1e12  # pixels
 
 
-def coco_set(name: str, root: Path, split: str, annotations: Path | None, on_error: str) -> PhotoSet:
+def coco_entries(root: Path, split: str, annotations: str | Path | None = None) -> Listing:
     """The photos of ``root/<split>`` and the 80 classes of ``root/annotations/instances_<split>.json``."""
-    file = annotations or root / "annotations" / f"instances_{split}.json"
+    file = Path(annotations or root / "annotations" / f"instances_{split}.json")
     index = read_index(file)
     order = {class_name: label for label, class_name in enumerate(COCO_CLASSES)}
     labels = {key: order[category["name"]] for key, category in index.cats.items() if category["name"] in order}
-    return collect(name, root, COCO_CLASSES, _photos(index, root / split, labels), on_error, digest(file))
+    return Listing(COCO_CLASSES, _photos(index, root / split, labels), digest(file))
 
 
-def folder_set(name: str, root: Path, split: str, annotations: Path | None, on_error: str) -> PhotoSet:
+def folder_entries(root: Path, split: str = "", annotations: str | Path | None = None) -> Listing:
     """The photos of a folder and one JSON file; the classes are its categories, by rising id.
 
     The photos lie in ``root/<split>``, or else in ``root`` or the folder in it that has most of them.
     """
-    file = annotations or find_json(root)
+    file = Path(annotations) if annotations else find_json(root)
     index = read_index(file)
     labels = {key: label for label, key in enumerate(sorted(index.cats))}
     classes = tuple(str(index.cats[key]["name"]) for key in labels)
     folder = root / split if split else _photo_folder(root, [image.get("file_name") for image in index.imgs.values()])
-    return collect(name, root, classes, _photos(index, folder, labels), on_error, digest(file))
+    return Listing(classes, _photos(index, folder, labels), digest(file))
 
 
 def read_index(file: Path) -> Any:
@@ -99,7 +99,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _photos(index: Any, folder: Path, labels: Mapping[Any, int]) -> Iterator[Photo | str]:
+def _photos(index: Any, folder: Path, labels: Mapping[Any, int]) -> Iterator[Entry | str]:
     """The photos by rising id, and what is wrong with the index as a whole."""
     for key, times in Counter(image["id"] for image in index.dataset["images"]).items():
         if times > 1:
@@ -108,7 +108,7 @@ def _photos(index: Any, folder: Path, labels: Mapping[Any, int]) -> Iterator[Pho
         if entry["image_id"] not in index.imgs:
             yield f"annotation {entry['id']}: its image id {entry['image_id']} is not listed"
 
-    def read(key: Any) -> Iterator[Photo | str]:
+    def read(key: Any) -> Iterator[Entry | str]:
         return _photo(index.imgs[key], index.imgToAnns.get(key, ()), folder, labels, index.cats)
 
     yield from each_photo(sorted(index.imgs), read)
@@ -120,7 +120,7 @@ def _photo(
     folder: Path,
     labels: Mapping[Any, int],
     categories: Mapping[Any, Any],
-) -> Iterator[Photo | str]:
+) -> Iterator[Entry | str]:
     name = image.get("file_name")
     if not isinstance(name, str) or not name:
         yield f"image id {image['id']}: it has no file_name"
@@ -137,7 +137,7 @@ def _photo(
             yield f"{name}: annotation {entry['id']} {problem}"
         else:
             things.append(_thing(entry, size, labels[entry["category_id"]]))
-    yield Photo(name, folder / name, size, tuple(things))
+    yield Entry(name, folder / name, size, tuple(things))
 
 
 def _size(image: Mapping[str, Any], path: Path) -> tuple[int, int]:

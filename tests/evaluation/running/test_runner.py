@@ -12,7 +12,8 @@ from torch.distributed import HashStore
 
 from saliency import METHODS, smooth_grad
 from saliency.evaluation.cases import class_mask, is_difficult, labels_of
-from saliency.evaluation.datasets.scenes import SceneSet
+from saliency.evaluation.datasets import load_dataset
+from saliency.evaluation.datasets.photos import ImageSet
 from saliency.evaluation.metrics.agreement import rank_correlation
 from saliency.evaluation.metrics.localisation import points_hit, saliency_points
 from saliency.evaluation.networks.models import recipe
@@ -25,7 +26,7 @@ from saliency.evaluation.running.plan import Case, plan_batches
 from saliency.evaluation.running.ranks import Ranks
 from saliency.evaluation.running.rows import encode, key_of, read_rows, scan_rows
 from saliency.evaluation.running.runner import run
-from saliency.scenes import scene_network
+from saliency.scenes import make_scene, scene_network
 
 RECIPE = recipe("scenes")
 GAME = {"pointing_game": {}}
@@ -39,6 +40,10 @@ def gradient(model, input, target, **options):
     return METHODS["gradient"].function(model, input, target, **options)
 
 
+def scene_set(count):
+    return load_dataset("scenes", scenes=count)
+
+
 @pytest.fixture(scope="module")
 def network():
     return scene_network()
@@ -46,7 +51,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return SceneSet(8)
+    return scene_set(8)
 
 
 @pytest.fixture
@@ -65,17 +70,21 @@ def scores(folder):
     return {key_of(row)[:4]: (row.score, row.curve, row.point, row.difficult) for row in read_rows(folder)}
 
 
-class Broken(SceneSet):
+class BrokenScenes(ImageSet):
     """Scenes of which some cannot be read, and some are not of their annotated size."""
 
-    def __init__(self, count, missing=(), small=()):
-        super().__init__(count)
-        self.missing, self.small = missing, small
+    missing, small = (), ()
 
     def image(self, index):
         if index in self.missing:
             raise ValueError(f"photo='scene{index}.jpg' cannot be read.")
         return super().image(index)[:, :100] if index in self.small else super().image(index)
+
+
+def broken_scenes(count, missing=(), small=()):
+    found = BrokenScenes(**vars(scene_set(count)))
+    found.missing, found.small = missing, small
+    return found
 
 
 def test_a_score_is_the_metric_s_on_the_map_at_the_size_of_the_image(play, network, scenes, tmp_path):
@@ -97,28 +106,19 @@ def test_a_score_is_the_metric_s_on_the_map_at_the_size_of_the_image(play, netwo
 
 
 def test_images_larger_than_the_input_and_of_many_sizes(play, network, tmp_path):
-    class Photos(SceneSet):
-        """Every scene at a size of its own."""
-
-        sizes = ((128, 128), (96, 120), (128, 100), (96, 120), (64, 80))
-
-        def __init__(self):
-            super().__init__(len(self.sizes))
-            self.annotations = tuple(
-                entry._replace(
-                    size=(h, w),
-                    things=tuple(thing._replace(mask=partial(_scaled, thing.mask, (h, w))) for thing in entry.things),
-                )
-                for entry, (h, w) in zip(self.annotations, self.sizes, strict=True)
-            )
-
-        def image(self, index):
-            return nn.functional.interpolate(super().image(index)[None], self.sizes[index])[0]
-
-    photos = Photos()
+    sizes = ((128, 128), (96, 120), (128, 100), (96, 120), (64, 80))
+    photos = scene_set(len(sizes))
+    photos.annotations = tuple(
+        entry._replace(
+            size=(h, w),
+            things=tuple(thing._replace(mask=partial(_scaled, thing.mask, (h, w))) for thing in entry.things),
+        )
+        for entry, (h, w) in zip(photos.annotations, sizes, strict=True)
+    )
+    photos.loader = lambda seed: nn.functional.interpolate(make_scene(seed).image[None], sizes[seed])[0]
     play({"centre": centre}, dataset=photos, recipe=RECIPE._replace(size=32))
     assert {row.image: row.point for row in read_rows(tmp_path / "out")} == {
-        entry.name: (w // 2, h // 2) for entry, (h, w) in zip(photos.annotations, photos.sizes, strict=True)
+        entry.name: (w // 2, h // 2) for entry, (h, w) in zip(photos.annotations, sizes, strict=True)
     }
 
 
@@ -196,7 +196,7 @@ def test_a_batch_that_lacks_a_row_is_computed_whole_and_only_that_row_written(pl
     ((name, count),) = counted.calls
     index = int(lines[lost].split('"image": "scene')[1].split('"')[0])
     assert name == "gradient"
-    (batch,) = [batch for batch in plan_batches(SceneSet(8).annotations, RECIPE, 3) if index in batch.images]
+    (batch,) = [batch for batch in plan_batches(scene_set(8).annotations, RECIPE, 3) if index in batch.images]
     assert count == len(batch.images) > 1
     again = path.read_text().splitlines(keepends=True)
     assert again[:-1] == lines[:lost] + lines[lost + 1 :]
@@ -237,7 +237,7 @@ def test_another_configuration_never_takes_old_rows(play, network, scenes, tmp_p
         ({"m": grad_cam}, GAME, {"recipe": RECIPE._replace(size=64)}),
         ({"m": grad_cam}, GAME, {"outputs": [(7 - label,) for label in range(8)]}),
         ({"m": grad_cam}, GAME, {"network": {"arch": "another"}}),
-        ({"m": grad_cam}, GAME, {"dataset": SceneSet(9)}),
+        ({"m": grad_cam}, GAME, {"dataset": scene_set(9)}),
     ]
     for number, (methods, metrics, options) in enumerate(settings, 1):
         outcome = play(methods, metrics, limit=3, **options)
@@ -255,7 +255,7 @@ def test_limit_batch_size_and_gallery_are_no_part_of_the_configuration(play, tmp
         play({"grad_cam": grad_cam}, **options)
     rows = list(scan_rows(tmp_path / "out"))
     assert len({row.fingerprint for row in rows}) == 1
-    assert len({key_of(row) for row in rows}) == len(rows) == sum(len(labels_of(a)) for a in SceneSet(8).annotations)
+    assert len({key_of(row) for row in rows}) == len(rows) == sum(len(labels_of(a)) for a in scene_set(8).annotations)
 
 
 def test_what_two_runs_could_not_be_told_apart_by_is_refused():
@@ -298,7 +298,7 @@ def test_a_version_stands_for_what_a_function_does(play, monkeypatch, caplog, tm
 
 def test_a_broken_image_fails_alone(play, tmp_path):
     good = play({"grad_cam": grad_cam, "gradient": gradient}, {**GAME, "agreement": {}}, out="good", batch_size=8)
-    broken = Broken(8, missing=[2], small=[5])
+    broken = broken_scenes(8, missing=[2], small=[5])
     outcome = play({"grad_cam": grad_cam, "gradient": gradient}, {**GAME, "agreement": {}}, broken, batch_size=8)
     labels = {f"scene{index}": len(labels_of(broken.annotations[index])) for index in (2, 5)}
     failed = [row for row in read_rows(tmp_path / "out") if row.error]
@@ -395,7 +395,7 @@ def test_a_metric_that_raises_or_is_not_finite_fails_alone(play, monkeypatch, tm
 
     monkeypatch.setitem(metrics.METRICS, "picky", metrics.Metric(picky, "none"))
     play({"centre": centre}, {"picky": {}})
-    dataset = SceneSet(8)
+    dataset = scene_set(8)
     for row in read_rows(tmp_path / "out"):
         hue = float(dataset.image(int(row.image[5:])).mean())
         if hue > 0.6:
@@ -407,10 +407,10 @@ def test_a_metric_that_raises_or_is_not_finite_fails_alone(play, monkeypatch, tm
 
 
 def test_errors_stay_until_they_are_to_be_tried_again(play, tmp_path):
-    outcome = play({"grad_cam": grad_cam}, dataset=Broken(8, missing=[1, 2]))
+    outcome = play({"grad_cam": grad_cam}, dataset=broken_scenes(8, missing=[1, 2]))
     failed = outcome.failed
     assert failed > 0
-    healed = Broken(8)
+    healed = broken_scenes(8)
     assert play({"grad_cam": grad_cam}, dataset=healed).failed == failed
     retried = play({"grad_cam": grad_cam}, dataset=healed, retry_errors=True)
     assert retried.failed == 0
