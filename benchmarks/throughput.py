@@ -23,7 +23,7 @@ from benchmarks.torchray_agreement import judge
 from benchmarks.torchray_loop import Networks, make_networks
 from saliency.evaluation.cases import Dataset, labels_of
 from saliency.evaluation.datasets.photos import ImageSet
-from saliency.evaluation.running.rows import read_rows
+from saliency.evaluation.running.store import read_results
 
 
 class Round(NamedTuple):
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             part = setup._replace(dataset=take(setup.dataset, start, arguments.images), out=Path(folder))
             ours = run_ours(part)
             spent: dict[str, float] = defaultdict(float)
-            for row in read_rows(folder):
+            for row in read_results(folder):
                 spent[row.method] += row.seconds
             theirs = run_torchray(part, networks)
         print(f"round {number}: saliency {ours:.1f} s, TorchRay {theirs:.1f} s, ratio {theirs / ours:.2f}", flush=True)

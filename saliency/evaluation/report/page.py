@@ -76,6 +76,7 @@ def _column(analysis: Analysis, column: str) -> dict[str, Any]:
     return {
         "label": column,
         "metric": metric,
+        "box_title": analysis.box_title(column),
         "higher": is_better_high(metric),
         "share": analysis.is_share(column),
     }

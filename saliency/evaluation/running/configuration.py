@@ -3,11 +3,9 @@
 import hashlib
 import inspect
 import json
-import os
 import re
 import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from importlib import metadata
@@ -77,22 +75,15 @@ def written(value: object, unversioned: list[str] | None = None, version: str | 
         return str(value)
     if isinstance(value, partial):
         return {"partial": [inner(value.func), inner(value.args), inner(value.keywords)]}
-    if inspect.isroutine(value) or inspect.isclass(value):
+    if callable(value):
         return _written_code(value, unversioned, version)
     raise ValueError(
         f"options={value!r} cannot be written down; numbers, texts, tensors, functions and lists of them are accepted."
     )
 
 
-def written_method(function: Callable[..., object], unversioned: list[str], version: str | None) -> Json:
-    """A method, as :func:`written`; of an object that is called, its class and its ``version``."""
-    if inspect.isroutine(function) or isinstance(function, (partial, type)):
-        return written(function, unversioned, version)
-    return _written_code(function, unversioned, version)
-
-
 def _written_code(code: Code, unversioned: list[str] | None, version: str | None) -> str:
-    owner = code if hasattr(code, "__qualname__") else type(code)
+    owner = code if hasattr(code, "__qualname__") else type(code)  # an object that is called
     name = f"{owner.__module__ or ''}.{owner.__qualname__}".lstrip(".")
     known = _version_of(code, owner.__module__) if version is None else version
     if known is not None:
@@ -180,27 +171,3 @@ def _digest(tensors: Mapping[str, object]) -> str:
         else:
             digest.update(f"{name} {written(tensor)!r}".encode())
     return digest.hexdigest()
-
-
-def write_file(path: Path, content: bytes, durable: bool = False) -> None:
-    """Write a file that is there whole or not at all, whatever happens; ``durable``, even if the power fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_configuration(folder: Path, fingerprint: str, configuration: Mapping[str, object]) -> None:
-    """Write ``configs/<fingerprint>.json``, if it is not there."""
-    path = folder / "configs" / f"{fingerprint}.json"
-    if not path.exists():
-        write_file(path, (json.dumps(written(configuration), indent=2) + "\n").encode(), durable=True)
