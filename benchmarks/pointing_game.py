@@ -45,6 +45,7 @@ from saliency.evaluation.running.ranks import RankError
 from saliency.evaluation.running.runner import run
 
 SHOWN = 5  # problems of a data set
+ENDING: tuple[type[Exception], ...] = (ValueError, OSError, DistError, *FATAL)
 MALLOC = {-1: 2**31 - 1, -3: 2**25}  # of glibc: M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its largest
 
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         outcome = benchmark(build_parser().parse_args(argv), rank)
-    except (ValueError, OSError, DistError, FATAL) as error:
+    except ENDING as error:
         if rank == 0 or not isinstance(error, ValueError) or isinstance(error, RankError):
             lost = "the process that kept the ranks together is gone: " if isinstance(error, DistError) else ""
             print(f"pointing_game: error: {lost}{one_line(error)}", file=sys.stderr)

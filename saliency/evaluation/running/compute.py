@@ -33,12 +33,8 @@ AHEAD = 2  # batches
 READERS = 4  # threads
 
 
-class UntoldError(Exception):
-    """Stands for the error below where the release of torch does not tell it from others."""
-
-
-# After it every call on the device fails, until the process ends.
-FATAL: type[Exception] = getattr(torch, "AcceleratorError", UntoldError)
+# After it every call on the device fails, until the process ends. Old releases of torch do not tell it from others.
+FATAL: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 
 
 def attempt(compute: Callable[[], Found]) -> Found | Exception:
@@ -70,14 +66,12 @@ def load_batches(
 ) -> Generator[Images, None, None]:
     """Yield the loaded images of every batch; the next are loaded meanwhile, in threads."""
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="load")
-    waiting: deque[list[Future[list[Case]]]] = deque()
+    waiting: deque[list[Future[list[Case]]]] = deque([[]] * AHEAD)
     try:
-        for batch in batches:
+        for batch in chain(batches, [()] * AHEAD):
             waiting.append([pool.submit(load, cases) for cases in batch])
-            if len(waiting) > AHEAD:
-                yield [future.result() for future in waiting.popleft()]
-        while waiting:
-            yield [future.result() for future in waiting.popleft()]
+            if loaded := [future.result() for future in waiting.popleft()]:
+                yield loaded
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -130,11 +124,9 @@ def _stacked(run: Run, images: Images) -> tuple[Tensor, Tensor]:
 
 def _add_maps(run: Run, name: str, uses: int, drawn: dict[str, tuple[Any, float]], images: Images) -> None:
     """Give the cases their maps, those that are drawn the first time."""
-    one = {name: run.explainers[name]}
     if name not in drawn:
-        drawn = explain_each(run.model, *_stacked(run, images), one)
-    maps, seconds = drawn.pop(name)
-    shape = len(images), len(images[0])
+        drawn = explain_each(run.model, *_stacked(run, images), {name: run.explainers[name]})
+    (maps, seconds), shape = drawn.pop(name), (len(images), len(images[0]))
     for case in chain.from_iterable(images):
         case.seconds[name] = case.seconds.get(name, 0) + seconds / uses / (shape[0] * shape[1])
     for cases, own in zip(images, checked_maps(name, maps, shape), strict=True):
@@ -259,10 +251,9 @@ def score_cases(job: Job, cases: Sequence[Case], evidence: Callable[[str, tuple[
     return [results[case] for case in cases]
 
 
-def _result(job: Job, case: Case, score: float | None, error: str | None = None, **found: Any) -> Result:
-    known = case.annotation.name, case.label, job.name, job.metric
+def _result(job: Job, case: Case, score: float | None, error: str | None, *found: Any) -> Result:
     seconds = sum(case.seconds.get(name, 0) for name in job.methods)
-    return Result(*known, score, seconds, error, job.fingerprint, case.difficult, **found)
+    return Result(*case.key, job.name, job.metric, score, seconds, error, job.fingerprint, case.difficult, *found)
 
 
 def apply_metric(job: Job, cases: Sequence[Case], evidence: Sequence[Evidence]) -> list[Result]:
@@ -273,21 +264,19 @@ def apply_metric(job: Job, cases: Sequence[Case], evidence: Sequence[Evidence]) 
         found = metric.function(*(one.input_saliency for one in evidence), **options)
     else:
         found = metric.function(**first.of(metric.evidence), **options)
-    places = [dict[str, Any]() for _ in cases] if metric.kind == "pair" else _maxima(first.saliency)
+    maxima = [(None, False)] * len(cases) if metric.kind == "pair" else _maxima(first.saliency)
     curves = [None] * len(found) if metric.area is None else [tuple(curve) for curve in found.double().tolist()]
     scores = (found if metric.area is None else metric.area(found)).double().tolist()
     return [
-        _result(job, case, score, curve=curve, **place)
+        _result(job, case, score, None, curve, *maximum)
         if isfinite(score) and all(map(isfinite, curve or ()))
-        else _result(job, case, None, f"ValueError: the score is {score}.", **place)
-        for case, score, curve, place in zip(cases, scores, curves, places, strict=True)
+        else _result(job, case, None, f"ValueError: the score is {score}.", None, *maximum)
+        for case, score, curve, maximum in zip(cases, scores, curves, maxima, strict=True)
     ]
 
 
-def _maxima(maps: Tensor) -> list[dict[str, Any]]:
-    """Where the maps are largest; a constant one is so nowhere."""
+def _maxima(maps: Tensor) -> list[tuple[tuple[int, int] | None, bool]]:
+    """Where (x, y) the maps are largest, and whether they are constant: such a one is so nowhere."""
     constant = (maps.amax((1, 2, 3)) == maps.amin((1, 2, 3))).tolist()
     points = saliency_points(maps).tolist()
-    return [
-        {"constant": same, "point": None if same else (x, y)} for (x, y), same in zip(points, constant, strict=True)
-    ]
+    return [(None if same else (x, y), same) for (x, y), same in zip(points, constant, strict=True)]

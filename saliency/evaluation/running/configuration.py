@@ -7,6 +7,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache, partial
 from importlib import metadata
 from itertools import count
@@ -26,7 +27,6 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 Code: TypeAlias = "type | Callable[..., object]"
 
 PACKAGES = ("saliency-torch", "torch", "torchvision", "numpy")
-DIGITS = 16
 SESSION = secrets.token_hex(4)  # this process, in what no later process may reuse
 
 # Functions that have no version, numbered for as long as they live: `id` is given again to the next one.
@@ -40,7 +40,7 @@ def fingerprint_of(configuration: Mapping[str, object]) -> str:
     >>> fingerprint_of({"a": 1, "b": (2.0, None)}) == fingerprint_of({"b": [2.0, None], "a": 1})
     True
     """
-    return hashlib.sha256(canonical(written(configuration)).encode()).hexdigest()[:DIGITS]
+    return hashlib.sha256(canonical(written(configuration)).encode()).hexdigest()[:16]
 
 
 def canonical(value: Json) -> str:
@@ -90,7 +90,10 @@ def _written_code(code: Code, unversioned: list[str] | None, version: str | None
         return f"{name} {known}".strip()
     if unversioned is not None and name not in unversioned:
         unversioned.append(name)
-    return f"{name} #{_number(code)}"
+    number = next(_count)
+    with suppress(TypeError):  # it has no hash, or cannot be referred to weakly
+        number = _numbers.setdefault(code, number)
+    return f"{name} #{number}"
 
 
 def _version_of(code: Code, module: str | None) -> str | None:
@@ -105,8 +108,8 @@ def _version_of(code: Code, module: str | None) -> str | None:
 
 @lru_cache(64)
 def _installed_version(module: str) -> str | None:
-    """The version of the package that holds a module; None where the files are not those that were installed."""
-    package, path = module.partition(".")[0], getattr(sys.modules[module], "__file__", None)
+    """The version of the package that holds a module; None where its files are not those of an installed wheel."""
+    package, path = module.partition(".")[0], getattr(sys.modules.get(module), "__file__", None)
     if package == __name__.partition(".")[0]:
         return ""  # that of all results, which has a digest of the files
     try:
@@ -114,14 +117,8 @@ def _installed_version(module: str) -> str | None:
     except metadata.PackageNotFoundError:
         return None
     folder = Path(str(distribution.locate_file(""))).resolve()
-    return distribution.version if path and Path(path).resolve().is_relative_to(folder) else None
-
-
-def _number(code: Code) -> int:
-    try:
-        return _numbers.setdefault(code, next(_count))
-    except TypeError:  # it has no hash, or cannot be referred to weakly
-        return next(_count)
+    whole = path is not None and Path(path).resolve().is_relative_to(folder)
+    return distribution.version if whole and distribution.read_text("RECORD") is not None else None
 
 
 def describe_network(model: Module, recipe: Recipe | None = None) -> dict[str, Json]:
@@ -130,36 +127,26 @@ def describe_network(model: Module, recipe: Recipe | None = None) -> dict[str, J
     What its classes are called makes no difference, nor what the code of a class does that is not installed.
     """
     expected = {} if recipe is None else {"recipe": written(recipe._replace(classes=())._asdict())}
-    structure = re.sub(r" at 0x[0-9a-f]+", "", str(model))
     kinds = {type(module) for module in model.modules()}
     code = sorted(f"{kind.__module__}.{kind.__qualname__} {_installed_version(kind.__module__)}" for kind in kinds)
+    structure = canonical([re.sub(r" at 0x[0-9a-f]+", "", str(model)), *code])
     return {
         "tensors": _digest(model.state_dict()),
-        "structure": hashlib.sha256(canonical([structure, *code]).encode()).hexdigest(),
+        "structure": hashlib.sha256(structure.encode()).hexdigest(),
         **expected,
     }
 
 
 def versions() -> dict[str, str]:
     """The versions of what computes the results, as installed; this package's with a digest of its files."""
-
-    def version(package: str) -> str:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return "unknown"
-
-    found = {package: version(package) for package in PACKAGES}
-    found[PACKAGES[0]] += f"+{_own_digest()}"
-    return found
-
-
-def _own_digest() -> str:
-    """Of a checkout that is worked on, the version alone says too little."""
+    found = dict.fromkeys(PACKAGES, "unknown")
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
     folder, digest = Path(saliency.evaluation.__file__).parent.parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")):  # of a checkout that is worked on, the version alone says too little
         digest.update(f"{path.relative_to(folder)} ".encode() + path.read_bytes())
-    return digest.hexdigest()[:8]
+    return {**found, PACKAGES[0]: f"{found[PACKAGES[0]]}+{digest.hexdigest()[:8]}"}
 
 
 def _digest(tensors: Mapping[str, object]) -> str:

@@ -1,6 +1,6 @@
 """The plan of a run: its cases in batches, and its jobs, each a method, a metric and what else a result depends on."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -25,6 +25,7 @@ DECIDED = ("resize", "debug")  # options that the runner sets, or cannot use
 FINISHING = ("smooth", "resize_mode", "shared")  # options that it takes for itself
 
 Options: TypeAlias = Mapping[str, Any]
+Names: TypeAlias = tuple[str, ...]
 
 
 class Explainer(NamedTuple):
@@ -76,7 +77,7 @@ class Job(NamedTuple):
     ``unversioned`` are the functions that only this process knows.
     """
 
-    methods: tuple[str, ...]
+    methods: Names
     metric: str
     options: Options
     configuration: dict[str, Json]
@@ -133,14 +134,15 @@ def make_jobs(
     metrics = {METRICS[name].of: {} for name in metrics if METRICS[name].of} | dict(metrics)
     explainers = {name: Explainer(*given) for name, given in methods.items()}
     common = {name: written(value) for name, value in setting.items()}
-    jobs: dict[tuple[tuple[str, ...], str], Job] = {}
+    own: dict[str, list[str]] = {name: [] for name in explainers}
+    described = {name: _described(explainer, own[name]) for name, explainer in explainers.items()}
+    jobs: dict[tuple[Names, str], Job] = {}
     for names, metric in _tasks(explainers, metrics):
-        unversioned: list[str] = []
-        described: dict[str, Json] = {name: _described(explainers[name], unversioned) for name in names}
-        configuration = {
+        unversioned = [function for name in names for function in own[name]]
+        configuration: dict[str, Json] = {
             **common,
             "method": "|".join(names),
-            **(_described(explainers[names[0]], unversioned) if len(names) == 1 else {"methods": described}),
+            **(described[names[0]] if len(names) == 1 else {"methods": {name: described[name] for name in names}}),
             "metric": metric,
             "metric_function": written(METRICS[metric].function, unversioned),
             "metric_options": written(metrics[metric], unversioned),
@@ -152,21 +154,12 @@ def make_jobs(
     return list(jobs.values())
 
 
-def _tasks(explainers: Mapping[str, Explainer], metrics: Mapping[str, Options]) -> list[tuple[tuple[str, ...], str]]:
+def _tasks(explainers: Mapping[str, Explainer], metrics: Mapping[str, Options]) -> list[tuple[Names, str]]:
     """Which methods are measured by which metric; method by method, since the metrics of one share its maps."""
     seeing = sorted(name for name, explainer in explainers.items() if not explainer.draws)
-    groups: dict[str, list[tuple[str, ...]]] = {
-        "case": [(name,) for name in explainers],
-        "pair": [*combinations(seeing, 2)],
-    }
-    groups["data set"] = groups["case"]
-    tasks = [
-        (names, metric)
-        for kind, own in groups.items()
-        for names in own
-        for metric in metrics
-        if METRICS[metric].kind == kind
-    ]
+    kinds: dict[str, list[Names]] = {"case": [(name,) for name in explainers], "pair": [*combinations(seeing, 2)]}
+    kinds["data set"] = kinds["case"]
+    tasks = [(own, one) for kind in kinds for own in kinds[kind] for one in metrics if METRICS[one].kind == kind]
     if not tasks:
         raise ValueError(f"methods={[*explainers]!r} make no pair to compare; two that see the image are accepted.")
     return tasks
@@ -211,10 +204,16 @@ def plan_batches(
     for argument, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{argument}={value!r} is no number of cases; a whole number >= 1 is accepted.")
+    cases_of = (
+        Case(index, annotation, label)
+        for index, annotation in enumerate(annotations)
+        for label in labels_of(annotation)
+        if label not in without
+    )
     sizes: dict[tuple[int, int], tuple[int, int]] = {}
     filling: dict[tuple[tuple[int, int], int], list[list[Case]]] = {}
     full: list[Images] = []
-    for _, own in groupby(islice(_cases(annotations, without), limit), lambda case: case.index):
+    for _, own in groupby(islice(cases_of, limit), lambda case: case.index):
         cases = list(own)
         size = cases[0].annotation.size
         if size not in sizes:
@@ -225,10 +224,3 @@ def plan_batches(
             full.append(list(batch))
             batch.clear()
     return full + [batch for batch in filling.values() if batch]
-
-
-def _cases(annotations: Sequence[Annotation], without: Collection[int]) -> Iterator[Case]:
-    for index, annotation in enumerate(annotations):
-        for label in labels_of(annotation):
-            if label not in without:
-                yield Case(index, annotation, label)

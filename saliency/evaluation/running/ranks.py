@@ -54,12 +54,6 @@ class Ranks(NamedTuple):
             yield
             time.sleep(POLL)
 
-    def meet(self, name: str) -> None:
-        """Go on when all ranks have come here."""
-        self.add(name, 1)
-        for _ in self.wait(name):
-            pass
-
     def divide(self, items: Sequence[Item]) -> Iterator[Item]:
         """Yield items that no other rank gets, each when it is asked for: who is fast takes more."""
         while (place := self.add("taken", 1) - 1) < len(items):

@@ -23,16 +23,9 @@ from saliency.evaluation.running.compute import Evidence, explain_cases, load_ba
 from saliency.evaluation.running.configuration import SESSION, describe_network, fingerprint_of, versions
 from saliency.evaluation.running.plan import Explainer, Job, Methods, Options, Run, make_jobs, plan_batches
 from saliency.evaluation.running.ranks import Ranks, UnwritableError, join_ranks, owning
-from saliency.evaluation.running.store import (
-    Result,
-    append_results,
-    read_results,
-    write_configuration,
-    write_file,
-)
+from saliency.evaluation.running.store import Result, append_results, read_results, write_configuration, write_file
 
 Done = Collection[tuple[tuple[str, int], str]]  # the key of a case, and the fingerprint of a job
-
 GROUPS = 4  # sizes of images, and with them maps of a batch, that are kept for the next metric
 
 
@@ -86,12 +79,10 @@ def run(
 
 def carry_out(run: Run, ranks: Ranks, retry_errors: bool) -> Outcome:
     """Do what is planned, in its folder, with the other ranks."""
-    unversioned = sorted({name for job in run.jobs for name in job.unversioned})
+    unversioned = ", ".join(sorted({name for job in run.jobs for name in job.unversioned}))
     if unversioned and ranks.rank == 0:
-        logging.getLogger(__name__).warning(
-            "no version of %s: a later process does not reuse these results; version= of the method is accepted",
-            ", ".join(unversioned),
-        )
+        said = "no version of %s: a later process does not reuse these results; version= of the method is accepted"
+        logging.getLogger(__name__).warning(said, unversioned)
     batches = [[case.key for case in chain.from_iterable(batch)] for batch in run.batches]
     plan = fingerprint_of({"jobs": [job.fingerprint for job in run.jobs], "batches": batches})
     interrupted, problems = False, list[str]()
@@ -121,7 +112,9 @@ def execute(run: Run, ranks: Ranks, file: IO[bytes], retry_errors: bool, problem
             write_configuration(run.out, job.fingerprint, job.configuration)
         if lines := left_out(run.dataset, run.outputs):
             write_file(run.out / "left-out.txt", "".join(f"{line}\n" for line in lines).encode())
-    ranks.meet("ready")  # nobody writes before all have read
+    ranks.add("ready", 1)
+    for _ in ranks.wait("ready"):  # nobody writes before all have read
+        pass
     pending = [batch for batch in run.batches if _missing(run, chain.from_iterable(batch), done)]
     total, left = (sum(len(cases) for batch in batches for cases in batch) for batches in (run.batches, pending))
     load = partial(load_cases, run.dataset, run.recipe)

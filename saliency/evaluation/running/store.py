@@ -9,11 +9,9 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple
 
 from saliency.evaluation.running.configuration import Json
-
-Key: TypeAlias = tuple[str, int, str, str, str]
 
 _TAIL = 65536
 _CHECKED = re.compile(r'(\{.*), "check": "([0-9a-f]{8})"\}', re.DOTALL)
@@ -47,9 +45,9 @@ class Result(NamedTuple):
         return self.image, self.target
 
     @property
-    def key(self) -> Key:
+    def key(self) -> tuple[str, int, str, str, str]:
         """What it is the result of; a second one of the same key is the result of another try."""
-        return self.image, self.target, self.method, self.metric, self.fingerprint
+        return *self.case, self.method, self.metric, self.fingerprint
 
     def replaces(self, earlier: "Result | None") -> bool:
         """Which of two results counts: a score before errors, a later error before an earlier one."""
@@ -85,15 +83,11 @@ def decode(line: str) -> Result:
     try:
         result = Result(**json.loads(f"{checked[1]}}}" if checked else line))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"line={line[:80]!r} is no result ({error}); a JSON object with a result's fields is accepted."
-        ) from error
+        raise ValueError(f"line={line[:80]!r} is no result ({error}); its fields as JSON are accepted.") from error
     result = result._replace(curve=_as_tuple(result.curve), point=_as_tuple(result.point))
     wrong = [name for name, fits in _checks(result).items() if not fits]
     if wrong:
-        raise ValueError(
-            f"line={line[:80]!r} has a wrong {wrong[0]}; a JSON object with a result's fields is accepted."
-        )
+        raise ValueError(f"line={line[:80]!r} has a wrong {wrong[0]}; a result's fields as JSON are accepted.")
     return result
 
 
@@ -149,7 +143,7 @@ def scan_results(folder: str | Path, problems: list[str] | None = None) -> Itera
 
 def read_results(folder: str | Path, problems: list[str] | None = None) -> Iterator[Result]:
     """Yield of the results in the folder those that count, one for each key. ``problems``: see :func:`scan_results`."""
-    results: dict[Key, Result] = {}
+    results: dict[tuple[str, int, str, str, str], Result] = {}
     for result in scan_results(folder, problems):
         if result.replaces(results.get(result.key)):
             results[result.key] = result
