@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -219,7 +219,7 @@ def read_class_map(path: str | Path) -> dict[str, list[int]]:
     return found
 
 
-def describe(dataset: Dataset) -> dict[str, Any]:
+def describe(dataset: Dataset) -> dict[str, object]:
     """What tells data sets apart, fit for JSON: name, root, classes, numbers of images and things, and a digest.
 
     The digest is a sha256 of all names, sizes and objects, and of the file of the masks, but not of the photos.

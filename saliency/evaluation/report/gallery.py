@@ -7,7 +7,6 @@ import mimetypes
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from PIL import Image
@@ -28,7 +27,7 @@ QUALITY = 85
 HITS = {1.0: True, 0.0: False}  # a chance in between is neither
 
 
-def read_gallery(folder: str | Path, analysis: Analysis) -> tuple[list[dict[str, Any]], list[str]]:
+def read_gallery(folder: str | Path, analysis: Analysis) -> tuple[list[dict[str, object]], list[str]]:
     """Return the cases of ``folder/gallery`` for JSON, pictures as data URIs, and what could not be read.
 
     A case is an image and a class, with every method's map, point, scores, and hit or miss of the pointing game; where
@@ -40,7 +39,7 @@ def read_gallery(folder: str | Path, analysis: Analysis) -> tuple[list[dict[str,
             for row in series.rows:
                 rows.setdefault((row.image, row.target, row.method), []).append((series, row))
     order = {item.series.method: analysis.lines.index(item.series.line) for item in reversed(analysis.summaries)}
-    cases: list[dict[str, Any]] = []
+    cases: list[dict[str, object]] = []
     problems: list[str] = []
     for path in sorted((Path(folder) / "gallery").glob("*.json")):
         found = _try_image(path, rows, analysis.series[0], order)
@@ -51,7 +50,7 @@ def read_gallery(folder: str | Path, analysis: Analysis) -> tuple[list[dict[str,
     return cases, problems
 
 
-def _try_image(path: Path, rows: Found, any_series: Series, order: dict[str, int]) -> list[dict[str, Any]] | str:
+def _try_image(path: Path, rows: Found, any_series: Series, order: dict[str, int]) -> list[dict[str, object]] | str:
     """The cases of an image, or why it is left out."""
     try:
         return _read_image(path, rows, any_series, order)
@@ -59,7 +58,7 @@ def _try_image(path: Path, rows: Found, any_series: Series, order: dict[str, int
         return f"gallery/{path.name} is left out ({type(error).__name__}: {error})."
 
 
-def _read_image(path: Path, rows: Found, any_series: Series, order: dict[str, int]) -> list[dict[str, Any]]:
+def _read_image(path: Path, rows: Found, any_series: Series, order: dict[str, int]) -> list[dict[str, object]]:
     entry = json.loads(path.read_text("utf-8"))
     image, (height, width) = entry["image"], entry["size"]
     drawn: dict[int, list[tuple[str, str]]] = {}
@@ -90,7 +89,7 @@ def _read_image(path: Path, rows: Found, any_series: Series, order: dict[str, in
     return cases
 
 
-def _result(found: list[tuple[Series, Result]]) -> dict[str, Any]:
+def _result(found: list[tuple[Series, Result]]) -> dict[str, object]:
     """What the rows of one map say: hit, point, radius of the disc around it, and every score or error."""
     game = [(series, row) for series, row in found if row.metric == POINTING_GAME and not failed(row)]
     hits = {HITS.get(row.score or 0) for _, row in game}
@@ -133,7 +132,7 @@ def write_gallery(
         write_file(folder / file, _jpeg(overlay(shown, enlarged)))
     write_file(folder / f"{slug}.jpg", _jpeg(to_picture(shown)))
     page = folder / f"{slug}.json"
-    known: dict[str, Any] = {
+    known: dict[str, object] = {
         "image": annotation.name,
         "size": list(annotation.size),
         "things": [[thing.label, list(thing.box)] for thing in annotation.things],

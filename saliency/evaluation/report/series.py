@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.running.store import Result, read_results
 
 Case = tuple[str, str, int]  # data set, image, class
+
+Config: TypeAlias = dict[str, Any]  # as JSON holds it
 
 BOX_ACCURACY = "max_box_accuracy"
 DELTA = METRICS[BOX_ACCURACY].defaults["delta"]
@@ -28,7 +30,7 @@ class Series(NamedTuple):
     line: str
     column: str
     rows: tuple[Result, ...]
-    config: dict[str, Any]
+    config: Config
     classes: tuple[str, ...] = ()
     delta: Any = DELTA
 
@@ -145,7 +147,7 @@ def _column_order(key: tuple[str, str, str]) -> tuple[int, str, str, str]:
     return list(METRICS).index(metric) if metric in METRICS else len(METRICS), metric, method, fingerprint
 
 
-def _read_config(folder: Path, fingerprint: str, problems: list[str]) -> dict[str, Any]:
+def _read_config(folder: Path, fingerprint: str, problems: list[str]) -> Config:
     try:
         config = json.loads((folder / "configs" / f"{fingerprint}.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -158,7 +160,7 @@ def _read_config(folder: Path, fingerprint: str, problems: list[str]) -> dict[st
     return config
 
 
-def _read_deltas(folder: Path, known: Collection[str]) -> dict[str, Any]:
+def _read_deltas(folder: Path, known: Collection[str]) -> Config:
     """What MaxBoxAcc counts as a hit, by the fingerprint of the curves that it looks at, where a run asked for it."""
     found = {}
     paths = [path for path in (folder / "configs").glob("*.json") if path.stem not in known]
@@ -170,13 +172,13 @@ def _read_deltas(folder: Path, known: Collection[str]) -> dict[str, Any]:
     return found
 
 
-def _class_names(config: dict[str, Any]) -> tuple[str, ...]:
+def _class_names(config: Config) -> tuple[str, ...]:
     names = [str(name) for name in config.get("dataset", {}).get("classes", [])]
     counts = Counter(names)
     return tuple(name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(names))
 
 
-def _settings(config: dict[str, Any], method: bool) -> dict[str, str]:
+def _settings(config: Config, method: bool) -> dict[str, str]:
     """The settings, by dotted names, that belong to the metric, or all others but the names of both."""
     flat: dict[str, str] = {}
     for key, value in config.items():
@@ -186,7 +188,7 @@ def _settings(config: dict[str, Any], method: bool) -> dict[str, str]:
     return flat
 
 
-def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
+def _flatten(name: str, value: object, flat: dict[str, str]) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             _flatten(f"{name}.{key}" if name else str(key), inner, flat)

@@ -14,8 +14,9 @@ from saliency.evaluation.running.store import Result
 class Line(NamedTuple):
     """A method and a metric: means over cases and over classes (of the difficult cases too), and what they are of.
 
-    Of a metric of the whole data set, ``mean`` is its result. A mean is None where there is no case. ``missing`` cases
-    have no result yet. ``error`` is that of the first failure. ``constant`` cases have a map without a maximum.
+    A mean is None where there is no case. ``missing`` cases have no result yet. ``error`` is that of the first failure.
+    ``constant`` cases have a map without a maximum. Of a metric of the whole data set ``mean`` is the result; what
+    failed, the metric says that it looks at.
     """
 
     method: str
@@ -60,25 +61,20 @@ def summarise(results: Iterable[Result], jobs: Sequence[Job], cases: Collection[
 
 
 def _line(job: Job, found: Sequence[Result], planned: int) -> Line:
-    scored = [result for result in found if result.score is not None]
-    scores = [(result.target, result.score, result.difficult) for result in scored if result.score is not None]
-    means: tuple[float | None, float | None, float | None] = (
+    if job.of:
+        curves, metric = [result.curve for result in found if result.curve is not None], METRICS[job.metric]
+        options = {**metric.options, **job.options}
+        result = float(metric.function(torch.tensor(curves), **options)) if curves else None
+        return Line(job.name, job.metric, result, None, None, len(curves), 0, 0)
+    scores = [(result.target, result.score, result.difficult) for result in found if result.score is not None]
+    means = (
         _mean([score for _, score, _ in scores]),
         _class_mean((label, score) for label, score, _ in scores),
         _class_mean((label, score) for label, score, difficult in scores if difficult),
     )
-    if job.of:
-        means = _of_data_set(job, scored), None, None
-    counts = len(scored), len(found) - len(scored), planned - len(found)
+    counts = len(scores), len(found) - len(scores), planned - len(found)
     error = next((f"{result.image}: {result.error}" for result in found if result.score is None), None)
     return Line(job.name, job.metric, *means, *counts, error, sum(result.constant for result in found))
-
-
-def _of_data_set(job: Job, scored: Sequence[Result]) -> float | None:
-    """The result of a metric of the whole data set, of the curves of its cases."""
-    curves = [result.curve for result in scored if result.curve is not None]
-    metric = METRICS[job.metric]
-    return float(metric.function(torch.tensor(curves), **{**metric.options, **job.options})) if curves else None
 
 
 def _mean(values: Collection[float]) -> float | None:

@@ -122,7 +122,7 @@ def _stacked(run: Run, images: Images) -> tuple[Tensor, Tensor]:
     return torch.stack([cases[0].input for cases in images]), targets
 
 
-def _add_maps(run: Run, name: str, uses: int, drawn: dict[str, tuple[Any, float]], images: Images) -> None:
+def _add_maps(run: Run, name: str, uses: int, drawn: dict[str, tuple[object, float]], images: Images) -> None:
     """Give the cases their maps, those that are drawn the first time."""
     if name not in drawn:
         drawn = explain_each(run.model, *_stacked(run, images), {name: run.explainers[name]})
@@ -139,13 +139,13 @@ def _add_maps(run: Run, name: str, uses: int, drawn: dict[str, tuple[Any, float]
 
 def explain_each(
     model: Module, input: Tensor, targets: Tensor, explainers: Mapping[str, Explainer]
-) -> dict[str, tuple[Any, float]]:
+) -> dict[str, tuple[object, float]]:
     """Maps (N, K, h, w) of every method, or the exception that it raised, and its seconds.
 
     Those that can share one forward pass, of which each has its part of the seconds. The others have copies of their
     own of input and targets: what one writes into them is not seen by the next.
     """
-    found: dict[str, tuple[Any, float]] = {}
+    found: dict[str, tuple[object, float]] = {}
     sharing = {name: explainer.layers for name, explainer in explainers.items() if explainer.options.get("shared")}
     layers = list(dict.fromkeys(layer for own in sharing.values() for layer in own))
     begin = time.perf_counter()
@@ -168,7 +168,7 @@ def since(begin: float, device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def checked_maps(name: str, maps: Any, shape: tuple[int, int]) -> Tensor:
+def checked_maps(name: str, maps: object, shape: tuple[int, int]) -> Tensor:
     """The maps (N, K, h, w) of a method, if they are some; an exception in their place is raised."""
     if isinstance(maps, Exception):
         raise maps

@@ -131,7 +131,7 @@ def make_jobs(
         if not value:
             raise ValueError(f"{argument}={value!r} leave nothing to do; at least one is accepted.")
     check_metrics(metrics)
-    metrics = {METRICS[name].of: {} for name in metrics if METRICS[name].of} | dict(metrics)
+    metrics = dict(metrics) | {of: {} for name in metrics if (of := METRICS[name].of) and of not in metrics}
     explainers = {name: Explainer(*given) for name, given in methods.items()}
     common = {name: written(value) for name, value in setting.items()}
     own: dict[str, list[str]] = {name: [] for name in explainers}

@@ -35,7 +35,7 @@ class Ranks(NamedTuple):
     size: int
     store: Store
 
-    def share(self, name: str, value: Any = None) -> Any:
+    def share(self, name: str, value: object = None) -> Any:
         """What rank 0 gave by this name, as JSON, on every rank."""
         if self.rank == 0:
             self.store.set(name, json.dumps(value))
@@ -96,12 +96,12 @@ def owning(out: Path, ranks: Ranks, plan: str) -> Iterator[IO[bytes]]:
     plan than rank 0.
     """
     with ExitStack() as stack:
-        said: dict[str, Any] = {}
+        said: dict[str, str] = {}
         if ranks.rank == 0:
             try:
                 said = {"token": _take(out, stack), "plan": plan}
             except (ValueError, OSError) as error:
-                ranks.share("folder", {"error": str(error), "unwritable": isinstance(error, UnwritableError)})
+                ranks.share("folder", {"unwritable" if isinstance(error, UnwritableError) else "error": str(error)})
                 raise
         _compare(out, ranks.rank, ranks.share("folder", said), plan)
         yield stack.enter_context(holding(out / f"rows-{ranks.rank}.jsonl"))
@@ -128,9 +128,9 @@ def _take(out: Path, stack: ExitStack) -> str:
     return token
 
 
-def _compare(out: Path, rank: int, said: Mapping[str, Any], plan: str) -> None:
-    if "error" in said:
-        raise (UnwritableError if said["unwritable"] else ValueError)(said["error"])
+def _compare(out: Path, rank: int, said: Mapping[str, str], plan: str) -> None:
+    if "unwritable" in said or "error" in said:
+        raise UnwritableError(said["unwritable"]) if "unwritable" in said else ValueError(said["error"])
     lock = out / "lock"
     if not lock.is_file() or lock.read_text("utf-8") != said["token"]:
         raise RankError(f"out={str(out)!r} of rank {rank} is not that of rank 0; a folder that all share is accepted.")
