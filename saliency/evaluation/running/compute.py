@@ -82,7 +82,7 @@ def choose_targets(model: Module, outputs: Sequence[Sequence[int]], images: Imag
     if any(len(outputs[case.label]) > 1 for cases in images for case in cases):
         with evaluating(model):
             scores = main_output(model(torch.stack([cases[0].input for cases in images])))
-        scores = scores.flatten(2).mean(2) if scores.ndim > 2 else scores
+        scores = (scores.flatten(2).mean(2) if scores.ndim > 2 else scores).cpu()
     for row, cases in enumerate(images):
         for case in cases:
             choice = list(outputs[case.label])

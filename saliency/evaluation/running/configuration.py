@@ -27,7 +27,7 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 Code: TypeAlias = "type | Callable[..., object]"
 
 PACKAGES = ("saliency-torch", "torch", "torchvision", "numpy")
-SESSION = secrets.token_hex(4)  # this process, in what no later process may reuse
+SESSION = secrets.token_hex(4)  # with the process's id, in what no later process may reuse
 
 # Functions that have no version, numbered for as long as they live: `id` is given again to the next one.
 _numbers: "WeakKeyDictionary[Code, int]" = WeakKeyDictionary()

@@ -68,7 +68,7 @@ def run(
         "versions": versions(),
     }
     ranks = join_ranks()
-    jobs = make_jobs(explainers, metrics, setting, ranks.share("session", SESSION))
+    jobs = make_jobs(explainers, metrics, setting, ranks.share("session", f"{SESSION}-{os.getpid()}"))
     without = {label for label, own in enumerate(outputs) if not own}
     batches = plan_batches(dataset.annotations, recipe, batch_size, limit, without)
     if not batches:
