@@ -1,6 +1,6 @@
 """Which methods and metrics a benchmark plays, with which options: its own, those of a paper, and those asked for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from inspect import signature
 from typing import Any
 
@@ -10,10 +10,10 @@ from benchmarks.torchray_loop import LAYERS as RESNET_LAYERS
 from benchmarks.torchray_loop import SMOOTH as TORCHRAY_SMOOTH
 from saliency import METHODS, get_pointing_gradient
 from saliency.cli.options import POINTS_AT_ONCE, choose_methods, choose_options, is_path_method, read_value
+from saliency.evaluation.baselines import BASELINES
+from saliency.evaluation.cases import Dataset
 from saliency.evaluation.metrics import METRICS
-from saliency.evaluation.running.explaining import centre
-from saliency.evaluation.running.jobs import Methods
-from saliency.evaluation.running.scoring import AGREEMENT
+from saliency.evaluation.running.plan import Methods
 
 CENTRE = "centre"
 # Dozens or hundreds of passes for an image, or more: only if they are asked for, by name or with 'all'.
@@ -54,29 +54,37 @@ SCENES_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def choose_names(asked: Sequence[str] | None) -> list[str]:
-    """The names of the methods; ``'all'``, ``'torchray'`` and ``'centre'`` are understood, None is all that are quick.
+    """The names of the methods; ``'all'``, ``'torchray'``, ``'baselines'`` and each of these are understood.
 
-    Left out of both is :data:`BATCHED`.
+    None is the centre and all that are quick. Left out of it, and of all, is :data:`BATCHED`.
 
     >>> choose_names(["centre", "grad_cam", "torchray"])[:3]
     ['centre', 'grad_cam', 'gradient']
     """
     names: list[str] = []
-    groups = {CENTRE: [CENTRE], "torchray": TORCHRAY, "all": [method for method in METHODS if method not in BATCHED]}
+    groups = {"torchray": TORCHRAY, "all": [method for method in METHODS if method not in BATCHED]}
+    groups |= {"baselines": list(BASELINES), **{name: [name] for name in BASELINES}}
     for name in asked or [CENTRE, *(method for method in groups["all"] if method not in LONG)]:
         names += groups[name] if name in groups else choose_methods([name])
     return list(dict.fromkeys(names))
 
 
 def make_methods(
-    names: Sequence[str], layers: Iterable[str], pairs: Iterable[str], arch: str, cam_layer: str | None, torchray: bool
+    names: Sequence[str],
+    layers: Iterable[str],
+    pairs: Iterable[str],
+    arch: str,
+    cam_layer: str | None,
+    torchray: bool,
+    dataset: Dataset | None = None,
 ) -> Methods:
     """The methods with their options; ``layers`` are [METHOD=]NAME, ``pairs`` [METHOD.]NAME=VALUE.
 
     What is asked for of one method comes before what is asked for of all, then TorchRay's layers where they are to be
-    played, then the layer where the CAMs of the network look. ``ValueError`` for an option that no method has.
+    played, then the layer where the CAMs of the network look. Some baselines look at the ``dataset``. ``ValueError``
+    for an option that no method has.
     """
-    real = [name for name in names if name != CENTRE]
+    real = [name for name in names if name not in BASELINES]
     options = {name: _own_options(name, cam_layer) for name in real}
     for name in (own for own in SCENES_OPTIONS if arch == "scenes" and own in options):
         options[name] |= SCENES_OPTIONS[name]
@@ -94,8 +102,13 @@ def make_methods(
         of_owner = [pair for its, pair in asked if its == owner]
         for name, chosen in choose_options([owner] if owner else real, layer, of_owner).items():
             options[name] |= chosen
-    functions = {CENTRE: centre, **{name: METHODS[name].function for name in real}}
-    return {name: (functions[name], options.get(name, {})) for name in names}
+    played = {name: (METHODS[name].function, options[name]) for name in real}
+    return {name: played[name] if name in played else _baseline(name, dataset) for name in names}
+
+
+def _baseline(name: str, dataset: Dataset | None) -> tuple[Callable[..., Any], dict[str, Any]]:
+    function, _, prior = BASELINES[name]
+    return function, {} if prior is None or dataset is None else {"prior": prior(dataset)}
 
 
 def _owner(pair: str) -> tuple[str, str] | None:
@@ -128,8 +141,7 @@ def choose_metrics(
     >>> choose_metrics(["pointing_game"], ["pointing_game.tolerance=5"], None)
     {'pointing_game': {'tolerance': 5}}
     """
-    everything = [*METRICS, AGREEMENT]
-    names = [metric for name in asked or ["pointing_game"] for metric in (everything if name == "all" else [name])]
+    names = [metric for name in asked or ["pointing_game"] for metric in (METRICS if name == "all" else [name])]
     metrics: dict[str, dict[str, Any]] = {name: {} for name in names}
     given = [] if tolerance is None else [f"pointing_game.tolerance={tolerance}"]
     for pair in [*given, *pairs]:

@@ -4,7 +4,7 @@
     python -m benchmarks.pointing_game --method rise --option num_masks=500 --option rise.smooth=0.05
     torchrun --nproc-per-node=4 -m benchmarks.pointing_game --dataset voc2007 --root ~/data --arch resnet50_voc
 
-On the CPU a process has one thread: start as many processes as there are cores. Results do not hang on their number;
+On the CPU a process has one thread: start as many processes as there are cores. Results do not depend on their number;
 those of another --threads may differ in their last digits.
 
 A case is an image and a class in it. Every result is on disk at once; a run that ended goes on where it was. The exit
@@ -30,21 +30,22 @@ from saliency.cli.parsing import Parser, positive
 from saliency.engine.outputs import main_output
 from saliency.engine.search import find_layer
 from saliency.engine.state import evaluating, model_dtype
-from saliency.evaluation.cases import Dataset, outputs_of, read_class_map
+from saliency.evaluation.baselines import BASELINES
+from saliency.evaluation.cases import Dataset, left_out, outputs_of, read_class_map
 from saliency.evaluation.datasets import DATASETS, load_dataset
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.networks.caffe import CAFFE_ARCHS
 from saliency.evaluation.networks.models import DEFAULT, SCENES, Recipe, load_network, recipe
 from saliency.evaluation.networks.own import import_network
 from saliency.evaluation.printing import one_line, printable
-from saliency.evaluation.running.execution import left_out
-from saliency.evaluation.running.explaining import FATAL
-from saliency.evaluation.running.folder import RankError
-from saliency.evaluation.running.jobs import Methods
-from saliency.evaluation.running.runner import Outcome, run
-from saliency.evaluation.running.scoring import AGREEMENT
+from saliency.evaluation.report.terminal import Outcome
+from saliency.evaluation.running.compute import FATAL
+from saliency.evaluation.running.plan import Methods
+from saliency.evaluation.running.ranks import RankError
+from saliency.evaluation.running.runner import run
 
 SHOWN = 5  # problems of a data set
+ENDING: tuple[type[Exception], ...] = (ValueError, OSError, DistError, *FATAL)
 MALLOC = {-1: 2**31 - 1, -3: 2**25}  # of glibc: M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its largest
 
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", "0"))
     try:
         outcome = benchmark(build_parser().parse_args(argv), rank)
-    except (ValueError, OSError, DistError, FATAL) as error:
+    except ENDING as error:
         if rank == 0 or not isinstance(error, ValueError) or isinstance(error, RankError):
             lost = "the process that kept the ranks together is gone: " if isinstance(error, DistError) else ""
             print(f"pointing_game: error: {lost}{one_line(error)}", file=sys.stderr)
@@ -79,7 +80,7 @@ def report(outcome: Outcome) -> None:
         print(f"no row, left out: {printable(problem)}", file=sys.stderr)
     missing = sum(line.missing for line in outcome.lines)
     print(outcome.table)
-    constant = {line.task.name: line.constant for line in outcome.lines if line.constant}
+    constant = {line.method: line.constant for line in outcome.lines if line.constant}
     if constant:
         print(f"\nconstant maps: {', '.join(f'{count} of {name}' for name, count in constant.items())}.")
     if missing:
@@ -110,11 +111,12 @@ def build_parser() -> Parser:
         "--method",
         action="append",
         metavar="NAME",
-        help="repeatable; 'centre', 'torchray', 'all' but feature_permutation (centre and all quick ones)",
+        help=f"repeatable; {', '.join(BASELINES)}, 'baselines', 'torchray', 'all' but feature_permutation "
+        "(centre and all quick ones)",
     )
     add("--layer", action="append", metavar="[METHOD=]NAME", help="where to look (each method's own)")
     add("--option", action="append", metavar="[METHOD.]NAME=VALUE", help="for the methods that have it; repeatable")
-    add("--metric", action="append", metavar="NAME", help=f"repeatable; 'all' or {', '.join([*METRICS, AGREEMENT])}")
+    add("--metric", action="append", metavar="NAME", help=f"repeatable; 'all' or {', '.join(METRICS)}")
     add("--metric-option", action="append", metavar="METRIC.NAME=VALUE", help="repeatable")
     add("--tolerance", type=float, metavar="PIXELS", help="of the pointing game (15)")
     add("--limit", type=positive, metavar="N", help="only the first N cases")
@@ -166,7 +168,9 @@ def make_setup(arguments: Namespace) -> Setup:
     arch = arguments.imported or arguments.arch or (SCENES if arguments.dataset == "scenes" else "resnet50")
     model, wanted = read_network(arguments, arch)
     asked = arguments.layer or (), arguments.option or ()
-    methods = make_methods(names, *asked, arch, default_layer(model, wanted), "torchray" in (arguments.method or ()))
+    methods = make_methods(
+        names, *asked, arch, default_layer(model, wanted), "torchray" in (arguments.method or ()), dataset
+    )
     class_map = read_class_map(arguments.class_map) if arguments.class_map else None
     outputs = outputs_of(dataset.classes, count_outputs(model, wanted), class_map)
     out = Path(arguments.out or f"bench_out/{arguments.dataset}-{arch.replace(':', '.')}")
@@ -188,14 +192,10 @@ def read_dataset(arguments: Namespace) -> Dataset:
     """The data set."""
     if arguments.scenes and arguments.dataset != "scenes":
         raise ValueError(f"scenes={arguments.scenes!r} is for the data set of scenes only; --limit is accepted.")
-    return load_dataset(
-        arguments.dataset,
-        arguments.root,
-        split=arguments.split,
-        annotations=arguments.annotations,
-        on_error=arguments.on_error,
-        scenes=arguments.scenes or 200,
-    )
+    options = {"split": arguments.split, "annotations": arguments.annotations}
+    if arguments.dataset == "scenes":
+        options["scenes"] = arguments.scenes or 200
+    return load_dataset(arguments.dataset, arguments.root, on_error=arguments.on_error, **options)
 
 
 def tell_of_problems(setup: Setup) -> None:

@@ -22,8 +22,8 @@ from benchmarks.pointing_game import Setup, build_parser, make_setup, run_setup
 from benchmarks.torchray_agreement import judge
 from benchmarks.torchray_loop import Networks, make_networks
 from saliency.evaluation.cases import Dataset, labels_of
-from saliency.evaluation.datasets.photos import PhotoSet
-from saliency.evaluation.running.rows import read_rows
+from saliency.evaluation.datasets.photos import ImageSet
+from saliency.evaluation.running.store import read_results
 
 
 class Round(NamedTuple):
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             part = setup._replace(dataset=take(setup.dataset, start, arguments.images), out=Path(folder))
             ours = run_ours(part)
             spent: dict[str, float] = defaultdict(float)
-            for row in read_rows(folder):
+            for row in read_results(folder):
                 spent[row.method] += row.seconds
             theirs = run_torchray(part, networks)
         print(f"round {number}: saliency {ours:.1f} s, TorchRay {theirs:.1f} s, ratio {theirs / ours:.2f}", flush=True)
@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def take(dataset: Dataset, start: int, count: int) -> PhotoSet:
-    """The photos of a round. ``ValueError`` for a data set of anything else."""
-    if not isinstance(dataset, PhotoSet):
-        raise ValueError(f"dataset={dataset.name!r} holds no photo files; a data set of photos is accepted.")
+def take(dataset: Dataset, start: int, count: int) -> ImageSet:
+    """The photos of a round. ``ValueError`` for a data set of one's own."""
+    if not isinstance(dataset, ImageSet):
+        raise ValueError(f"dataset={dataset.name!r} cannot be divided; one of the table is accepted.")
     part = slice(start, start + count)
-    return replace(dataset, annotations=dataset.annotations[part], paths=dataset.paths[part])
+    return replace(dataset, annotations=dataset.annotations[part], places=dataset.places[part])
 
 
 def run_ours(setup: Setup) -> float:

@@ -19,9 +19,9 @@ from benchmarks import torchray_loop
 from benchmarks.choices import TORCHRAY
 from benchmarks.pointing_game import Setup, build_parser, make_setup, run_setup
 from benchmarks.torchray_loop import Networks, make_networks
-from saliency.evaluation.running.loading import load_sample
-from saliency.evaluation.running.rows import Row, read_rows
-from saliency.evaluation.running.scoring import choose_outputs
+from saliency.evaluation.cases import Case, load_cases
+from saliency.evaluation.running.compute import choose_targets
+from saliency.evaluation.running.store import Result, read_results
 
 EQUAL = 0.995  # the share of cases that has to be
 Key = tuple[str, int, str]  # image, target and method
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.method, arguments.metric = ["torchray"], ["pointing_game"]
     setup = make_setup(arguments)
     played = run_setup(setup).fingerprints
-    rows = {(row.image, row.target, row.method): row for row in read_rows(setup.out) if row.fingerprint in played}
+    rows = {(row.image, row.target, row.method): row for row in read_results(setup.out) if row.fingerprint in played}
     kept = setup.out / "torchray.jsonl"
     verdicts = {verdict[:3]: verdict for verdict in read_verdicts(kept)}
     wanted = {key: row for key, row in rows.items() if row.score is not None}
@@ -78,16 +78,17 @@ def judge(setup: Setup, networks: Networks, missing: Collection[Key]) -> Iterato
         labels = tuple(sorted({target for target, _ in wanted[name]}))
         if not labels:
             continue
-        sample = load_sample(setup.dataset, setup.recipe, index, labels)
-        (outputs,) = choose_outputs(setup.model, setup.outputs, [sample.input], [labels])
-        for label, mask, output in zip(labels, sample.masks, outputs.tolist(), strict=True):
-            for method in (method for method in TORCHRAY if (label, method) in wanted[name]):
-                map = torchray_loop.explain(method, networks, sample.input[None].clone(), output, size)
+        planned = [Case(index, annotation, label) for label in labels]
+        cases = load_cases(setup.dataset, setup.recipe, planned)
+        choose_targets(setup.model, setup.outputs, [cases])
+        for case in cases:
+            for method in (method for method in TORCHRAY if (case.label, method) in wanted[name]):
+                map = torchray_loop.explain(method, networks, case.input[None].clone(), case.target, size)
                 x, y = torchray_loop.point_of(map)
-                yield Verdict(name, label, method, torchray_loop.is_hit(mask, [x, y]), (x, y))
+                yield Verdict(name, case.label, method, torchray_loop.is_hit(case.mask, [x, y]), (x, y))
 
 
-def print_table(pairs: dict[Key, tuple[Row, Verdict]]) -> int:
+def print_table(pairs: dict[Key, tuple[Result, Verdict]]) -> int:
     """Print how many cases agree, and those that do not; 0 where it is almost all, but for the edge of the disc.
 
     TorchRay's disc is open: at a distance of exactly the tolerance, one maximum is a hit here and a miss there.
@@ -118,7 +119,7 @@ class Comparison(NamedTuple):
     maximum: bool
 
 
-def compare(row: Row, verdict: Verdict) -> Comparison:
+def compare(row: Result, verdict: Verdict) -> Comparison:
     """Compare the two verdicts on a case."""
     hit = bool(row.score)
     return Comparison(hit, verdict.hit, hit == verdict.hit, row.point == tuple(verdict.point))

@@ -3,14 +3,19 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from saliency.engine.checks import check_count, check_type
 from saliency.evaluation.metrics.localisation import boxes_to_mask
+from saliency.evaluation.networks.models import Recipe
+from saliency.evaluation.networks.preprocessing import preprocess
+from saliency.evaluation.printing import describe_error
 from saliency.images import check_path
 
 
@@ -50,6 +55,40 @@ class Dataset(Protocol):
 
     def image(self, index: int) -> Tensor:
         """The image (3, H, W) in [0, 1] of an annotation; ``ValueError`` names a file that cannot be read."""
+
+
+@dataclass(eq=False)
+class Case:
+    """An image, by its index in the data set, and a class in it, from the plan to the results.
+
+    Reading adds the image (3, H, W), the network's ``input`` (C, h, w), and where the class is; explaining adds the
+    network's output ``target``, and of every method its map (h, w) or error, and its seconds. Error ``""`` is of all.
+    """
+
+    index: int
+    annotation: Annotation
+    label: int
+    difficult: bool = False
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    image: Tensor = field(init=False, repr=False)
+    input: Tensor = field(init=False, repr=False)
+    mask: Tensor = field(init=False, repr=False)
+    boxes: Tensor = field(init=False, repr=False)
+    target: int = field(init=False)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The name of the image, and the class."""
+        return self.annotation.name, self.label
+
+    def error_of(self, *methods: str) -> str | None:
+        """What went wrong with the case, or with its map by one of the methods."""
+        return next((self.errors[name] for name in ("", *methods) if name in self.errors), None)
+
+
+Images: TypeAlias = Sequence[Sequence[Case]]  # each image as its cases
 
 
 def labels_of(annotation: Annotation) -> list[int]:
@@ -106,6 +145,30 @@ def is_difficult(annotation: Annotation, label: int, mask: Tensor | None = None)
     return 4 * int(mask.sum()) < mask.numel()
 
 
+def load_cases(dataset: Dataset, recipe: Recipe, planned: Sequence[Case]) -> list[Case]:
+    """The planned cases of an image, each a new one with what is read of it, or else with what went wrong."""
+    index, annotation = planned[0].index, planned[0].annotation
+    cases = [Case(index, annotation, case.label) for case in planned]
+    try:
+        image = dataset.image(index)
+        if image.shape[1:] != annotation.size:
+            raise ValueError(
+                f"image={annotation.name!r} is {tuple(image.shape[1:])}, not {tuple(annotation.size)} as annotated; "
+                "an image of its annotation's (height, width) is accepted."
+            )
+        input = preprocess(image, recipe)
+        for case in cases:
+            case.image, case.input, case.mask = image, input, class_mask(annotation, case.label)
+            case.boxes = class_boxes(annotation, case.label)
+            case.difficult = is_difficult(annotation, case.label, case.mask)
+    except Exception as error:
+        for case in cases:
+            case.errors[""] = describe_error(error)
+            with suppress(Exception):
+                case.difficult = is_difficult(annotation, case.label)
+    return cases
+
+
 def outputs_of(
     classes: Sequence[str], outputs: int, class_map: Mapping[str, Sequence[int]] | None = None
 ) -> list[tuple[int, ...]]:
@@ -138,6 +201,12 @@ def outputs_of(
     return [tuple(class_map.get(name, ())) for name in classes]
 
 
+def left_out(dataset: Dataset, outputs: Sequence[Sequence[int]]) -> list[str]:
+    """What of the data set is not played, and why: its problems, and classes that the network has no output for."""
+    classes = zip(dataset.classes, outputs, strict=True)
+    return [*dataset.problems, *(f"class {name!r} has no output" for name, own in classes if not own)]
+
+
 def read_class_map(path: str | Path) -> dict[str, list[int]]:
     """Read a class map for :func:`outputs_of` from a JSON file, ``{"cat": [281, 282]}``."""
     check_path("path", path)
@@ -150,7 +219,7 @@ def read_class_map(path: str | Path) -> dict[str, list[int]]:
     return found
 
 
-def describe(dataset: Dataset) -> dict[str, Any]:
+def describe(dataset: Dataset) -> dict[str, object]:
     """What tells data sets apart, fit for JSON: name, root, classes, numbers of images and things, and a digest.
 
     The digest is a sha256 of all names, sizes and objects, and of the file of the masks, but not of the photos.

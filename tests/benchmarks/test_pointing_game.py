@@ -10,13 +10,14 @@ from benchmarks.choices import BATCHED, CENTRE, LONG, TORCHRAY, choose_metrics, 
 from benchmarks.pointing_game import build_parser, main
 from saliency import METHODS, get_pointing_gradient, max_channels
 from saliency.cli.options import is_path_method
-from saliency.evaluation.datasets.scenes import SceneSet
+from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.networks.models import recipe
-from saliency.evaluation.running.explaining import explain_each, make_explainer
-from saliency.evaluation.running.locks import holding
-from saliency.evaluation.running.rows import read_rows
+from saliency.evaluation.running.compute import explain_each
+from saliency.evaluation.running.plan import Explainer
+from saliency.evaluation.running.ranks import holding
 from saliency.evaluation.running.runner import run
+from saliency.evaluation.running.store import read_results
 from saliency.images import to_picture
 from saliency.scenes import CLASSES, make_scene, make_scenes, scene_network
 
@@ -44,9 +45,10 @@ def accuracies(names, scenes, folder, others=None):
     """The share of hits in percent by method: those named in the benchmark's own settings, others in theirs."""
     methods = make_methods([CENTRE, *names], [], few(names), "scenes", None, torchray=False) | (others or {})
     metrics = {"pointing_game": {}}
-    outcome = run(SceneSet(scenes, 500), scene_network(), recipe("scenes"), methods, metrics, folder, gallery=0)
+    dataset = load_dataset("scenes", scenes=scenes, seed=500)
+    outcome = run(dataset, scene_network(), recipe("scenes"), methods, metrics, folder, gallery=0)
     assert outcome.failed == 0
-    return {line.task.name: 100 * line.mean for line in outcome.lines}
+    return {line.method: 100 * line.mean for line in outcome.lines}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_the_table_is_printed_and_the_rows_are_written(played, tmp_path):
     code, table, said = played("--scenes", "4", "--method", "grad_cam", "--method", "centre", "--limit", "6")
     assert (code, said) == (0, "")
     assert [line.split(" | ")[:2] for line in table] == [["| pointing_game", "grad_cam"], ["| pointing_game", "centre"]]
-    rows = list(read_rows(tmp_path / "bench_out" / "scenes-scenes"))
+    rows = list(read_results(tmp_path / "bench_out" / "scenes-scenes"))
     assert len(rows) == 12
     for line in table:
         scores = [row.score for row in rows if f"| {row.method} |" in line]
@@ -193,7 +195,7 @@ def test_a_broken_photo_is_in_the_rows_and_the_exit_code_and_a_missing_one_is_na
     assert code == 1
     assert "2.png" in said
     assert "2.png" in (tmp_path / "out" / "left-out.txt").read_text()
-    errors = {row.image: row.error for row in read_rows(tmp_path / "out") if row.error}
+    errors = {row.image: row.error for row in read_results(tmp_path / "out") if row.error}
     assert [name for name in errors if "1.png" not in name] == []
     assert len(errors) == 1
     code, _, said = played(*photos, "--class-map", "whole.json", "--out", "refused", "--on-error", "refuse")
@@ -204,7 +206,7 @@ def test_a_broken_photo_is_in_the_rows_and_the_exit_code_and_a_missing_one_is_na
 def test_classes_without_an_output_are_left_out_and_named(played, photos, tmp_path):
     _, _, said = played(*photos, "--class-map", "map.json", "--out", "out")
     assert "class 'other' has no output" in said
-    assert {row.target for row in read_rows(tmp_path / "out")} == {0}
+    assert {row.target for row in read_results(tmp_path / "out")} == {0}
     (tmp_path / "map.json").write_text("{}")
     code, _, said = played(*photos, "--class-map", "map.json", "--out", "none")
     assert code == 2
@@ -262,7 +264,7 @@ def test_names_and_their_groups():
     assert choose_names(["rise", "torchray", "centre", "gradient"]) == ["rise", *TORCHRAY, "centre"]
     assert set(choose_names(["all"])) == set(METHODS) - set(BATCHED)
     assert choose_names(["feature_permutation"]) == ["feature_permutation"]
-    assert set(choose_metrics(["all"], [], None)) == {*METRICS, "agreement"}
+    assert set(choose_metrics(["all"], [], None)) == set(METRICS)
     assert choose_metrics(None, ["pointing_game.tolerance=3"], 5) == {"pointing_game": {"tolerance": 3}}
 
 
@@ -296,7 +298,8 @@ def test_layers_of_torchray(arch):
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in BATCHED])
 def test_every_method_takes_the_options_that_the_benchmark_gives_it(method):
     function, options = make_methods([method], [], few([method]), "scenes", None, torchray=False)[method]
-    explainer = make_explainer(method, function, options)
+    explainer = Explainer(function, options)
+    explainer.check(method, scene_network())
     images = make_scene(0).image[None]
     maps, _ = explain_each(scene_network(), images, torch.tensor([[1, 4]]), {method: explainer})[method]
     assert maps.shape[:2] == (1, 2)
@@ -304,7 +307,7 @@ def test_every_method_takes_the_options_that_the_benchmark_gives_it(method):
 
 def test_a_method_s_maps_do_not_hang_on_which_others_are_computed():
     methods = make_methods([name for name in choose_names(None) if name != CENTRE], [], [], "scenes", None, True)
-    explainers = {name: make_explainer(name, *method) for name, method in methods.items()}
+    explainers = {name: Explainer(*method) for name, method in methods.items()}
     images, targets = torch.stack([scene.image for scene in make_scenes(3)]), torch.tensor([[1, 4]] * 3)
     together = explain_each(scene_network(), images, targets, explainers)
     backwards = explain_each(scene_network(), images, targets, dict(reversed(explainers.items())))
@@ -312,7 +315,7 @@ def test_a_method_s_maps_do_not_hang_on_which_others_are_computed():
         alone, _ = explain_each(scene_network(), images, targets, {name: explainer})[name]
         assert torch.equal(together[name][0], alone)
         assert torch.equal(backwards[name][0], alone)
-        apart = METHODS[name].function(scene_network(), images, targets, **explainer.options)
+        apart = METHODS[name].function(scene_network(), images, targets, **explainer.passed)
         torch.testing.assert_close(apart, alone)
 
 

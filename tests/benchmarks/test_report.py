@@ -3,12 +3,12 @@
 import pytest
 
 from benchmarks.report import main
-from saliency.evaluation.running.rows import Row
+from saliency.evaluation.running.store import Result
 from tests.evaluation.report.made_run import make_config, write_run
 
 
 def test_the_files_are_written_and_named(tmp_path, capsys):
-    rows = [Row(f"photo{number}", 0, "cam", "pointing_game", 1.0, 0.1, None, "a") for number in range(3)]
+    rows = [Result(f"photo{number}", 0, "cam", "pointing_game", 1.0, 0.1, None, "a") for number in range(3)]
     write_run(tmp_path / "run", rows, {"a": make_config("pointing_game", "cam")})
     assert main([str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     names = ["cases.csv", "summary.csv", "report.md", "report.html"]

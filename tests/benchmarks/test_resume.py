@@ -8,12 +8,13 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 from benchmarks.pointing_game import main
-from saliency.evaluation.running.rows import key_of, read_rows, row_files, scan_rows
+from saliency.evaluation.running.store import read_results, result_files, scan_results
 
 REPOSITORY = Path(__file__).parent.parent.parent
 # The embedded network, slowed down: there is time to end it while it runs.
@@ -105,11 +106,11 @@ def until(condition):
 
 
 def lines(out):
-    return sum(path.read_bytes().count(b"\n") for path in row_files(out))
+    return sum(path.read_bytes().count(b"\n") for path in result_files(out))
 
 
 def scores(out):
-    return {key_of(row): (row.score, row.curve, row.point, row.difficult) for row in read_rows(out)}
+    return {row.key: (row.score, row.curve, row.point, row.difficult) for row in read_results(out)}
 
 
 def is_partial(out, whole):
@@ -129,7 +130,7 @@ def whole(folder):
 def assert_same(out, whole):
     """Every case is there once, and bit for bit as if nothing had happened."""
     assert scores(out) == whole
-    assert Counter(map(key_of, scan_rows(out))).most_common(1)[0][1] == 1
+    assert Counter(map(attrgetter("key"), scan_results(out))).most_common(1)[0][1] == 1
 
 
 @pytest.mark.slow
@@ -144,9 +145,9 @@ def test_killed_with_three_processes_then_with_two_and_finished_by_one(folder, w
                 kill(pid)
             until(lambda workers=workers: not any(map(is_running, workers)))
         assert is_partial("out", whole)
-    with row_files("out")[0].open("ab") as file:  # a line that was cut while it was written
+    with result_files("out")[0].open("ab") as file:  # a line that was cut while it was written
         file.write(b'{"image": "scene1", "tar')
-    assert len(row_files("out")) == 3
+    assert len(result_files("out")) == 3
     capsys.readouterr()
     assert main(arguments("out")) == 0
     assert_same("out", whole)
@@ -165,8 +166,8 @@ def test_undisturbed_with_three_processes_as_with_one(folder, whole, capsys):
         assert process.returncode == 0
     assert printed == table
     assert_same("out", whole)
-    assert all(path.stat().st_size for path in row_files("out"))
-    assert len(row_files("out")) == 3
+    assert all(path.stat().st_size for path in result_files("out"))
+    assert len(result_files("out")) == 3
 
 
 @pytest.mark.slow
@@ -234,7 +235,7 @@ def test_a_full_disk_ends_the_run_with_whole_rows_and_a_clear_message(folder, wh
     assert said.count("\n") == 1
     assert said.startswith("pointing_game: error: ")
     assert "File too large; the rows before are whole, and the same command goes on: 'out/rows-0.jsonl'" in said
-    (path,) = row_files("out")
+    (path,) = result_files("out")
     assert 0 < path.stat().st_size <= room
     assert path.read_bytes().endswith(b"\n")
     found = scores("out")

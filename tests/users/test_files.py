@@ -12,10 +12,9 @@ from torch import nn
 
 from saliency import imsmooth, random_masks, smooth_grad
 from saliency.cli import main
-from saliency.evaluation.cases import class_mask, read_class_map
+from saliency.evaluation.cases import class_mask, left_out, read_class_map
 from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.networks.models import load_network, read_state_dict
-from saliency.evaluation.running.execution import left_out
 from saliency.images import MOST_PIXELS, read_image
 from saliency.scenes import scene_network
 

@@ -15,8 +15,8 @@ from saliency.evaluation.metrics.localisation import pointing_game
 from saliency.evaluation.metrics.randomisation import parameter_groups, parameter_randomisation
 from saliency.evaluation.networks.models import Recipe
 from saliency.evaluation.report import write_report
-from saliency.evaluation.running.rows import read_rows
 from saliency.evaluation.running.runner import run
+from saliency.evaluation.running.store import read_results
 
 
 def identity(output):
@@ -57,7 +57,7 @@ def play(folder, methods, metrics=("pointing_game", "deletion"), **options):
 
 
 def scores(folder, method):
-    return {(row.image, row.metric): (row.score, row.error) for row in read_rows(folder) if row.method == method}
+    return {(row.image, row.metric): (row.score, row.error) for row in read_results(folder) if row.method == method}
 
 
 def fills(model, input, target):
@@ -244,14 +244,14 @@ def test_constant_maps_are_counted(tmp_path):
     outcome = play(tmp_path, methods, {"pointing_game": {"tolerance": 2}, "deletion": {}})
     counts = {"gradient": 0, "some": 2, "zero": 4, "one": 4}
     for metric in ("pointing_game", "deletion"):
-        assert {line.task.name: line.constant for line in outcome.lines if line.task.metric == metric} == counts
+        assert {line.method: line.constant for line in outcome.lines if line.metric == metric} == counts
     mask = torch.zeros(12, 16, dtype=torch.bool)
     mask[3:8, 2:9] = True
     chance = chance_by_hand(torch.zeros(12, 16), mask, 2)
     assert 35 / 192 < chance < 1
-    for row in read_rows(tmp_path):
+    for row in read_results(tmp_path):
         assert row.metric != "pointing_game" or row.method != "zero" or row.score == pytest.approx(chance)
-    assert {row.point for row in read_rows(tmp_path) if row.method == "one"} == {None}
+    assert {row.point for row in read_results(tmp_path) if row.method == "one"} == {None}
     paths = {path.name: path for path in write_report(tmp_path)}
     with paths["summary.csv"].open(newline="") as file:
         lines = [row for row in csv.DictReader(file) if row["subset"] == "all" and row["metric"] == "pointing_game"]

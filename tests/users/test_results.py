@@ -10,14 +10,14 @@ from torch import nn
 from saliency import gradient
 from saliency.evaluation.cases import Annotation, Thing
 from saliency.evaluation.networks.models import Recipe
-from saliency.evaluation.running import folder as folders
-from saliency.evaluation.running.rows import Row, decode, encode, read_rows, scan_rows
+from saliency.evaluation.running import ranks as folders
 from saliency.evaluation.running.runner import run
+from saliency.evaluation.running.store import Result, decode, encode, read_results, scan_results
 
 ROWS = [
-    Row("a", 1, "grad_cam", "pointing_game", 1.0, 0.5, None, "0123", point=(3, 4)),
-    Row("bé ü", 12, "rise", "insertion", 0.125, 1e-3, None, "4567", True, (0.0, 0.25), None, True),
-    Row('c\r\n"}', 0, "rise", "road", None, 0.25, "ValueError: broken", "89ab"),
+    Result("a", 1, "grad_cam", "pointing_game", 1.0, 0.5, None, "0123", point=(3, 4)),
+    Result("bé ü", 12, "rise", "insertion", 0.125, 1e-3, None, "4567", True, (0.0, 0.25), None, True),
+    Result('c\r\n"}', 0, "rise", "road", None, 0.25, "ValueError: broken", "89ab"),
 ]
 
 
@@ -69,7 +69,7 @@ def test_every_flipped_bit_is_found(row):
 def test_a_changed_line_is_named(tmp_path, change):
     (tmp_path / "rows-0.jsonl").write_text(encode(ROWS[0]) + change(encode(ROWS[1])), "utf-8")
     problems = []
-    assert list(scan_rows(tmp_path, problems)) == [ROWS[0]]
+    assert list(scan_results(tmp_path, problems)) == [ROWS[0]]
     (problem,) = problems
     assert problem.startswith(f"{tmp_path / 'rows-0.jsonl'}:2: line=")
 
@@ -79,10 +79,10 @@ def test_rows_are_read_whatever_ends_a_line(tmp_path, end):
     text = "".join(map(encode, ROWS)).replace("\n", end)
     (tmp_path / "rows-0.jsonl").write_bytes(text.encode())
     problems = []
-    assert list(scan_rows(tmp_path, problems)) == ROWS
+    assert list(scan_results(tmp_path, problems)) == ROWS
     assert problems == []
     (tmp_path / "rows-0.jsonl").write_bytes((text + '{"image": "cut').encode())
-    assert list(scan_rows(tmp_path, problems)) == ROWS
+    assert list(scan_results(tmp_path, problems)) == ROWS
 
 
 @pytest.mark.parametrize("end", ["\r", "\r\n"])
@@ -93,14 +93,14 @@ def test_a_run_goes_on_behind_converted_lines(tmp_path, end):
     path.write_bytes((first.replace("\n", end) + '{"image": "cut').encode())
     outcome = play(tmp_path)
     assert (outcome.problems, outcome.lines[0].cases, outcome.lines[0].missing) == ((), 2, 0)
-    assert [row.image for row in read_rows(tmp_path)] == ["p0", "p1"]
+    assert [row.image for row in read_results(tmp_path)] == ["p0", "p1"]
     assert path.read_bytes().startswith(first.strip().encode() + end.encode() + b'{"image": "p1"')
 
 
 def test_rows_of_an_earlier_release_have_no_checksum(tmp_path):
     lines = [json.dumps(row._asdict()) + "\n" for row in ROWS]
     (tmp_path / "rows-0.jsonl").write_text("".join(lines))
-    assert list(scan_rows(tmp_path, [])) == ROWS
+    assert list(scan_results(tmp_path, [])) == ROWS
 
 
 def cannot_write(path):

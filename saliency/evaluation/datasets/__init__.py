@@ -1,59 +1,80 @@
-"""Data sets by name: annotated photos, all of whose annotations are read and checked before the first photo."""
+"""DATASETS: the table of data sets, all of whose annotations are read and checked before the first photo."""
 
+from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from saliency.engine.checks import check_type, shown
-from saliency.evaluation.cases import Dataset
-from saliency.evaluation.datasets.coco import coco_set, folder_set
-from saliency.evaluation.datasets.imagenet import imagenet_set
-from saliency.evaluation.datasets.scenes import SceneSet
-from saliency.evaluation.datasets.voc import voc_set
+from saliency.evaluation.datasets.coco import coco_entries, folder_entries
+from saliency.evaluation.datasets.imagenet import imagenet_entries
+from saliency.evaluation.datasets.photos import ImageSet, Listing, collect, read_stored
+from saliency.evaluation.datasets.scenes import draw_scene, scene_entries
+from saliency.evaluation.datasets.voc import voc_entries
 from saliency.evaluation.networks.models import unknown
 from saliency.images import check_path
 
-# Each name, with its split where none is asked for.
-DATASETS: dict[str, str | None] = {
-    "scenes": None,
-    "voc2007": "test",
-    "coco2014": "val2014",
-    "coco2017": "val2017",
-    "imagenet": "val",
-    "folder": None,
+
+class Collection(NamedTuple):
+    """A row of the table: ``entries(root, **options)`` lists what is in a data set, ``loader(place)`` reads an image.
+
+    Without a parameter ``root`` there is no folder to read from. ``options`` are defaults other than the function's.
+    """
+
+    entries: Callable[..., Listing]
+    loader: Callable[[Any], Tensor]
+    paper: str
+    options: Mapping[str, object] = MappingProxyType({})
+
+    @property
+    def known(self) -> list[str]:
+        """The names of the options."""
+        return [name for name in signature(self.entries).parameters if name != "root"]
+
+    @property
+    def has_root(self) -> bool:
+        """Whether the data set is read from a folder."""
+        return "root" in signature(self.entries).parameters
+
+
+_COCO = "Lin et al., Microsoft COCO, ECCV 2014"
+
+DATASETS: dict[str, Collection] = {
+    "scenes": Collection(scene_entries, draw_scene, ""),
+    "voc2007": Collection(voc_entries, read_stored, "Everingham et al., The PASCAL Visual Object Classes, IJCV 2010"),
+    "coco2014": Collection(coco_entries, read_stored, _COCO, {"split": "val2014"}),
+    "coco2017": Collection(coco_entries, read_stored, _COCO, {"split": "val2017"}),
+    "imagenet": Collection(imagenet_entries, read_stored, "Russakovsky et al., ImageNet Challenge, IJCV 2015"),
+    "folder": Collection(folder_entries, read_stored, ""),
 }
 
 
 def load_dataset(
-    name: str,
-    root: str | Path | None = None,
-    *,
-    split: str | None = None,
-    annotations: str | Path | None = None,
-    on_error: str = "skip",
-    scenes: int = 100,
-    seed: int = 0,
-) -> Dataset:
+    name: str, root: str | Path | None = None, *, on_error: str = "skip", **options: str | Path | int | None
+) -> ImageSet:
     """Return a data set of :data:`DATASETS`. What is missing, broken or mislabelled is skipped and in ``problems``.
 
     ``root`` holds ``VOCdevkit``, COCO's ``val2014`` and ``annotations``, ImageNet's ``ILSVRC``, or photos of your own
-    with a JSON file in COCO's format. ``split`` is another part (``trainval``, ``train2017``) or the subfolder of the
-    photos, ``annotations`` the path of the JSON file. ``scenes`` and ``seed`` say how many scenes there are, and the
-    first. With ``on_error='refuse'`` any problem raises ``ValueError``. So does a layout that is not there.
+    with a JSON file in COCO's format. Its ``options`` are those of the row: ``split`` is another part (``trainval``,
+    ``train2017``) or the subfolder of the photos, ``annotations`` the path of the JSON file, ``scenes`` the number of
+    scenes and ``seed`` the first; None is the default. With ``on_error='refuse'`` any problem raises ``ValueError``. So
+    does a layout that is not there.
 
     >>> [(annotation.name, annotation.size) for annotation in load_dataset("scenes", scenes=2).annotations]
     [('scene0', (128, 128)), ('scene1', (128, 128))]
     """
     _check(name, root, on_error)
-    if name == "scenes" or root is None:
-        return SceneSet(scenes, seed)
-    folder, file = Path(root), Path(annotations) if annotations else None
-    part = split or DATASETS[name] or ""
-    if name == "voc2007":
-        return voc_set(name, folder, part, on_error)
-    if name == "imagenet":
-        return imagenet_set(name, folder, part, on_error)
-    if name == "folder":
-        return folder_set(name, folder, part, file, on_error)
-    return coco_set(name, folder, part, file, on_error)
+    row = DATASETS[name]
+    given = {option: value for option, value in options.items() if value is not None}
+    for option, value in given.items():
+        if option not in row.known:
+            raise ValueError(f"{option}={shown(value)} is not an option of {name!r}; expected one of {row.known}.")
+    folder = None if root is None else Path(root)
+    where = {"root": folder} if row.has_root else {}
+    return collect(name, folder, row.entries(**where, **{**row.options, **given}), row.loader, on_error)
 
 
 def _check(name: str, root: str | Path | None, on_error: str) -> None:
@@ -64,8 +85,8 @@ def _check(name: str, root: str | Path | None, on_error: str) -> None:
         raise unknown("dataset", name, list(DATASETS), f"one of {', '.join(DATASETS)} is accepted")
     if not isinstance(on_error, str) or on_error not in ("skip", "refuse"):
         raise ValueError(f"on_error={shown(on_error)} is unknown; 'skip' or 'refuse' is accepted.")
-    if name != "scenes" and (root is None or not Path(root).is_dir()):
+    if DATASETS[name].has_root and (root is None or not Path(root).is_dir()):
         given = None if root is None else str(root)
         raise ValueError(f"root={given!r} is no folder; the folder of the data set {name!r} is accepted.")
-    if name == "scenes" and root is not None:
-        raise ValueError(f"root={str(root)!r} does not go with 'scenes', which are drawn; None is accepted.")
+    if root is not None and not DATASETS[name].has_root:
+        raise ValueError(f"root={str(root)!r} does not go with {name!r}, which are drawn; None is accepted.")

@@ -6,40 +6,41 @@ import io
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from saliency.evaluation.cases import Thing
-from saliency.evaluation.datasets.photos import Box, Photo, PhotoSet, collect, each_photo, stored_size
+from saliency.evaluation.datasets.photos import Box, Entry, Listing, each_photo, stored_size
 from saliency.evaluation.datasets.segmentation import draw_mask, segmentation_problem
 from saliency.evaluation.networks.class_names import COCO_CLASSES
 from saliency.images import is_file
 
 FARTHEST = 1e12  # pixels
+Record: TypeAlias = Mapping[str, Any]  # an object of the JSON file: anything may stand in it
 
 
-def coco_set(name: str, root: Path, split: str, annotations: Path | None, on_error: str) -> PhotoSet:
+def coco_entries(root: Path, split: str, annotations: str | Path | None = None) -> Listing:
     """The photos of ``root/<split>`` and the 80 classes of ``root/annotations/instances_<split>.json``."""
-    file = annotations or root / "annotations" / f"instances_{split}.json"
+    file = Path(annotations or root / "annotations" / f"instances_{split}.json")
     index = read_index(file)
     order = {class_name: label for label, class_name in enumerate(COCO_CLASSES)}
     labels = {key: order[category["name"]] for key, category in index.cats.items() if category["name"] in order}
-    return collect(name, root, COCO_CLASSES, _photos(index, root / split, labels), on_error, digest(file))
+    return Listing(COCO_CLASSES, _photos(index, root / split, labels), digest(file))
 
 
-def folder_set(name: str, root: Path, split: str, annotations: Path | None, on_error: str) -> PhotoSet:
+def folder_entries(root: Path, split: str = "", annotations: str | Path | None = None) -> Listing:
     """The photos of a folder and one JSON file; the classes are its categories, by rising id.
 
     The photos lie in ``root/<split>``, or else in ``root`` or the folder in it that has most of them.
     """
-    file = annotations or find_json(root)
+    file = Path(annotations) if annotations else find_json(root)
     index = read_index(file)
     labels = {key: label for label, key in enumerate(sorted(index.cats))}
     classes = tuple(str(index.cats[key]["name"]) for key in labels)
     folder = root / split if split else _photo_folder(root, [image.get("file_name") for image in index.imgs.values()])
-    return collect(name, root, classes, _photos(index, folder, labels), on_error, digest(file))
+    return Listing(classes, _photos(index, folder, labels), digest(file))
 
 
 def read_index(file: Path) -> Any:
@@ -88,7 +89,7 @@ def _is_coco(path: Path) -> bool:
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys()
 
 
-def _photo_folder(root: Path, names: Sequence[Any]) -> Path:
+def _photo_folder(root: Path, names: Sequence[object]) -> Path:
     """``root``, or the folder in it that holds more of the files."""
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
     return max(folders, key=lambda folder: sum(is_file(folder / str(name)) for name in names))
@@ -99,7 +100,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _photos(index: Any, folder: Path, labels: Mapping[Any, int]) -> Iterator[Photo | str]:
+def _photos(index: Any, folder: Path, labels: Mapping[Hashable, int]) -> Iterator[Entry | str]:
     """The photos by rising id, and what is wrong with the index as a whole."""
     for key, times in Counter(image["id"] for image in index.dataset["images"]).items():
         if times > 1:
@@ -108,19 +109,19 @@ def _photos(index: Any, folder: Path, labels: Mapping[Any, int]) -> Iterator[Pho
         if entry["image_id"] not in index.imgs:
             yield f"annotation {entry['id']}: its image id {entry['image_id']} is not listed"
 
-    def read(key: Any) -> Iterator[Photo | str]:
+    def read(key: Hashable) -> Iterator[Entry | str]:
         return _photo(index.imgs[key], index.imgToAnns.get(key, ()), folder, labels, index.cats)
 
     yield from each_photo(sorted(index.imgs), read)
 
 
 def _photo(
-    image: Mapping[str, Any],
-    entries: Sequence[Mapping[str, Any]],
+    image: Record,
+    entries: Sequence[Record],
     folder: Path,
-    labels: Mapping[Any, int],
-    categories: Mapping[Any, Any],
-) -> Iterator[Photo | str]:
+    labels: Mapping[Hashable, int],
+    categories: Mapping[Hashable, Record],
+) -> Iterator[Entry | str]:
     name = image.get("file_name")
     if not isinstance(name, str) or not name:
         yield f"image id {image['id']}: it has no file_name"
@@ -137,10 +138,10 @@ def _photo(
             yield f"{name}: annotation {entry['id']} {problem}"
         else:
             things.append(_thing(entry, size, labels[entry["category_id"]]))
-    yield Photo(name, folder / name, size, tuple(things))
+    yield Entry(name, folder / name, size, tuple(things))
 
 
-def _size(image: Mapping[str, Any], path: Path) -> tuple[int, int]:
+def _size(image: Record, path: Path) -> tuple[int, int]:
     """The height and width of a photo as annotated, or else of its file."""
     height, width = image.get("height"), image.get("width")
     if isinstance(height, int) and isinstance(width, int) and min(height, width) > 0:
@@ -149,7 +150,7 @@ def _size(image: Mapping[str, Any], path: Path) -> tuple[int, int]:
 
 
 def _problem(
-    entry: Mapping[str, Any], size: tuple[int, int], labels: Mapping[Any, int], categories: Mapping[Any, Any]
+    entry: Record, size: tuple[int, int], labels: Mapping[Hashable, int], categories: Mapping[Hashable, Record]
 ) -> str:
     category, box = entry["category_id"], entry.get("bbox")
     if category not in labels:
@@ -164,7 +165,7 @@ def _is_pixels(value: object) -> bool:
     return isinstance(value, (int, float)) and not abs(value) > FARTHEST
 
 
-def _thing(entry: Mapping[str, Any], size: tuple[int, int], label: int) -> Thing:
+def _thing(entry: Record, size: tuple[int, int], label: int) -> Thing:
     x, y, width, height = entry["bbox"]
     box: Box = (x, y, x + width, y + height)
     segmentation = entry.get("segmentation")

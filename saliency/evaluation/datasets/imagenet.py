@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from saliency.evaluation.cases import Thing
-from saliency.evaluation.datasets.photos import Photo, PhotoSet, collect, each_photo
+from saliency.evaluation.datasets.photos import Entry, Listing, each_photo
 from saliency.evaluation.datasets.voc import read_xml
 
 SYNSETS = "LOC_synset_mapping.txt"
 FIRST = 0  # boxes count pixels from 0, both ends included: a photo of width 500 has them from 0 to 499
 
 
-def imagenet_set(name: str, root: Path, split: str, on_error: str) -> PhotoSet:
+def imagenet_entries(root: Path, split: str = "val") -> Listing:
     """The photos of ``root/ILSVRC``; the order of ``LOC_synset_mapping.txt`` is that of the networks' outputs.
 
     The XML files say what is in a photo, and ``LOC_<split>_solution.csv`` has to agree; of two that differ neither
@@ -23,7 +23,7 @@ def imagenet_set(name: str, root: Path, split: str, on_error: str) -> PhotoSet:
         raise ValueError(f"split={split!r} is not in one folder; 'val' is accepted.")
     synsets = read_synsets(root / SYNSETS)
     labels = {synset: label for label, synset in enumerate(synsets)}
-    return collect(name, root, tuple(synsets.values()), _photos(root, split, labels), on_error)
+    return Listing(tuple(synsets.values()), _photos(root, split, labels))
 
 
 def read_synsets(path: Path) -> dict[str, str]:
@@ -37,7 +37,7 @@ def read_synsets(path: Path) -> dict[str, str]:
         ) from error
 
 
-def _photos(root: Path, split: str, labels: Mapping[str, int]) -> Iterator[Photo | str]:
+def _photos(root: Path, split: str, labels: Mapping[str, int]) -> Iterator[Entry | str]:
     listing, solution = root / f"ILSVRC/ImageSets/CLS-LOC/{split}.txt", root / f"LOC_{split}_solution.csv"
     rows = _rows(solution)
     answers = dict(rows)
@@ -45,7 +45,7 @@ def _photos(root: Path, split: str, labels: Mapping[str, int]) -> Iterator[Photo
     names = [line.split()[0] for line in lines if line.strip()]
     listed = set(names)
 
-    def read(name: str) -> Iterator[Photo | str]:
+    def read(name: str) -> Iterator[Entry | str]:
         image = root / f"ILSVRC/Data/CLS-LOC/{split}/{name}.JPEG"
         xml = root / f"ILSVRC/Annotations/CLS-LOC/{split}/{name}.xml"
         if name not in answers:
@@ -73,7 +73,7 @@ def _read(path: Path) -> str:
         raise ValueError(f"root has a broken {path} ({error}); a file of the challenge is accepted.") from error
 
 
-def _answered(answer: str, xml: Path, image: Path, labels: Mapping[str, int]) -> Iterator[Photo | str]:
+def _answered(answer: str, xml: Path, image: Path, labels: Mapping[str, int]) -> Iterator[Entry | str]:
     """Yield the photo of which the solution says what is in it; its XML file, where there is one, has to agree."""
     try:
         things = _things(answer, labels)
@@ -81,10 +81,10 @@ def _answered(answer: str, xml: Path, image: Path, labels: Mapping[str, int]) ->
         yield f"{image.stem}: its solution {answer!r} {error}"
         return
     if not xml.is_file():
-        yield Photo(image.stem, image, None, things)
+        yield Entry(image.stem, image, None, things)
         return
     for entry in read_xml(xml, image, labels, FIRST):
-        if isinstance(entry, Photo) and _places(entry.things) != _places(things):
+        if isinstance(entry, Entry) and _places(entry.things) != _places(things):
             yield f"{image.stem}: {xml} and the solution {answer!r} differ"
         else:
             yield entry

@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -25,49 +25,63 @@ Name = TypeVar("Name")
 Box: TypeAlias = tuple[float, float, float, float]
 
 
-class Photo(NamedTuple):
-    """A photo as its data set lists it, not yet checked; where ``size`` (height, width) is None, the file has it."""
+class Entry(NamedTuple):
+    """An image as its data set lists it, not yet checked. ``place`` is what the loader takes: a file, or a seed.
+
+    Where ``size`` (height, width) is None, the file has it.
+    """
 
     name: str
-    path: Path
+    place: Path | int
     size: tuple[int, int] | None
     things: tuple[Thing, ...]
 
 
+class Listing(NamedTuple):
+    """A data set as its files list it: the classes, the images, and between them problems in words.
+
+    ``source`` is the sha256 of the file that the masks are drawn from, if there is one.
+    """
+
+    classes: tuple[str, ...]
+    entries: Iterable[Entry | str]
+    source: str = ""
+
+
 @dataclass
-class PhotoSet:
-    """Annotated photo files. ``source`` is the sha256 of the file that the masks are drawn from, if there is one."""
+class ImageSet:
+    """A :class:`saliency.evaluation.cases.Dataset` of images, each of which ``loader(place)`` reads."""
 
     name: str
     root: Path | None
     classes: tuple[str, ...]
     annotations: Sequence[Annotation]
     problems: tuple[str, ...]
-    paths: tuple[Path, ...]
+    places: tuple[Path | int, ...]
+    loader: Callable[[Any], Tensor]
     source: str = ""
 
     def image(self, index: int) -> Tensor:
-        """The image (3, H, W) in [0, 1]; ``ValueError`` where its file is broken or not of the annotated size."""
-        image, size = read_stored(self.paths[index]), self.annotations[index].size
+        """The image (3, H, W); ``ValueError`` where its file is broken or not of the annotated size."""
+        place, size = self.places[index], self.annotations[index].size
+        image = self.loader(place)
         if tuple(image.shape[1:]) != size:
             raise ValueError(
-                f"photo={str(self.paths[index])!r} is of size {tuple(image.shape[1:])}, its annotation of size {size}; "
+                f"photo={str(place)!r} is of size {tuple(image.shape[1:])}, its annotation of size {size}; "
                 "a photo of the annotated height and width is accepted."
             )
         return image
 
 
-def collect(
-    name: str, root: Path, classes: tuple[str, ...], entries: Iterable[Photo | str], on_error: str, source: str = ""
-) -> PhotoSet:
-    """Return the data set of all photos and objects that are sound; ``entries`` are photos, and problems in words.
+def collect(name: str, root: Path | None, listing: Listing, loader: Callable[[Any], Tensor], on_error: str) -> ImageSet:
+    """Return the data set of all images and objects that are sound.
 
-    Raises ``ValueError`` where no photo is left, and with ``on_error='refuse'`` where anything is wrong.
+    Raises ``ValueError`` where no image is left, and with ``on_error='refuse'`` where anything is wrong.
     """
     problems: list[str] = []
     annotations: dict[str, Annotation] = {}
-    paths = []
-    for entry in entries:
+    places, classes = [], listing.classes
+    for entry in listing.entries:
         if isinstance(entry, str):
             problems.append(entry)
             continue
@@ -80,7 +94,7 @@ def collect(
         problems += [f"{entry.name}: a {classes[thing.label]!r} {problem}" for thing, problem in found if problem]
         things = tuple(thing._replace(box=clip_box(thing.box, size)) for thing, problem in found if not problem)
         annotations[entry.name] = Annotation(entry.name, size, things)
-        paths.append(entry.path)
+        places.append(entry.place)
     problems = [printable(_shortened(problem)) for problem in problems]
     if problems and on_error == "refuse":
         shown = " ".join(f"({number}) {problem}" for number, problem in enumerate(problems[:SHOWN], 1))
@@ -88,16 +102,17 @@ def collect(
     if not annotations:
         why = f" ({len(problems)} problems, the first: {problems[0]})" if problems else ""
         raise ValueError(f"root={str(root)!r} holds no sound photo of {name!r}{why}; a folder with some is accepted.")
-    return PhotoSet(name, root, classes, tuple(annotations.values()), tuple(problems), tuple(paths), source)
+    kept = tuple(annotations.values()), tuple(problems), tuple(places)
+    return ImageSet(name, root, classes, *kept, loader, listing.source)
 
 
-def each_photo(names: Iterable[Name], read: Callable[[Name], Iterable[Photo | str]]) -> Iterator[Photo | str]:
+def each_photo(names: Iterable[Name], read: Callable[[Name], Iterable[Entry | str]]) -> Iterator[Entry | str]:
     """What is read of each; of one for which anything is raised, that it cannot be read, and why."""
     for name in names:
         yield from _attempt(name, read)
 
 
-def _attempt(name: Name, read: Callable[[Name], Iterable[Photo | str]]) -> list[Photo | str]:
+def _attempt(name: Name, read: Callable[[Name], Iterable[Entry | str]]) -> list[Entry | str]:
     try:
         return list(read(name))
     except Exception as error:  # files hold whatever was put into them
@@ -109,17 +124,20 @@ def _shortened(problem: str) -> str:
     return problem if len(problem) <= LONGEST else f"{problem[:half]} … {problem[-half:]}"
 
 
-def _checked_size(photo: Photo, root: Path, taken: Container[str]) -> tuple[int, int]:
-    """The size of a photo; ``ValueError`` where its name is taken, or its file missing, broken or of another size."""
-    if photo.name in taken:
+def _checked_size(entry: Entry, root: Path | None, taken: Container[str]) -> tuple[int, int]:
+    """The size of an image; ``ValueError`` where its name is taken, or its file missing, broken or of another size."""
+    if entry.name in taken:
         raise ValueError("it is listed twice; the first time counts")
-    if not Path(os.path.normpath(photo.path)).is_relative_to(os.path.normpath(root)):
-        raise ValueError(f"its file {photo.path} is outside of {root}")
-    if not photo.path.is_file():
-        raise ValueError(f"its file {photo.path} is missing")
-    size = photo.size or stored_size(photo.path)
-    if math.prod(size) > TRUSTED and stored_size(photo.path) != size:
-        raise ValueError(f"its file {photo.path} is not of the annotated height and width {reprlib.repr(size)}")
+    path = entry.place
+    if not isinstance(path, Path):
+        return entry.size or (0, 0)
+    if root is not None and not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
+        raise ValueError(f"its file {path} is outside of {root}")
+    if not path.is_file():
+        raise ValueError(f"its file {path} is missing")
+    size = entry.size or stored_size(path)
+    if math.prod(size) > TRUSTED and stored_size(path) != size:
+        raise ValueError(f"its file {path} is not of the annotated height and width {reprlib.repr(size)}")
     return size
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from saliency.evaluation.cases import Thing
-from saliency.evaluation.datasets.photos import Photo, PhotoSet, collect, each_photo
+from saliency.evaluation.datasets.photos import Entry, Listing, each_photo
 from saliency.evaluation.networks.class_names import VOC_CLASSES
 
 
-def voc_set(name: str, root: Path, split: str, on_error: str) -> PhotoSet:
+def voc_entries(root: Path, split: str = "test") -> Listing:
     """The photos listed in ``root/VOCdevkit/VOC2007/ImageSets/Main/<split>.txt``, with boxes for masks."""
     from torchvision.datasets import VOCDetection
 
@@ -24,10 +24,10 @@ def voc_set(name: str, root: Path, split: str, on_error: str) -> PhotoSet:
     labels = {class_name: label for label, class_name in enumerate(VOC_CLASSES)}
     files = zip(map(Path, listed.images), map(Path, listed.annotations), strict=True)
     entries = each_photo(files, lambda pair: read_xml(pair[1], pair[0], labels, first=1))
-    return collect(name, root, VOC_CLASSES, entries, on_error)
+    return Listing(VOC_CLASSES, entries)
 
 
-def read_xml(path: Path, image: Path, labels: Mapping[str, int], first: int) -> Iterator[Photo | str]:
+def read_xml(path: Path, image: Path, labels: Mapping[str, int], first: int) -> Iterator[Entry | str]:
     """Yield the photo that an XML file describes, after a problem (str) for each object that makes no sense.
 
     Boxes are inclusive there, and the number of the first pixel is ``first``. A broken file is one problem.
@@ -49,7 +49,7 @@ def read_xml(path: Path, image: Path, labels: Mapping[str, int], first: int) -> 
     for number, problem in enumerate(found, 1):
         if isinstance(problem, str):
             yield f"{image.stem}: object {number} {problem}"
-    yield Photo(image.stem, image, size, tuple(thing for thing in found if isinstance(thing, Thing)))
+    yield Entry(image.stem, image, size, tuple(thing for thing in found if isinstance(thing, Thing)))
 
 
 def _thing(element: Any, labels: Mapping[str, int], first: int) -> Thing | str:

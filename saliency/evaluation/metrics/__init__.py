@@ -1,11 +1,13 @@
-"""METRICS: the table of measures, with one signature for the runner."""
+"""METRICS: the table of measures, of single maps, of pairs of maps and of whole data sets."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from inspect import signature
+from types import MappingProxyType
+from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
-from torch.nn import Module
 
+from saliency.evaluation.metrics.agreement import rank_correlation
 from saliency.evaluation.metrics.faithfulness import (
     average_drop,
     curve_area,
@@ -14,122 +16,90 @@ from saliency.evaluation.metrics.faithfulness import (
     insertion,
     road,
 )
-from saliency.evaluation.metrics.localisation import THRESHOLDS, box_iou, energy_pointing_game, mask_iou, pointing_game
-from saliency.evaluation.metrics.perturbed import Baseline
+from saliency.evaluation.metrics.localisation import (
+    box_iou,
+    energy_pointing_game,
+    mask_iou,
+    max_box_accuracy,
+    pointing_game,
+)
 from saliency.evaluation.metrics.randomisation import parameter_randomisation, random_logit
 from saliency.evaluation.metrics.sensitivity import sensitivity_n
 
+Kind: TypeAlias = Literal["case", "pair", "data set"]
 
-class Evidence(NamedTuple):
-    """What is known about N cases of one method: all that a metric may look at.
-
-    ``saliency`` is (N, 1, H, W) at the size of the annotated images, ``input_saliency`` (N, 1, h, w) at that of the
-    network's ``input`` (N, C, h, w). ``target`` (N,) indexes the model's output, which ``activation`` turns into
-    probabilities (softmax over classes, or sigmoid). ``explain(model, input, target)`` makes maps like
-    ``input_saliency`` for another model, input or target. ``masks`` is (N, H, W) bool, ``boxes`` one (K, 4) a case.
-    """
-
-    saliency: Tensor
-    masks: Tensor
-    boxes: Sequence[Tensor]
-    model: Module
-    input: Tensor
-    input_saliency: Tensor
-    target: Tensor
-    activation: Callable[[Tensor], Tensor]
-    explain: Callable[[Module, Tensor, Tensor], Tensor]
+# What a function of cases may look at, each as a parameter of this name.
+EVIDENCE = ("saliency", "masks", "boxes", "model", "input", "target", "activation", "explain")
 
 
 class Metric(NamedTuple):
-    """A row of the table: ``score(evidence, **options)`` gives (N,) scores, or (N, T) curves that ``area`` sums up.
+    """A row of the table. ``function`` returns (N,) scores, or (N, T) curves that ``area`` sums up.
 
-    ``hits``: a score is a hit or a miss, or the chance of a hit, so that a mean is a percentage.
+    Of ``'case'``, it has of :data:`EVIDENCE` what it looks at: ``saliency`` (N, 1, H, W) at the size of the images, or
+    beside an ``input`` (N, C, h, w) at that size; ``masks`` (N, H, W) bool and ``boxes``, one (K, 4) a case; ``model``,
+    whose output ``target`` (N,) indexes and ``activation`` turns into probabilities; ``explain(model, input, target)``,
+    which makes maps like ``saliency``. Of a ``'pair'``, its first two parameters are the maps of two methods; of a
+    ``'data set'``, the first is the curves (N, T) of all cases, of the metric ``of``, and the result one number.
+    The further parameters are options; ``options`` are defaults other than the function's. ``hits``: a score is a hit
+    or a miss, or the chance of a hit, so that a mean is a percentage.
     """
 
-    score: Callable[..., Tensor]
+    function: Callable[..., Tensor]
+    kind: Kind
     paper: str
+    options: Mapping[str, object] = MappingProxyType({})
     higher_is_better: bool = True
-    area: Callable[[Tensor], Tensor] | None = None  # a curve's (N, T) -> score (N,)
+    area: Callable[[Tensor], Tensor] | None = None
     hits: bool = False
+    of: str = ""
+
+    @property
+    def evidence(self) -> list[str]:
+        """What a function of cases looks at."""
+        return [name for name in signature(self.function).parameters if name in EVIDENCE]
+
+    @property
+    def defaults(self) -> dict[str, object]:
+        """The options, with their defaults.
+
+        >>> METRICS["insertion"].defaults
+        {'steps': 32, 'baseline': 'blur', 'batch_size': 32, 'seed': 0}
+        """
+        parameters = list(signature(self.function).parameters.values())[
+            {"case": 0, "pair": 2, "data set": 1}[self.kind] :
+        ]
+        own = {parameter.name: parameter.default for parameter in parameters}
+        looked_at = EVIDENCE if self.kind == "case" else ()
+        return {name: value for name, value in own.items() if name not in looked_at} | dict(self.options)
 
 
 def _mean(curve: Tensor) -> Tensor:
     return curve.mean(1)
 
 
-def _asked(evidence: Evidence) -> tuple[Module, Tensor, Tensor, Tensor]:
-    return evidence.model, evidence.input, evidence.target, evidence.input_saliency
-
-
-def _pointing_game(evidence: Evidence, tolerance: float = 15) -> Tensor:
-    return pointing_game(evidence.saliency, evidence.masks, tolerance)
-
-
-def _energy(evidence: Evidence) -> Tensor:
-    return energy_pointing_game(evidence.saliency, evidence.masks)
-
-
-def _box_iou(evidence: Evidence, thresholds: Any = THRESHOLDS, components: str = "largest") -> Tensor:
-    return box_iou(evidence.saliency, evidence.boxes, thresholds, components)
-
-
-def _mask_iou(evidence: Evidence, thresholds: Any = THRESHOLDS) -> Tensor:
-    return mask_iou(evidence.saliency, evidence.masks, thresholds)
-
-
-def _insertion(evidence: Evidence, steps: int = 32, baseline: Baseline = "blur", seed: int = 0) -> Tensor:
-    return insertion(*_asked(evidence), steps, baseline, evidence.activation, seed=seed)
-
-
-def _deletion(evidence: Evidence, steps: int = 32, baseline: Baseline = "zero", seed: int = 0) -> Tensor:
-    return deletion(*_asked(evidence), steps, baseline, evidence.activation, seed=seed)
-
-
-def _road(evidence: Evidence, percentages: Any = (20, 40, 60, 80), noise: float = 0.01, seed: int = 0) -> Tensor:
-    return road(*_asked(evidence), percentages, noise, seed, evidence.activation)
-
-
-def _average_drop(evidence: Evidence) -> Tensor:
-    return average_drop(*_asked(evidence), evidence.activation)
-
-
-def _increase_in_confidence(evidence: Evidence) -> Tensor:
-    return increase_in_confidence(*_asked(evidence), evidence.activation).float()
-
-
-def _sensitivity_n(
-    evidence: Evidence, n: float = 0.1, samples: int = 100, baseline: Baseline = "zero", seed: int = 0
-) -> Tensor:
-    return sensitivity_n(*_asked(evidence), n, samples, baseline, seed)
-
-
-def _cascading(evidence: Evidence, steps: int | None = 8, seed: int = 0) -> Tensor:
-    e = evidence
-    return parameter_randomisation(e.model, e.explain, e.input, e.target, e.input_saliency, True, None, steps, seed)
-
-
-def _independent(evidence: Evidence, steps: int | None = 8, seed: int = 0) -> Tensor:
-    e = evidence
-    return parameter_randomisation(e.model, e.explain, e.input, e.target, e.input_saliency, False, None, steps, seed)
-
-
-def _random_logit(evidence: Evidence, seed: int = 0) -> Tensor:
-    e = evidence
-    return random_logit(e.model, e.explain, e.input, e.target, e.input_saliency, seed=seed)
-
+_WSOL = "Choe et al., Evaluating Weakly Supervised Localization, CVPR 2020"
+_RISE = "Petsiuk et al., RISE, BMVC 2018"
+_GRAD_CAM_PLUS_PLUS = "Chattopadhay et al., Grad-CAM++, WACV 2018"
+_SANITY = "Adebayo et al., Sanity Checks, NeurIPS 2018"
+_STEPS = {"steps": 8}  # a step is a run of the method; None randomises layer by layer
+_ALONE = {**_STEPS, "cascading": False}
 
 METRICS: dict[str, Metric] = {
-    "pointing_game": Metric(_pointing_game, "Zhang et al., Excitation Backprop, IJCV 2018", hits=True),
-    "energy_pointing_game": Metric(_energy, "Wang et al., Score-CAM, CVPR workshop 2020"),
-    "box_iou": Metric(_box_iou, "Choe et al., Evaluating Weakly Supervised Localization, CVPR 2020", area=_mean),
-    "mask_iou": Metric(_mask_iou, "Choe et al., Evaluating Weakly Supervised Localization, CVPR 2020", area=_mean),
-    "insertion": Metric(_insertion, "Petsiuk et al., RISE, BMVC 2018", area=curve_area),
-    "deletion": Metric(_deletion, "Petsiuk et al., RISE, BMVC 2018", higher_is_better=False, area=curve_area),
-    "road": Metric(_road, "Rong et al., A Consistent and Efficient Evaluation Strategy, ICML 2022"),
-    "average_drop": Metric(_average_drop, "Chattopadhay et al., Grad-CAM++, WACV 2018", higher_is_better=False),
-    "increase_in_confidence": Metric(_increase_in_confidence, "Chattopadhay et al., Grad-CAM++, WACV 2018", hits=True),
-    "sensitivity_n": Metric(_sensitivity_n, "Ancona et al., Gradient-based Attribution Methods, ICLR 2018"),
-    "cascading_randomisation": Metric(_cascading, "Adebayo et al., Sanity Checks, NeurIPS 2018", False, _mean),
-    "independent_randomisation": Metric(_independent, "Adebayo et al., Sanity Checks, NeurIPS 2018", False, _mean),
-    "random_logit": Metric(_random_logit, "Sixt et al., When Explanations Lie, ICML 2020", higher_is_better=False),
+    "pointing_game": Metric(pointing_game, "case", "Zhang et al., Excitation Backprop, IJCV 2018", hits=True),
+    "energy_pointing_game": Metric(energy_pointing_game, "case", "Wang et al., Score-CAM, CVPR workshop 2020"),
+    "box_iou": Metric(box_iou, "case", _WSOL, area=_mean),
+    "max_box_accuracy": Metric(max_box_accuracy, "data set", _WSOL, hits=True, of="box_iou"),
+    "mask_iou": Metric(mask_iou, "case", _WSOL, area=_mean),
+    "insertion": Metric(insertion, "case", _RISE, area=curve_area),
+    "deletion": Metric(deletion, "case", _RISE, higher_is_better=False, area=curve_area),
+    "road": Metric(road, "case", "Rong et al., A Consistent and Efficient Evaluation Strategy, ICML 2022"),
+    "average_drop": Metric(average_drop, "case", _GRAD_CAM_PLUS_PLUS, higher_is_better=False),
+    "increase_in_confidence": Metric(increase_in_confidence, "case", _GRAD_CAM_PLUS_PLUS, hits=True),
+    "sensitivity_n": Metric(sensitivity_n, "case", "Ancona et al., Gradient-based Attribution Methods, ICLR 2018"),
+    "cascading_randomisation": Metric(parameter_randomisation, "case", _SANITY, _STEPS, False, _mean),
+    "independent_randomisation": Metric(parameter_randomisation, "case", _SANITY, _ALONE, False, _mean),
+    "random_logit": Metric(
+        random_logit, "case", "Sixt et al., When Explanations Lie, ICML 2020", higher_is_better=False
+    ),
+    "agreement": Metric(rank_correlation, "pair", "Spearman, The Proof and Measurement of Association, 1904"),
 }

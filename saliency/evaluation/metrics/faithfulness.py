@@ -1,7 +1,6 @@
 """Faithfulness: does the score follow the map? Pixels are hidden in its order, and the network is asked again."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch.nn import Module
 
 from saliency.engine.checks import check_count, check_maps_type, is_number, shown
 from saliency.engine.maps import safe_divide
+from saliency.engine.targets import Target
 from saliency.evaluation.metrics.imputation import linear_imputation
 from saliency.evaluation.metrics.perturbed import (
     Activation,
@@ -26,7 +26,7 @@ PERCENTAGES = (20, 40, 60, 80)
 def insertion(
     model: Module,
     input: Tensor,
-    target: Any,
+    target: Target,
     saliency: Tensor,
     steps: int = 32,
     baseline: Baseline = "blur",
@@ -55,7 +55,7 @@ def insertion(
 def deletion(
     model: Module,
     input: Tensor,
-    target: Any,
+    target: Target,
     saliency: Tensor,
     steps: int = 32,
     baseline: Baseline = "zero",
@@ -81,7 +81,7 @@ def deletion(
 def _curve(
     model: Module,
     input: Tensor,
-    target: Any,
+    target: Target,
     saliency: Tensor,
     insert: bool,
     steps: int,
@@ -120,7 +120,7 @@ def curve_area(curve: Tensor) -> Tensor:
 def road(
     model: Module,
     input: Tensor,
-    target: Any,
+    target: Target,
     saliency: Tensor,
     percentages: Sequence[float] = PERCENTAGES,
     noise: float = 0.01,
@@ -146,7 +146,7 @@ def road(
 def road_curves(
     model: Module,
     input: Tensor,
-    target: Any,
+    target: Target,
     saliency: Tensor,
     percentages: Sequence[float] = PERCENTAGES,
     noise: float = 0.01,
@@ -190,7 +190,7 @@ def _check_road(percentages: object, noise: object) -> None:
 def average_drop(
     model: Module,
     input: Tensor,
-    target: Any,
+    target: Target,
     saliency: Tensor,
     activation: Activation = class_softmax,
     batch_size: int = 32,
@@ -214,7 +214,7 @@ def average_drop(
 def increase_in_confidence(
     model: Module,
     input: Tensor,
-    target: Any,
+    target: Target,
     saliency: Tensor,
     activation: Activation = class_softmax,
     batch_size: int = 32,
@@ -235,7 +235,7 @@ def increase_in_confidence(
 
 
 def _seen_through(
-    model: Module, input: Tensor, target: Any, saliency: Tensor, activation: Activation, batch_size: int
+    model: Module, input: Tensor, target: Target, saliency: Tensor, activation: Activation, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """The target's probability of every image, and of what is left of it under its map, scaled to [0, 1]."""
     saliency = check_maps(input, saliency)

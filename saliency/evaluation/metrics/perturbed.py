@@ -1,7 +1,7 @@
 """Perturbed versions of every case, a batch of them at a time, and what a map and a baseline are made of for them."""
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from saliency.engine.checks import (
 )
 from saliency.engine.outputs import main_output
 from saliency.engine.state import evaluating
-from saliency.engine.targets import Targets, target_error
+from saliency.engine.targets import Target, Targets, target_error
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]  # the model's output -> probabilities
 Baseline: TypeAlias = Tensor | str
@@ -44,7 +44,7 @@ def class_softmax(output: Tensor) -> Tensor:
 def score_versions(
     model: Module,
     input: Tensor,
-    target: Any,
+    target: Target,
     versions: int,
     picture: Callable[[Tensor, Tensor], Tensor],
     activation: Activation,

@@ -1,20 +1,19 @@
 """Sensitivity-n: do the attributions of random pixels add up to what the score loses without them?"""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.checks import check_count, check_seed, is_int, is_number, shown
 from saliency.engine.maps import safe_divide
+from saliency.engine.targets import Target
 from saliency.evaluation.metrics.perturbed import Baseline, check_maps, make_baseline, score_versions
 
 
 def sensitivity_n(
     model: Module,
     input: Tensor,
-    target: Any,
+    target: Target,
     saliency: Tensor,
     n: float = 0.1,
     samples: int = 100,
@@ -61,7 +60,7 @@ def _raw(output: Tensor) -> Tensor:
     return output
 
 
-def _check_size(n: Any, pixels: int) -> int:
+def _check_size(n: object, pixels: int) -> int:
     count = n if is_int(n) else round(n * pixels) if is_number(n) and 0 < n < 1 else 0
     if not 0 < count < pixels:
         raise ValueError(f"n={shown(n)} is no part of {pixels} pixels; expected a number of them or a share in (0, 1).")

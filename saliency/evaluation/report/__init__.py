@@ -10,10 +10,9 @@ from saliency.evaluation.report.analysis import Analysis, Summary, analyse
 from saliency.evaluation.report.markdown import markdown_report
 from saliency.evaluation.report.page import html_page
 from saliency.evaluation.report.statistics import Estimate
-from saliency.evaluation.running.configuration import write_file
-from saliency.evaluation.running.rows import Row
+from saliency.evaluation.running.store import Result, write_file
 
-CASE_FIELDS = ("line", "column", "class", *Row._fields)
+CASE_FIELDS = ("line", "column", "class", *Result._fields)
 SUMMARY_FIELDS = (
     *("line", "column", "method", "metric", "fingerprint", "subset", "cases", "failures", "constant_maps"),
     *("mean", "low", "high", "mean_over_classes", "low_over_classes", "high_over_classes"),

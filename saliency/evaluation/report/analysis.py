@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saliency.evaluation.report.series import Series, failed, is_better_high, read_series
+from saliency.evaluation.metrics import METRICS
+from saliency.evaluation.report.series import BOX_ACCURACY, DELTA, Series, failed, is_better_high, read_series
 from saliency.evaluation.report.statistics import (
     Estimate,
     Estimates,
@@ -17,10 +18,8 @@ from saliency.evaluation.report.statistics import (
     holm,
     paired_p_values,
 )
-from saliency.evaluation.running.rows import Row
-from saliency.evaluation.running.scoring import AGREEMENT
+from saliency.evaluation.running.store import Result
 
-BOX_CURVES = "box_iou"
 SIGNIFICANT = 0.05
 
 
@@ -98,6 +97,12 @@ class Analysis(NamedTuple):
         sign = {True: -1.0, False: 1.0, None: 0.0}[is_better_high(found[0].series.metric)]
         return sorted(found, key=lambda item: (not item.means.cases.cases, sign * _number(item.means.cases.value)))
 
+    def box_title(self, column: str) -> str:
+        """What the MaxBoxAcc of a column is called."""
+        deltas = {str(item.series.delta): None for item in self.summaries if item.series.column == column}
+        usual = list(deltas) == [str(DELTA)]
+        return f"MaxBoxAcc of {column}" + ("" if usual else f", IoU ≥ {' or '.join(deltas)}")
+
     def is_share(self, column: str) -> bool:
         """Whether every score of the metric is a hit or a miss, or its chance, so that its mean is a percentage."""
         own = [item.series for item in self.summaries if item.series.column == column]
@@ -108,14 +113,14 @@ def analyse(folder: str | Path) -> Analysis:
     """Read the folder of a run and compute what a report shows; ``ValueError`` where it holds no rows."""
     series, problems = read_series(folder)
     total = sum(row.seconds for item in series for row in item.rows)
-    scored = [item for item in series if item.metric != AGREEMENT]
+    scored = [item for item in series if not item.is_pair]
     summaries, pairs = [], []
     for column in dict.fromkeys(item.column for item in scored):
         own = [item for item in scored if item.column == column]
         found = compare(own)
         pairs += found
         summaries += mark_best([summarise(item, total) for item in own], found)
-    agreements = agreement_matrices([item for item in series if item.metric == AGREEMENT])
+    agreements = agreement_matrices([item for item in series if item.is_pair])
     return Analysis(series, summaries, pairs, agreements, list_failures(series), problems)
 
 
@@ -131,7 +136,7 @@ def summarise(series: Series, total_seconds: float) -> Summary:
     )
     seconds = sum(row.seconds for row in series.rows)
     curves, has_curve = _curves(rows)
-    boxes = series.metric == BOX_CURVES and curves.numel()
+    boxes = series.metric == METRICS[BOX_ACCURACY].of and curves.numel()
     return Summary(
         series,
         means,
@@ -139,7 +144,7 @@ def summarise(series: Series, total_seconds: float) -> Summary:
         seconds=seconds / len(series.rows),
         share=seconds / total_seconds if total_seconds else 0.0,
         curve=tuple(curves.mean(0).tolist()) if curves.numel() else (),
-        box_accuracy=estimate_box_accuracy(curves, images[has_curve]) if boxes else None,
+        box_accuracy=estimate_box_accuracy(curves, images[has_curve], series.delta) if boxes else None,
         constant=sum(row.constant for row in rows),
     )
 
@@ -209,7 +214,7 @@ def list_failures(series: Iterable[Series]) -> list[Failure]:
     return [Failure(*key, cases=cases) for key, cases in found.items()]
 
 
-def _curves(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+def _curves(rows: Sequence[Result]) -> tuple[Tensor, Tensor]:
     """The curves (M, T) of the rows that have one, and which (N,) do; shorter ones are interpolated to the longest."""
     given = [row.curve or () for row in rows]
     longest = max(map(len, given), default=0)

@@ -111,7 +111,7 @@ def _results(analysis: Analysis) -> Iterator[str]:
             row.append(_marked(found.get((line, column)), analysis.is_share(column)))
         own = [item for item in analysis.summaries if item.series.column == column and item.box_accuracy]
         if own:
-            header.append(f"MaxBoxAcc of {escape(column)} (%) ↑")
+            header.append(f"{escape(analysis.box_title(column))} (%) ↑")
             best = max(item.box_accuracy[0].value for item in own if item.box_accuracy)
             for row, line in zip(rows, analysis.lines, strict=True):
                 row.append(_box_accuracy(found.get((line, column)), best))

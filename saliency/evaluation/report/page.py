@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from saliency.evaluation.report.analysis import SIGNIFICANT, Analysis, Summary
 from saliency.evaluation.report.comparison import compare_published, describe_run
@@ -35,7 +34,7 @@ def html_page(folder: str | Path, analysis: Analysis) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], (web / "page.html").read_text("utf-8"))
 
 
-def script_json(data: Any) -> str:
+def script_json(data: object) -> str:
     r"""Return JSON that no name can break out of a script element with; NaN becomes null.
 
     >>> script_json({"</script>": [0.5, float("nan")]})
@@ -45,10 +44,12 @@ def script_json(data: Any) -> str:
     return text.replace("<", "\\u003c")
 
 
-def page_data(folder: str | Path, analysis: Analysis) -> dict[str, Any]:
+def page_data(folder: str | Path, analysis: Analysis) -> dict[str, object]:
     """Return all that the page shows, as plain dicts and lists."""
     cases, problems = read_gallery(folder, analysis)
-    configs = {item.fingerprint: _shortened(item.config) for item in analysis.series}
+    configs = {
+        item.fingerprint: {name: _shortened(value) for name, value in item.config.items()} for item in analysis.series
+    }
     shared = _shared(list(configs.values()))
     return {
         "facts": describe_run(analysis),
@@ -71,17 +72,18 @@ def page_data(folder: str | Path, analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _column(analysis: Analysis, column: str) -> dict[str, Any]:
+def _column(analysis: Analysis, column: str) -> dict[str, object]:
     metric = next(item.series.metric for item in analysis.summaries if item.series.column == column)
     return {
         "label": column,
         "metric": metric,
+        "box_title": analysis.box_title(column),
         "higher": is_better_high(metric),
         "share": analysis.is_share(column),
     }
 
 
-def _summary(item: Summary) -> dict[str, Any]:
+def _summary(item: Summary) -> dict[str, object]:
     means = item.means
     views = (means.cases, means.classes, means.difficult_cases, means.difficult_classes)
     return {
@@ -103,7 +105,7 @@ def _numbers(found: Estimate) -> list[float]:
     return [found.value, found.low, found.high, found.cases]
 
 
-def _shortened(value: Any) -> Any:
+def _shortened(value: object) -> object:
     """A configuration in which a long list, such as the names of a thousand classes, is only counted."""
     if isinstance(value, dict):
         return {name: _shortened(inner) for name, inner in value.items()}
@@ -112,13 +114,13 @@ def _shortened(value: Any) -> Any:
     return value
 
 
-def _shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
+def _shared(configs: list[dict[str, object]]) -> dict[str, object]:
     """The settings that are the same in every configuration."""
     named = {key: value for key, value in configs[0].items() if key not in ("method", "metric")}
     return {key: value for key, value in named.items() if all(other.get(key) == value for other in configs)}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Lists and dicts that JSON can hold; seven digits of a number are enough to show it."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}

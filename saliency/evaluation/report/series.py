@@ -3,29 +3,36 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from inspect import signature
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from saliency.evaluation.metrics import METRICS
-from saliency.evaluation.running.rows import Row, read_rows
+from saliency.evaluation.running.store import Result, read_results
 
 Case = tuple[str, str, int]  # data set, image, class
+
+Config: TypeAlias = dict[str, Any]  # as JSON holds it
+
+BOX_ACCURACY = "max_box_accuracy"
+DELTA = METRICS[BOX_ACCURACY].defaults["delta"]
 
 
 class Series(NamedTuple):
     """All rows of one method, metric and configuration.
 
     ``line`` names the method and ``column`` the metric, each with the options that tell it apart from its namesakes.
-    ``classes`` are the names of the data set's classes, with their number where two have the same.
+    ``classes`` are the names of the data set's classes, with their number where two have the same. ``delta`` is what
+    MaxBoxAcc counts as a hit.
     """
 
     line: str
     column: str
-    rows: tuple[Row, ...]
-    config: dict[str, Any]
+    rows: tuple[Result, ...]
+    config: Config
     classes: tuple[str, ...] = ()
+    delta: Any = DELTA
 
     @property
     def method(self) -> str:
@@ -48,7 +55,7 @@ class Series(NamedTuple):
         return str(self.config.get("dataset", {}).get("name", ""))
 
     @property
-    def finished(self) -> list[Row]:
+    def finished(self) -> list[Result]:
         """The rows that have a finite score."""
         return [row for row in self.rows if not failed(row)]
 
@@ -56,6 +63,11 @@ class Series(NamedTuple):
     def hits(self) -> bool:
         """Whether the metric's scores are hits and misses."""
         return self.metric in METRICS and METRICS[self.metric].hits
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether the metric compares two methods."""
+        return self.metric in METRICS and METRICS[self.metric].kind == "pair"
 
     def class_name(self, target: int) -> str:
         """The name of a class, or its number where it has none."""
@@ -66,15 +78,14 @@ class Series(NamedTuple):
         own = self.config.get("metric_options", {})
         if name in own or self.metric not in METRICS:
             return own.get(name)
-        known = signature(METRICS[self.metric].score).parameters.get(name)
-        return known.default if known and known.default is not known.empty else None
+        return METRICS[self.metric].defaults.get(name)
 
-    def case(self, row: Row) -> Case:
+    def case(self, row: Result) -> Case:
         """What a row is about, whatever the method."""
         return self.dataset, row.image, row.target
 
 
-def failed(row: Row) -> bool:
+def failed(row: Result) -> bool:
     """Whether the row has no score to count: an error, none, or NaN."""
     return bool(row.error) or row.score is None or not math.isfinite(row.score)
 
@@ -84,16 +95,16 @@ def read_series(folder: str | Path) -> tuple[list[Series], list[str]]:
 
     The columns come in the order of METRICS, the lines by name. Raises ``ValueError`` where there is no row.
     """
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[Result]] = {}
     problems: list[str] = []
-    for row in read_rows(folder, problems):
+    for row in read_results(folder, problems):
         groups.setdefault((row.method, row.metric, row.fingerprint), []).append(row)
     if not groups:
         raise ValueError(f"folder={str(folder)!r} holds no rows; the folder of a run is accepted.")
     configs = {key: _read_config(Path(folder), key[2], problems) for key in sorted(groups, key=_column_order)}
     of_method = [_settings(config, method=True) for config in configs.values()]
     of_metric = [_settings(config, method=False) for config in configs.values()]
-    keys = list(configs)
+    keys, deltas = list(configs), _read_deltas(Path(folder), {key[2] for key in configs})
     _separate(keys, of_method, of_metric)
     lines = name_apart([key[0] for key in keys], of_method)
     columns = name_apart([key[1] for key in keys], of_metric)
@@ -104,6 +115,7 @@ def read_series(folder: str | Path) -> tuple[list[Series], list[str]]:
             tuple(sorted(groups[key], key=lambda row: (row.image, row.target))),
             configs[key],
             _class_names(configs[key]),
+            deltas.get(key[2], DELTA),
         )
         for key, line, column in zip(keys, lines, columns, strict=True)
     ], problems
@@ -135,7 +147,7 @@ def _column_order(key: tuple[str, str, str]) -> tuple[int, str, str, str]:
     return list(METRICS).index(metric) if metric in METRICS else len(METRICS), metric, method, fingerprint
 
 
-def _read_config(folder: Path, fingerprint: str, problems: list[str]) -> dict[str, Any]:
+def _read_config(folder: Path, fingerprint: str, problems: list[str]) -> Config:
     try:
         config = json.loads((folder / "configs" / f"{fingerprint}.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -148,23 +160,35 @@ def _read_config(folder: Path, fingerprint: str, problems: list[str]) -> dict[st
     return config
 
 
-def _class_names(config: dict[str, Any]) -> tuple[str, ...]:
+def _read_deltas(folder: Path, known: Collection[str]) -> Config:
+    """What MaxBoxAcc counts as a hit, by the fingerprint of the curves that it looks at, where a run asked for it."""
+    found = {}
+    paths = [path for path in (folder / "configs").glob("*.json") if path.stem not in known]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            config = json.loads(path.read_text("utf-8"))
+            if config["metric"] == BOX_ACCURACY:
+                found[config["of"]] = config["metric_options"].get("delta", DELTA)
+    return found
+
+
+def _class_names(config: Config) -> tuple[str, ...]:
     names = [str(name) for name in config.get("dataset", {}).get("classes", [])]
     counts = Counter(names)
     return tuple(name if counts[name] == 1 else f"{name} ({number})" for number, name in enumerate(names))
 
 
-def _settings(config: dict[str, Any], method: bool) -> dict[str, str]:
+def _settings(config: Config, method: bool) -> dict[str, str]:
     """The settings, by dotted names, that belong to the metric, or all others but the names of both."""
     flat: dict[str, str] = {}
     for key, value in config.items():
-        if key in ("method", "metric") or (key == "metric_options") == method:
+        if key in ("method", "metric") or (key in ("metric_function", "metric_options")) == method:
             continue
         _flatten("" if key in ("options", "metric_options") else key, value, flat)
     return flat
 
 
-def _flatten(name: str, value: Any, flat: dict[str, str]) -> None:
+def _flatten(name: str, value: object, flat: dict[str, str]) -> None:
     if isinstance(value, dict):
         for key, inner in value.items():
             _flatten(f"{name}.{key}" if name else str(key), inner, flat)

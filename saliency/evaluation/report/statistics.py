@@ -1,6 +1,6 @@
 """Means with intervals and paired tests, where the cases of one image belong together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,11 +67,14 @@ def estimate_means(scores: Tensor, labels: Tensor, difficult: Tensor, images: Te
     return Estimates(found[0], found[1], found[2], found[3], every)
 
 
-def estimate_box_accuracy(overlaps: Tensor, images: Tensor, least: float = 0.5) -> tuple[Estimate, int]:
+def estimate_box_accuracy(
+    overlaps: Tensor, images: Tensor, delta: float | Sequence[float] = 0.5
+) -> tuple[Estimate, int]:
     r"""MaxBoxAcc of IoU curves (N, T): the best share of cases that one threshold gives, and that threshold's index.
 
-    .. math:: \max_t \frac1N \sum_n [\mathrm{IoU}_{nt} \ge \mathrm{least}]
+    .. math:: \max_t \frac1N \sum_n [\mathrm{IoU}_{nt} \ge \delta]
 
+    Of several ``delta`` the mean, and the threshold of the first.
     Choe et al., Evaluating Weakly Supervised Object Localization Methods Right, CVPR 2020. Bootstrap over images.
 
     >>> best, threshold = estimate_box_accuracy(torch.tensor([[0.6, 0.4], [0.1, 0.9], [0.2, 0.5]]), torch.arange(3))
@@ -80,12 +83,16 @@ def estimate_box_accuracy(overlaps: Tensor, images: Tensor, least: float = 0.5) 
     """
     _, clusters = images.unique(return_inverse=True)
     number = int(clusters.max()) + 1
-    hits = torch.zeros(number, overlaps.shape[1], dtype=torch.double)
-    hits.index_add_(0, clusters, (overlaps >= least).double())
     counts = torch.zeros(number, 1, dtype=torch.double).index_add_(0, clusters, torch.ones(len(clusters), 1).double())
-    drawn = torch.cat([(weights.T @ hits) / (weights.T @ counts) for weights in _image_weights(number)])
-    best, place = drawn.max(1)
-    return _estimate(best, len(overlaps)), int(place[0])
+    best, places = [], []
+    for least in delta if isinstance(delta, Sequence) else (delta,):
+        hits = torch.zeros(number, overlaps.shape[1], dtype=torch.double)
+        hits.index_add_(0, clusters, (overlaps >= least).double())
+        drawn = torch.cat([(weights.T @ hits) / (weights.T @ counts) for weights in _image_weights(number)])
+        found = drawn.max(1)
+        best.append(found.values)
+        places.append(int(found.indices[0]))
+    return _estimate(torch.stack(best).mean(0), len(overlaps)), places[0]
 
 
 def paired_p_values(differences: Tensor, images: Tensor, seed: int = 0) -> Tensor:

@@ -1,117 +1,155 @@
-"""What a result hangs on, written down, and the fingerprint that stands for it in every row."""
+"""What a result depends on, written down, and the fingerprint that stands for it in every row."""
 
 import hashlib
 import inspect
 import json
-import os
 import re
-import tempfile
-from collections.abc import Mapping
-from functools import partial
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import lru_cache, partial
+from importlib import metadata
+from itertools import count
 from pathlib import Path
-from types import CodeType
-from typing import Any
+from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Module
 
+import saliency.evaluation
 from saliency.evaluation.networks.models import Recipe
 
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+Code: TypeAlias = "type | Callable[..., object]"
+
 PACKAGES = ("saliency-torch", "torch", "torchvision", "numpy")
-DIGITS = 16
+SESSION = secrets.token_hex(4)  # with the process's id, in what no later process may reuse
+
+# Functions that have no version, numbered for as long as they live: `id` is given again to the next one.
+_numbers: "WeakKeyDictionary[Code, int]" = WeakKeyDictionary()
+_count = count(1)
 
 
-def fingerprint_of(configuration: Mapping[str, Any]) -> str:
+def fingerprint_of(configuration: Mapping[str, object]) -> str:
     """The first digits of the SHA-256 of what :func:`written` makes of a configuration, in one order of its keys.
 
     >>> fingerprint_of({"a": 1, "b": (2.0, None)}) == fingerprint_of({"b": [2.0, None], "a": 1})
     True
     """
-    return hashlib.sha256(canonical(written(configuration)).encode()).hexdigest()[:DIGITS]
+    return hashlib.sha256(canonical(written(configuration)).encode()).hexdigest()[:16]
 
 
-def canonical(value: Any) -> str:
+def canonical(value: Json) -> str:
     """JSON in the one form that equal values have."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def written(value: Any) -> Any:
+def written(value: object, unversioned: list[str] | None = None, version: str | None = None) -> Json:
     """A value as JSON can hold it. ``ValueError`` for one that two runs could not be told apart by.
 
-    Tensors, arrays and networks become digests; functions their name, what they close over, and outside of this
-    package and torch a digest of their code and their defaults.
+    Tensors, arrays and networks become digests, functions and classes their name and version: ``version``, or that of
+    the installed package that they are in. A function that has none, or that its name does not lead to (a closure, a
+    lambda), gets a number in this process, and its name is added to ``unversioned``.
+
+    >>> written({"sizes": (1, 2), "map": torch.nn.functional.relu}, [])["sizes"]
+    [1, 2]
     """
+    inner = partial(written, unversioned=unversioned, version=version)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(name): written(entry) for name, entry in value.items()}
+        return {str(name): inner(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [written(entry) for entry in value]
+        return [inner(entry) for entry in value]
     if isinstance(value, (set, frozenset)):
-        return sorted((written(entry) for entry in value), key=canonical)
+        return sorted((inner(entry) for entry in value), key=canonical)
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         return {"tensor": _digest({"": torch.as_tensor(value)})}
     if isinstance(value, Module):
-        return {"network": _digest(value.state_dict()), "structure": _structure(value)}
+        return describe_network(value)
     if isinstance(value, (Path, torch.dtype, torch.device)):
         return str(value)
     if isinstance(value, partial):
-        return {"partial": written([value.func, value.args, value.keywords])}
-    if inspect.isfunction(value) or inspect.isclass(value) or inspect.isbuiltin(value):
-        return _written_function(value)
+        return {"partial": [inner(value.func), inner(value.args), inner(value.keywords)]}
+    if callable(value):
+        return _written_code(value, unversioned, version)
     raise ValueError(
         f"options={value!r} cannot be written down; numbers, texts, tensors, functions and lists of them are accepted."
     )
 
 
-def _written_function(function: Any) -> dict[str, Any]:
-    module = function.__module__ or ""
-    found: dict[str, Any] = {"function": f"{module}.{function.__qualname__}"}
-    cells = getattr(function, "__closure__", None) or ()
-    if inspect.isfunction(function) and cells:
-        found["closure"] = [written(cell.cell_contents) for cell in cells if cell.cell_contents is not function]
-    if inspect.isfunction(function) and module.split(".")[0] not in ("saliency", "torch"):
-        found["code"] = hashlib.sha256(repr(_code_of(function.__code__)).encode()).hexdigest()
-        found["defaults"] = written([function.__defaults__, function.__kwdefaults__])
-    return found
+def _written_code(code: Code, unversioned: list[str] | None, version: str | None) -> str:
+    owner = code if hasattr(code, "__qualname__") else type(code)  # an object that is called
+    name = f"{owner.__module__ or ''}.{owner.__qualname__}".lstrip(".")
+    known = _version_of(code, owner.__module__) if version is None else version
+    if known is not None:
+        return f"{name} {known}".strip()
+    if unversioned is not None and name not in unversioned:
+        unversioned.append(name)
+    number = next(_count)
+    with suppress(TypeError):  # it has no hash, or cannot be referred to weakly
+        number = _numbers.setdefault(code, number)
+    return f"{name} #{number}"
 
 
-def _code_of(code: CodeType) -> tuple[Any, ...]:
-    """What a function does, but for where it stands."""
-    constants = [_code_of(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
-    return code.co_code, code.co_names, constants
+def _version_of(code: Code, module: str | None) -> str | None:
+    """The version that stands for all that the function does, where there is one and its name leads to it."""
+    if inspect.isbuiltin(code):
+        return ""  # of Python or torch
+    found: object = sys.modules.get(module or "")
+    for part in getattr(code, "__qualname__", "?").split("."):
+        found = getattr(found, part, None)
+    return _installed_version(module) if module and found is code else None
 
 
-def describe_network(model: Module, recipe: Recipe) -> dict[str, Any]:
-    """Digests of the tensors and the structure of a network, and what it expects of a photo, without class names."""
-    expected = {name: value for name, value in recipe._asdict().items() if name != "classes"}
+@lru_cache(64)
+def _installed_version(module: str) -> str | None:
+    """The version of the package that holds a module; None where its files are not those of an installed wheel."""
+    package, path = module.partition(".")[0], getattr(sys.modules.get(module), "__file__", None)
+    if package == __name__.partition(".")[0]:
+        return ""  # that of all results, which has a digest of the files
+    try:
+        distribution = metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return None
+    folder = Path(str(distribution.locate_file(""))).resolve()
+    whole = path is not None and Path(path).resolve().is_relative_to(folder)
+    return distribution.version if whole and distribution.read_text("RECORD") is not None else None
+
+
+def describe_network(model: Module, recipe: Recipe | None = None) -> dict[str, Json]:
+    """Digests of the tensors, the structure and the classes of a network, and what it expects of a photo.
+
+    What its classes are called makes no difference, nor what the code of a class does that is not installed.
+    """
+    expected = {} if recipe is None else {"recipe": written(recipe._replace(classes=())._asdict())}
+    kinds = {type(module) for module in model.modules()}
+    code = sorted(f"{kind.__module__}.{kind.__qualname__} {_installed_version(kind.__module__)}" for kind in kinds)
+    structure = canonical([re.sub(r" at 0x[0-9a-f]+", "", str(model)), *code])
     return {
         "tensors": _digest(model.state_dict()),
-        "structure": _structure(model),
-        "recipe": written(expected),
+        "structure": hashlib.sha256(structure.encode()).hexdigest(),
+        **expected,
     }
 
 
-def _structure(model: Module) -> str:
-    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(model)).encode()).hexdigest()
-
-
 def versions() -> dict[str, str]:
-    """The versions of what computes the results, as installed."""
-    from importlib import metadata
+    """The versions of what computes the results, as installed; this package's with a digest of its files."""
+    found = dict.fromkeys(PACKAGES, "unknown")
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    folder, digest = Path(saliency.evaluation.__file__).parent.parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):  # of a checkout that is worked on, the version alone says too little
+        digest.update(f"{path.relative_to(folder)} ".encode() + path.read_bytes())
+    return {**found, PACKAGES[0]: f"{found[PACKAGES[0]]}+{digest.hexdigest()[:8]}"}
 
-    def version(package: str) -> str:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return "unknown"
 
-    return {package: version(package) for package in PACKAGES}
-
-
-def _digest(tensors: Mapping[str, Any]) -> str:
+def _digest(tensors: Mapping[str, object]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
@@ -120,27 +158,3 @@ def _digest(tensors: Mapping[str, Any]) -> str:
         else:
             digest.update(f"{name} {written(tensor)!r}".encode())
     return digest.hexdigest()
-
-
-def write_file(path: Path, content: bytes, durable: bool = False) -> None:
-    """Write a file that is there whole or not at all, whatever happens; ``durable``, even if the power fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_configuration(folder: Path, fingerprint: str, configuration: Mapping[str, Any]) -> None:
-    """Write ``configs/<fingerprint>.json``, if it is not there."""
-    path = folder / "configs" / f"{fingerprint}.json"
-    if not path.exists():
-        write_file(path, (json.dumps(written(configuration), indent=2) + "\n").encode(), durable=True)

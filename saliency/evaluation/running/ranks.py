@@ -1,17 +1,31 @@
-"""The processes that share a run, as ``torchrun`` starts them: what they tell each other goes through one store."""
+"""The processes that share a run, as ``torchrun`` starts them, and its folder, which belongs to one run at a time."""
 
+import fcntl
 import json
 import os
+import secrets
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
 
 from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from saliency.evaluation.running.store import cut_last_line, result_files
+
 Item = TypeVar("Item")
 
 POLL = 0.2  # seconds between two looks at how far the others are
+
+
+class RankError(ValueError):
+    """What stands in the way of one rank only: the others, and rank 0, have not said so."""
+
+
+class UnwritableError(ValueError):
+    """Nothing can be written to the folder: what is in it can still be read."""
 
 
 class Ranks(NamedTuple):
@@ -21,11 +35,11 @@ class Ranks(NamedTuple):
     size: int
     store: Store
 
-    def share(self, value: Any = None) -> Any:
-        """What rank 0 gave, as JSON, on every rank."""
+    def share(self, name: str, value: object = None) -> Any:
+        """What rank 0 gave by this name, as JSON, on every rank."""
         if self.rank == 0:
-            self.store.set("shared", json.dumps(value))
-        return json.loads(self.store.get("shared"))
+            self.store.set(name, json.dumps(value))
+        return json.loads(self.store.get(name))
 
     def add(self, name: str, amount: int) -> int:
         """Add to a number of all ranks; what it is then."""
@@ -54,3 +68,74 @@ def join_ranks() -> Ranks:
     # One process may run several times, and the store keeps what was said in the last run: count own runs in it.
     run = store.add(f"runs of {rank}", 1)
     return Ranks(rank, size, PrefixStore(f"run {run}", store))
+
+
+@contextmanager
+def holding(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, made where it is missing, unbuffered and for this process alone, until the block or process ends.
+
+    ``ValueError`` where another process holds it.
+    """
+    with path.open("a+b", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"out={str(path.parent)!r} is in use: another process holds {path.name}; "
+                "a folder that no run is writing to is accepted."
+            ) from error
+        yield file
+
+
+@contextmanager
+def owning(out: Path, ranks: Ranks, plan: str) -> Iterator[IO[bytes]]:
+    """Give this rank's file of results, once rank 0 has the folder for this run and has cut off what is not whole.
+
+    ``plan`` has to be the same on all ranks. ``ValueError`` where another run holds the folder or one of its files,
+    ``UnwritableError`` where nothing can be written, ``RankError`` where this rank sees another folder or has another
+    plan than rank 0.
+    """
+    with ExitStack() as stack:
+        said: dict[str, str] = {}
+        if ranks.rank == 0:
+            try:
+                said = {"token": _take(out, stack), "plan": plan}
+            except (ValueError, OSError) as error:
+                ranks.share("folder", {"unwritable" if isinstance(error, UnwritableError) else "error": str(error)})
+                raise
+        _compare(out, ranks.rank, ranks.share("folder", said), plan)
+        yield stack.enter_context(holding(out / f"rows-{ranks.rank}.jsonl"))
+
+
+def _take(out: Path, stack: ExitStack) -> str:
+    """Take the folder; return what it is known by to this run."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = stack.enter_context(holding(out / "lock"))
+        # A rank of a run that was killed may still be writing, though its rank 0 has gone and left the lock.
+        for path in result_files(out):
+            with holding(path) as file:
+                cut_last_line(file)
+    except OSError as error:
+        reason, shown = error.strerror or type(error).__name__, str(out)
+        raise UnwritableError(
+            f"out={shown!r} cannot be used ({reason}); a folder of one's own is accepted, or that of a finished run."
+        ) from error
+    token = secrets.token_hex(8)
+    lock.truncate(0)
+    lock.write(token.encode())
+    os.fsync(lock.fileno())
+    return token
+
+
+def _compare(out: Path, rank: int, said: Mapping[str, str], plan: str) -> None:
+    if "unwritable" in said or "error" in said:
+        raise UnwritableError(said["unwritable"]) if "unwritable" in said else ValueError(said["error"])
+    lock = out / "lock"
+    if not lock.is_file() or lock.read_text("utf-8") != said["token"]:
+        raise RankError(f"out={str(out)!r} of rank {rank} is not that of rank 0; a folder that all share is accepted.")
+    if plan != said["plan"]:
+        raise RankError(
+            f"rank {rank} would compute other results than rank 0; "
+            "equal versions, devices, data and arguments on all ranks are accepted."
+        )

@@ -1,46 +1,32 @@
 """The runner: every case of a data set, explained by every method, measured by every metric, on disk at once."""
 
-from collections.abc import Mapping, Sequence
+import logging
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO
 
 import torch
 from torch.nn import Module
 
 from saliency.engine.state import model_device, model_dtype
-from saliency.evaluation.cases import Dataset, describe
-from saliency.evaluation.metrics.perturbed import class_softmax
+from saliency.evaluation.cases import Case, Dataset, Images, describe, left_out, load_cases
 from saliency.evaluation.networks.models import Recipe
-from saliency.evaluation.running.configuration import describe_network, fingerprint_of, versions
-from saliency.evaluation.running.execution import Run, execute
-from saliency.evaluation.running.explaining import check_layers, make_explainer
-from saliency.evaluation.running.folder import UnwritableError, owning
-from saliency.evaluation.running.jobs import Methods, make_jobs
-from saliency.evaluation.running.plan import plan_batches
-from saliency.evaluation.running.ranks import join_ranks
-from saliency.evaluation.running.rows import read_rows
-from saliency.evaluation.running.scoring import Bench
-from saliency.evaluation.running.summary import Line, markdown, summarise
+from saliency.evaluation.printing import Figure, progress_bar
+from saliency.evaluation.report.gallery import write_gallery
+from saliency.evaluation.report.terminal import Outcome, summarise
+from saliency.evaluation.running.compute import Evidence, explain_cases, load_batches, score_cases
+from saliency.evaluation.running.configuration import SESSION, describe_network, fingerprint_of, versions
+from saliency.evaluation.running.plan import Explainer, Job, Methods, Options, Run, make_jobs, plan_batches
+from saliency.evaluation.running.ranks import Ranks, UnwritableError, join_ranks, owning
+from saliency.evaluation.running.store import Result, append_results, read_results, write_configuration, write_file
 
-
-class Outcome(NamedTuple):
-    """What the rows on disk come to, on rank 0. ``problems`` are lines of their files that hold no row."""
-
-    lines: list[Line]
-    problems: tuple[str, ...]
-    interrupted: bool
-    rank: int
-    fingerprints: frozenset[str]  # of the rows that the lines are of
-
-    @property
-    def failed(self) -> int:
-        """The number of results that are errors."""
-        return sum(line.failures for line in self.lines)
-
-    @property
-    def table(self) -> str:
-        """The results as a Markdown table."""
-        return markdown(self.lines)
+Done = Collection[tuple[tuple[str, int], str]]  # the key of a case, and the fingerprint of a job
+GROUPS = 4  # sizes of images, and with them maps of a batch, that are kept for the next metric
 
 
 def run(
@@ -48,10 +34,10 @@ def run(
     model: Module,
     recipe: Recipe,
     methods: Methods,
-    metrics: Mapping[str, Mapping[str, Any]],
+    metrics: Mapping[str, Options],
     out: str | Path,
     *,
-    network: Mapping[str, Any] | None = None,
+    network: Mapping[str, object] | None = None,
     outputs: Sequence[Sequence[int]] | None = None,
     limit: int | None = None,
     batch_size: int = 8,
@@ -60,41 +46,45 @@ def run(
 ) -> Outcome:
     """Score every case by every method and metric; what is on disk in ``out`` from an earlier run is not done again.
 
-    ``methods`` are functions with their options, by name; ``metrics`` the options of each. ``network`` is written
-    down with the results, besides digests of its tensors and structure; ``outputs`` are those of the network that
-    each class of the data set means, () for a class that is left out. Cases that fail have rows with their error;
+    ``methods`` are functions with their options, by name, or an :class:`Explainer` with a version of what the function
+    does; ``metrics`` the options of each. ``network`` is written down with the results, besides digests of its tensors
+    and structure: a ``version`` there tells changes of its code. ``outputs`` are those of the network that each class
+    of the data set means, () for a class that is left out. Cases that fail have results with their error;
     ``retry_errors`` tries those of earlier runs again. Started by ``torchrun``, the ranks share the work; results are
     the same for any number of them, with as many threads each. An interrupt ends the run with what there is.
-    Raises ``ValueError`` for wrong arguments and a folder in use, ``OSError`` where rows cannot be written, as on a
+    Raises ``ValueError`` for wrong arguments and a folder in use, ``OSError`` where results cannot be written, as on a
     full disk: those that were stay whole.
     """
     outputs = [(index,) for index in range(len(dataset.classes))] if outputs is None else outputs
-    explainers = {name: make_explainer(name, *method) for name, method in methods.items()}
-    for explainer in explainers.values():
-        check_layers(model, explainer)
-    activation = torch.sigmoid if recipe.multi_label else class_softmax
-    bench = Bench(model, activation, outputs, explainers, metrics, model_device(model))
+    explainers = {name: Explainer(*given) for name, given in methods.items()}
+    for name, explainer in explainers.items():
+        explainer.check(name, model)
     setting = {
         "dataset": describe(dataset),
         "network": {**(network or {}), **describe_network(model, recipe)},
         "outputs": outputs,
-        "device": bench.device.type,
+        "device": model_device(model).type,
         "dtype": model_dtype(model, torch.zeros(0)),
         "versions": versions(),
     }
-    jobs = make_jobs(methods, metrics, setting)
+    ranks = join_ranks()
+    jobs = make_jobs(explainers, metrics, setting, ranks.share("session", f"{SESSION}-{os.getpid()}"))
     without = {label for label, own in enumerate(outputs) if not own}
     batches = plan_batches(dataset.annotations, recipe, batch_size, limit, without)
     if not batches:
         raise ValueError(f"dataset={dataset.name!r} holds no case with an output; one with some is accepted.")
-    return carry_out(Run(dataset, recipe, bench, jobs, batches, Path(out), gallery), retry_errors)
+    planned = Run(dataset, model, recipe, outputs, explainers, jobs, batches, Path(out), gallery)
+    return carry_out(planned, ranks, retry_errors)
 
 
-def carry_out(run: Run, retry_errors: bool) -> Outcome:
+def carry_out(run: Run, ranks: Ranks, retry_errors: bool) -> Outcome:
     """Do what is planned, in its folder, with the other ranks."""
-    ranks = join_ranks()
-    tasks = {job.fingerprint: job.task for job in run.jobs}
-    plan = fingerprint_of({"jobs": list(tasks), "batches": run.batches})
+    unversioned = ", ".join(sorted({name for job in run.jobs for name in job.unversioned}))
+    if unversioned and ranks.rank == 0:
+        said = "no version of %s: a later process does not reuse these results; version= of the method is accepted"
+        logging.getLogger(__name__).warning(said, unversioned)
+    batches = [[case.key for case in chain.from_iterable(batch)] for batch in run.batches]
+    plan = fingerprint_of({"jobs": [job.fingerprint for job in run.jobs], "batches": batches})
     interrupted, problems = False, list[str]()
     try:
         with owning(run.out, ranks, plan) as file:
@@ -102,9 +92,88 @@ def carry_out(run: Run, retry_errors: bool) -> Outcome:
                 execute(run, ranks, file, retry_errors, problems)
             except KeyboardInterrupt:
                 interrupted = True
-            lines = summarise(read_rows(run.out, []), tasks, run.cases) if ranks.rank == 0 else []
+            lines = summarise(read_results(run.out, []), run.jobs, run.cases) if ranks.rank == 0 else []
     except UnwritableError:  # of a finished run the table is all that is left to do
-        lines = summarise(read_rows(run.out, problems), tasks, run.cases)
+        lines = summarise(read_results(run.out, problems), run.jobs, run.cases)
         if any(line.missing or (retry_errors and line.failures) for line in lines):
             raise
-    return Outcome(lines, tuple(problems), interrupted, ranks.rank, frozenset(tasks))
+    return Outcome(lines, tuple(problems), interrupted, ranks.rank, frozenset(job.fingerprint for job in run.jobs))
+
+
+def execute(run: Run, ranks: Ranks, file: IO[bytes], retry_errors: bool, problems: list[str]) -> None:
+    """Compute what has no result yet, together with the other ranks; rank 0 returns when all are done.
+
+    ``problems`` are given what is no result in the files.
+    """
+    figure = Figure(f"{run.jobs[0].name} {run.jobs[0].metric}")
+    done = read_done(run, retry_errors, problems, figure)
+    if ranks.rank == 0:
+        for job in run.jobs:
+            write_configuration(run.out, job.fingerprint, job.configuration)
+        if lines := left_out(run.dataset, run.outputs):
+            write_file(run.out / "left-out.txt", "".join(f"{line}\n" for line in lines).encode())
+    ranks.add("ready", 1)
+    for _ in ranks.wait("ready"):  # nobody writes before all have read
+        pass
+    pending = [batch for batch in run.batches if _missing(run, chain.from_iterable(batch), done)]
+    total, left = (sum(len(cases) for batch in batches for cases in batch) for batches in (run.batches, pending))
+    load = partial(load_cases, run.dataset, run.recipe)
+    with progress_bar(total, total - left) if ranks.rank == 0 else nullcontext(lambda *state: None) as show:
+        with closing(load_batches(ranks.divide(pending), load)) as loaded:
+            for images in loaded:
+                for results in compute_batch(run, images, done):
+                    append_results(file, results)
+                    figure.add(result.score for result in results if result.fingerprint == run.jobs[0].fingerprint)
+                os.fsync(file.fileno())
+                show(total - left + ranks.add("cases", sum(map(len, images))), str(figure))
+        ranks.add("finished", 1)
+        for _ in ranks.wait("finished") if ranks.rank == 0 else ():
+            show(total - left + ranks.add("cases", 0), str(figure))
+
+
+def read_done(run: Run, retry_errors: bool, problems: list[str], figure: Figure) -> Done:
+    """The cases and jobs that have a result on disk; with ``retry_errors`` one that is no error."""
+    done, wanted = set(), {job.fingerprint for job in run.jobs}
+    for result in read_results(run.out, problems):
+        failed = retry_errors and result.score is None
+        if result.fingerprint in wanted and result.case in run.cases and not failed:
+            done.add((result.case, result.fingerprint))
+            figure.add([result.score] if result.fingerprint == run.jobs[0].fingerprint else [])
+    return done
+
+
+def _missing(run: Run, cases: Iterable[Case], done: Done) -> list[Job]:
+    """The jobs that one of the cases has no result of."""
+    keys = [case.key for case in cases]
+    return [job for job in run.jobs if not job.of and any((key, job.fingerprint) not in done for key in keys)]
+
+
+def compute_batch(run: Run, images: Images, done: Done) -> Iterator[list[Result]]:
+    """Yield the results that a loaded batch lacks, job by job. It is explained whole, as it would be in one go."""
+    cases = [*chain.from_iterable(images)]
+    pending = _missing(run, cases, done)
+    with drawing_from(cases[0].index, run.device):
+        explain_cases(run, images, Counter(name for job in pending for name in job.methods))
+    show_images(run, images)
+    evidence = lru_cache(GROUPS)(partial(Evidence, run))
+    for job in pending:
+        with drawing_from(cases[0].index, run.device):
+            results = score_cases(job, cases, evidence)
+        yield [result for result in results if (result.case, job.fingerprint) not in done]
+
+
+@contextmanager
+def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw global random numbers from a seed, for methods and measures without one of their own; then as before."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def show_images(run: Run, images: Images) -> None:
+    """Write the pictures of those images of a batch that belong to the gallery."""
+    for cases in images:
+        if cases[0].index < run.gallery and not cases[0].error_of():
+            named = [(case, name) for case in cases for name in case.maps]
+            maps = {(case.label, name): Evidence(run, name, (case,)).saliency[0, 0].cpu() for case, name in named}
+            write_gallery(run.out, cases[0].index, cases[0].annotation, cases[0].image, maps)

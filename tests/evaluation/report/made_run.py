@@ -10,7 +10,7 @@ import torch
 from saliency import METHODS
 from saliency.evaluation.metrics.agreement import rank_correlation
 from saliency.evaluation.metrics.localisation import pointing_game, saliency_points
-from saliency.evaluation.running.rows import Row
+from saliency.evaluation.running.store import Result
 from saliency.images import overlay, to_picture
 from saliency.scenes import CLASSES, make_scene, scene_network
 
@@ -31,7 +31,7 @@ def make_config(metric: str, method: str, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def write_run(folder: Path, rows: Iterable[Row], configs: dict[str, dict[str, Any]]) -> None:
+def write_run(folder: Path, rows: Iterable[Result], configs: dict[str, dict[str, Any]]) -> None:
     """Write rows of two ranks, and the configurations by fingerprint."""
     (folder / "configs").mkdir(parents=True, exist_ok=True)
     for fingerprint, config in configs.items():
@@ -41,7 +41,9 @@ def write_run(folder: Path, rows: Iterable[Row], configs: dict[str, dict[str, An
         (folder / f"rows-{rank}.jsonl").write_text("".join(lines[rank::2]), "utf-8")
 
 
-def make_run(folder: Path, images: int = 6, methods: Sequence[str] = RUN_METHODS, names: str = "scene{}") -> list[Row]:
+def make_run(
+    folder: Path, images: int = 6, methods: Sequence[str] = RUN_METHODS, names: str = "scene{}"
+) -> list[Result]:
     """A run on scenes with pointing game, insertion, deletion and agreement, and with a gallery; return its rows."""
     model, rows = scene_network(), []
     for number in range(images):
@@ -63,12 +65,12 @@ def make_run(folder: Path, images: int = 6, methods: Sequence[str] = RUN_METHODS
                     if metric in CURVES:
                         curve = made_curve(metric, 0.6 + 0.3 * hit - 0.02 * number)
                         score = sum(curve) / len(curve)
-                    row = Row(name, label, method, metric, score, 0.01 * len(method), None, f"{metric}-{method}")
+                    row = Result(name, label, method, metric, score, 0.01 * len(method), None, f"{metric}-{method}")
                     rows.append(row._replace(difficult=difficult, curve=curve, point=tuple(point)))
         for first, second in [(a, b) for a in methods for b in methods if a < b]:
             values = rank_correlation(resized[first], resized[second]).tolist()
             rows += [
-                Row(name, label, f"{first}|{second}", "agreement", value, 0.001, None, f"agreement-{first}-{second}")
+                Result(name, label, f"{first}|{second}", "agreement", value, 0.001, None, f"agreement-{first}-{second}")
                 for label, value in zip(labels, values, strict=True)
             ]
         _write_pictures(folder / "gallery", name, f"{number:06d}-scene", scene, labels, resized)

@@ -9,7 +9,7 @@ import pytest
 from saliency.evaluation.report import write_report
 from saliency.evaluation.report.analysis import analyse
 from saliency.evaluation.report.page import html_page, page_data
-from saliency.evaluation.running.rows import Row
+from saliency.evaluation.running.store import Result
 
 from .made_run import RUN_METHODS, make_config, make_run, write_run
 
@@ -106,7 +106,7 @@ def test_a_map_of_two_configurations_is_a_hit_only_if_both_say_so(tmp_path):
 
 
 def test_a_run_without_pictures_curves_and_scores_has_a_page(tmp_path):
-    rows = [Row("photo", 0, "cam", "pointing_game", None, 0.1, "broken", "a")]
+    rows = [Result("photo", 0, "cam", "pointing_game", None, 0.1, "broken", "a")]
     write_run(tmp_path, rows, {"a": make_config("pointing_game", "cam")})
     data = embedded(html_page(tmp_path, analyse(tmp_path)))
     assert data["summaries"][0]["means"][0] == [None, None, None, 0]

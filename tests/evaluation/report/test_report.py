@@ -12,7 +12,7 @@ from saliency.evaluation.report.comparison import compare_published, describe_ru
 from saliency.evaluation.report.markdown import markdown_report
 from saliency.evaluation.report.published import published_accuracy, published_setting, setting_differences
 from saliency.evaluation.report.series import read_series
-from saliency.evaluation.running.rows import Row
+from saliency.evaluation.running.store import Result
 
 from .made_run import make_config, write_run
 
@@ -22,7 +22,7 @@ def game(scores, method="cam", metric="pointing_game", fingerprint=None, **field
     cases = scores if isinstance(scores, dict) else {(image, 0): score for image, score in enumerate(scores)}
     name = fingerprint or f"{metric}-{method}"
     return [
-        Row(
+        Result(
             f"photo{image}", target, method, metric, score, 0.5, None if score is not None else "broken", name, **fields
         )
         for (image, target), score in cases.items()

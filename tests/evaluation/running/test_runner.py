@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from functools import partial
+from operator import attrgetter
 
 import pytest
 import torch
@@ -11,21 +12,21 @@ from torch import nn
 from torch.distributed import HashStore
 
 from saliency import METHODS, smooth_grad
+from saliency.evaluation.baselines import centre
 from saliency.evaluation.cases import class_mask, is_difficult, labels_of
-from saliency.evaluation.datasets.scenes import SceneSet
+from saliency.evaluation.datasets import load_dataset
+from saliency.evaluation.datasets.photos import ImageSet
 from saliency.evaluation.metrics.agreement import rank_correlation
 from saliency.evaluation.metrics.localisation import points_hit, saliency_points
 from saliency.evaluation.networks.models import recipe
-from saliency.evaluation.running import execution, summary
+from saliency.evaluation.report import terminal
+from saliency.evaluation.running import runner
 from saliency.evaluation.running.configuration import fingerprint_of, written
-from saliency.evaluation.running.explaining import centre
-from saliency.evaluation.running.jobs import make_jobs
-from saliency.evaluation.running.locks import holding
-from saliency.evaluation.running.plan import Case, plan_batches
-from saliency.evaluation.running.ranks import Ranks
-from saliency.evaluation.running.rows import encode, key_of, read_rows, scan_rows
+from saliency.evaluation.running.plan import Explainer, make_jobs, plan_batches
+from saliency.evaluation.running.ranks import Ranks, holding
 from saliency.evaluation.running.runner import run
-from saliency.scenes import scene_network
+from saliency.evaluation.running.store import Result, encode, read_results, scan_results
+from saliency.scenes import make_scene, scene_network
 
 RECIPE = recipe("scenes")
 GAME = {"pointing_game": {}}
@@ -39,6 +40,10 @@ def gradient(model, input, target, **options):
     return METHODS["gradient"].function(model, input, target, **options)
 
 
+def scene_set(count):
+    return load_dataset("scenes", scenes=count)
+
+
 @pytest.fixture(scope="module")
 def network():
     return scene_network()
@@ -46,7 +51,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def scenes():
-    return SceneSet(8)
+    return scene_set(8)
 
 
 @pytest.fixture
@@ -62,15 +67,13 @@ def play(network, scenes, tmp_path):
 
 def scores(folder):
     """The scores by image, class, method and metric; the rest of a row may differ from run to run."""
-    return {key_of(row)[:4]: (row.score, row.curve, row.point, row.difficult) for row in read_rows(folder)}
+    return {row.key[:4]: (row.score, row.curve, row.point, row.difficult) for row in read_results(folder)}
 
 
-class Broken(SceneSet):
+class BrokenScenes(ImageSet):
     """Scenes of which some cannot be read, and some are not of their annotated size."""
 
-    def __init__(self, count, missing=(), small=()):
-        super().__init__(count)
-        self.missing, self.small = missing, small
+    missing, small = (), ()
 
     def image(self, index):
         if index in self.missing:
@@ -78,9 +81,15 @@ class Broken(SceneSet):
         return super().image(index)[:, :100] if index in self.small else super().image(index)
 
 
+def broken_scenes(count, missing=(), small=()):
+    found = BrokenScenes(**vars(scene_set(count)))
+    found.missing, found.small = missing, small
+    return found
+
+
 def test_a_score_is_the_metric_s_on_the_map_at_the_size_of_the_image(play, network, scenes, tmp_path):
     play({"grad_cam": grad_cam, "gradient": (gradient, {"smooth": 0.02})}, {"pointing_game": {"tolerance": 3}})
-    rows = {(row.image, row.target, row.method): row for row in read_rows(tmp_path / "out")}
+    rows = {(row.image, row.target, row.method): row for row in read_results(tmp_path / "out")}
     smooth = {"grad_cam": 0, "gradient": 0.02}
     for index, annotation in enumerate(scenes.annotations):
         image = scenes.image(index)[None]
@@ -97,28 +106,19 @@ def test_a_score_is_the_metric_s_on_the_map_at_the_size_of_the_image(play, netwo
 
 
 def test_images_larger_than_the_input_and_of_many_sizes(play, network, tmp_path):
-    class Photos(SceneSet):
-        """Every scene at a size of its own."""
-
-        sizes = ((128, 128), (96, 120), (128, 100), (96, 120), (64, 80))
-
-        def __init__(self):
-            super().__init__(len(self.sizes))
-            self.annotations = tuple(
-                entry._replace(
-                    size=(h, w),
-                    things=tuple(thing._replace(mask=partial(_scaled, thing.mask, (h, w))) for thing in entry.things),
-                )
-                for entry, (h, w) in zip(self.annotations, self.sizes, strict=True)
-            )
-
-        def image(self, index):
-            return nn.functional.interpolate(super().image(index)[None], self.sizes[index])[0]
-
-    photos = Photos()
+    sizes = ((128, 128), (96, 120), (128, 100), (96, 120), (64, 80))
+    photos = scene_set(len(sizes))
+    photos.annotations = tuple(
+        entry._replace(
+            size=(h, w),
+            things=tuple(thing._replace(mask=partial(_scaled, thing.mask, (h, w))) for thing in entry.things),
+        )
+        for entry, (h, w) in zip(photos.annotations, sizes, strict=True)
+    )
+    photos.loader = lambda seed: nn.functional.interpolate(make_scene(seed).image[None], sizes[seed])[0]
     play({"centre": centre}, dataset=photos, recipe=RECIPE._replace(size=32))
-    assert {row.image: row.point for row in read_rows(tmp_path / "out")} == {
-        entry.name: (w // 2, h // 2) for entry, (h, w) in zip(photos.annotations, photos.sizes, strict=True)
+    assert {row.image: row.point for row in read_results(tmp_path / "out")} == {
+        entry.name: (w // 2, h // 2) for entry, (h, w) in zip(photos.annotations, sizes, strict=True)
     }
 
 
@@ -129,8 +129,8 @@ def _scaled(mask, size):
 def test_agreement_is_the_rank_correlation_of_each_pair(play, network, scenes, tmp_path):
     methods = {"gradient": (gradient, {"smooth": 0.05}), "centre": centre, "grad_cam": grad_cam}
     outcome = play(methods, {"agreement": {}}, limit=5)
-    assert [line.task.name for line in outcome.lines] == ["grad_cam|gradient"]
-    rows = list(read_rows(tmp_path / "out"))
+    assert [line.method for line in outcome.lines] == ["grad_cam|gradient"]
+    rows = list(read_results(tmp_path / "out"))
     assert len(rows) == 5
     for row in rows:
         image = scenes.image(int(row.image.removeprefix("scene")))[None]
@@ -141,9 +141,14 @@ def test_agreement_is_the_rank_correlation_of_each_pair(play, network, scenes, t
 
 def test_a_curve_is_kept_with_its_area(play, tmp_path):
     play({"grad_cam": grad_cam}, {"insertion": {"steps": 4}}, limit=2)
-    for row in read_rows(tmp_path / "out"):
+    for row in read_results(tmp_path / "out"):
         a, b, c, d, e = row.curve
         assert row.score == pytest.approx((a / 2 + b + c + d + e / 2) / 4)
+
+
+def planned(batches):
+    """The cases by their image's index and their class."""
+    return sorted((case.index, case.label) for batch in batches for own in batch for case in own)
 
 
 def test_every_case_once_whatever_the_limit_and_batch_size(scenes):
@@ -151,12 +156,12 @@ def test_every_case_once_whatever_the_limit_and_batch_size(scenes):
     for limit in (None, 1, 5, len(cases), 1000):
         for size in (1, 3, 100):
             batches = plan_batches(scenes.annotations, RECIPE, size, limit)
-            assert sorted(case for batch in batches for case in batch.cases) == cases[:limit]
+            assert planned(batches) == cases[:limit]
             for batch in batches:
-                assert 1 <= len(batch.images) <= size
-                assert len({len(labels) for labels in batch.labels}) == 1
+                assert 1 <= len(batch) <= size
+                assert len({len(own) for own in batch}) == 1
     without = plan_batches(scenes.annotations, RECIPE, 4, None, without={0, 5})
-    assert sorted(case for batch in without for case in batch.cases) == [c for c in cases if c[1] not in (0, 5)]
+    assert planned(without) == [c for c in cases if c[1] not in (0, 5)]
     for wrong in ({"batch_size": 0}, {"limit": 0}):
         with pytest.raises(ValueError, match="accepted"):
             plan_batches(scenes.annotations, RECIPE, **wrong)
@@ -196,8 +201,9 @@ def test_a_batch_that_lacks_a_row_is_computed_whole_and_only_that_row_written(pl
     ((name, count),) = counted.calls
     index = int(lines[lost].split('"image": "scene')[1].split('"')[0])
     assert name == "gradient"
-    (batch,) = [batch for batch in plan_batches(SceneSet(8).annotations, RECIPE, 3) if index in batch.images]
-    assert count == len(batch.images) > 1
+    batches = plan_batches(scene_set(8).annotations, RECIPE, 3)
+    (batch,) = [batch for batch in batches if any(own[0].index == index for own in batch)]
+    assert count == len(batch) > 1
     again = path.read_text().splitlines(keepends=True)
     assert again[:-1] == lines[:lost] + lines[lost + 1 :]
     assert scores(tmp_path / "out") == whole
@@ -216,11 +222,11 @@ def test_a_spoiled_line_is_done_again(play, tmp_path, spoil):
     outcome = play({"grad_cam": grad_cam})
     assert [problem.split(": ")[0] for problem in outcome.problems] == ([] if spoil == "cut" else [f"{path}:5"])
     assert scores_of_valid(tmp_path / "out") == whole
-    assert Counter(map(key_of, scan_rows(tmp_path / "out", []))).most_common(1)[0][1] == 1
+    assert Counter(map(attrgetter("key"), scan_results(tmp_path / "out", []))).most_common(1)[0][1] == 1
 
 
 def scores_of_valid(folder):
-    return {key_of(row)[:4]: (row.score, row.curve, row.point, row.difficult) for row in read_rows(folder, [])}
+    return {row.key[:4]: (row.score, row.curve, row.point, row.difficult) for row in read_results(folder, [])}
 
 
 def test_another_configuration_never_takes_old_rows(play, network, scenes, tmp_path):
@@ -237,12 +243,12 @@ def test_another_configuration_never_takes_old_rows(play, network, scenes, tmp_p
         ({"m": grad_cam}, GAME, {"recipe": RECIPE._replace(size=64)}),
         ({"m": grad_cam}, GAME, {"outputs": [(7 - label,) for label in range(8)]}),
         ({"m": grad_cam}, GAME, {"network": {"arch": "another"}}),
-        ({"m": grad_cam}, GAME, {"dataset": SceneSet(9)}),
+        ({"m": grad_cam}, GAME, {"dataset": scene_set(9)}),
     ]
     for number, (methods, metrics, options) in enumerate(settings, 1):
         outcome = play(methods, metrics, limit=3, **options)
         assert outcome.lines[0].missing == 0
-        fingerprints = Counter(row.fingerprint for row in scan_rows(tmp_path / "out"))
+        fingerprints = Counter(row.fingerprint for row in scan_results(tmp_path / "out"))
         assert list(fingerprints.values()) == [3] * number
         alone = play(methods, metrics, limit=3, out=f"alone{number}", **options)
         assert outcome.lines == alone.lines
@@ -253,9 +259,9 @@ def test_another_configuration_never_takes_old_rows(play, network, scenes, tmp_p
 def test_limit_batch_size_and_gallery_are_no_part_of_the_configuration(play, tmp_path):
     for options in ({"limit": 4, "batch_size": 1}, {"limit": 9, "batch_size": 5, "gallery": 1}, {}):
         play({"grad_cam": grad_cam}, **options)
-    rows = list(scan_rows(tmp_path / "out"))
+    rows = list(scan_results(tmp_path / "out"))
     assert len({row.fingerprint for row in rows}) == 1
-    assert len({key_of(row) for row in rows}) == len(rows) == sum(len(labels_of(a)) for a in SceneSet(8).annotations)
+    assert len({row.key for row in rows}) == len(rows) == sum(len(labels_of(a)) for a in scene_set(8).annotations)
 
 
 def test_what_two_runs_could_not_be_told_apart_by_is_refused():
@@ -267,12 +273,41 @@ def test_what_two_runs_could_not_be_told_apart_by_is_refused():
         written({"option": object()})
 
 
+def sigma_of_the_script(model, input, target):
+    return METHODS["gradient"].function(model, input, target, smooth=sigma_of_the_script.sigma)
+
+
+def test_a_later_process_reuses_no_result_of_a_function_without_a_version(play, monkeypatch, caplog, tmp_path):
+    """What such a function depends on cannot be seen: here a number, as a script reads it from its arguments."""
+    methods = {"own": sigma_of_the_script, "partial": partial(sigma_of_the_script), "wrapped": smooth_grad(gradient, 2)}
+    methods |= {"known": METHODS["gradient"].function, "option": (gradient, {"get_backward_gradient": lambda y, t: y})}
+    for session, sigma in (("first", 0.01), ("later", 0.2)):
+        sigma_of_the_script.sigma = sigma
+        monkeypatch.setattr(runner, "SESSION", session)
+        caplog.clear()
+        play(methods, limit=2)
+        assert len(caplog.messages) == 1
+        assert "sigma_of_the_script" in caplog.text
+        assert "<lambda>" in caplog.text
+    found = Counter(row.method for row in scan_results(tmp_path / "out"))
+    assert found == {"known": 2, **dict.fromkeys(set(methods) - {"known"}, 4)}
+
+
+def test_a_version_stands_for_what_a_function_does(play, monkeypatch, caplog, tmp_path):
+    for session, version, rows in (("first", "1", 2), ("later", "1", 2), ("later", "2", 4)):
+        monkeypatch.setattr(runner, "SESSION", session)
+        method = Explainer(lambda *call, **options: gradient(*call, **options), {"smooth": 0.1}, version=version)
+        play({"own": method}, limit=2)
+        assert len(list(scan_results(tmp_path / "out"))) == rows
+    assert not caplog.messages
+
+
 def test_a_broken_image_fails_alone(play, tmp_path):
     good = play({"grad_cam": grad_cam, "gradient": gradient}, {**GAME, "agreement": {}}, out="good", batch_size=8)
-    broken = Broken(8, missing=[2], small=[5])
+    broken = broken_scenes(8, missing=[2], small=[5])
     outcome = play({"grad_cam": grad_cam, "gradient": gradient}, {**GAME, "agreement": {}}, broken, batch_size=8)
     labels = {f"scene{index}": len(labels_of(broken.annotations[index])) for index in (2, 5)}
-    failed = [row for row in read_rows(tmp_path / "out") if row.error]
+    failed = [row for row in read_results(tmp_path / "out") if row.error]
     assert Counter(row.image for row in failed) == {name: 3 * count for name, count in labels.items()}
     assert outcome.failed == len(failed)
     assert good.failed == 0
@@ -302,7 +337,7 @@ def test_a_method_that_raises_or_gives_nan_fails_its_own_cases_only(play, networ
     wrong = {"wrong": lambda model, input, target: input[:, 0], "none": lambda model, input, target: None}
     methods = {"grad_cam": grad_cam, "raising": raising, "nan": broken_map, **wrong}
     outcome = play(methods, {**GAME, "agreement": {}}, batch_size=8)
-    rows = list(read_rows(tmp_path / "out"))
+    rows = list(read_results(tmp_path / "out"))
     cases = {(row.image, row.target) for row in rows}
     errors = {(row.method, row.image, row.target): row.error for row in rows if row.error and row.metric != "agreement"}
     labels = labels_of(scenes.annotations[3])
@@ -348,7 +383,7 @@ def test_a_device_that_is_lost_ends_the_run_and_leaves_no_errors_for_what_it_cou
     lost.calls = 0
     with pytest.raises(torch.AcceleratorError):
         play({"lost": lost}, batch_size=2)
-    rows = list(read_rows(tmp_path / "out"))
+    rows = list(read_results(tmp_path / "out"))
     assert rows
     assert not any(row.error for row in rows)
 
@@ -356,18 +391,18 @@ def test_a_device_that_is_lost_ends_the_run_and_leaves_no_errors_for_what_it_cou
 def test_a_metric_that_raises_or_is_not_finite_fails_alone(play, monkeypatch, tmp_path):
     from saliency.evaluation import metrics
 
-    def picky(evidence):
-        if len(evidence.saliency) > 1:
+    def picky(saliency, input):
+        if len(saliency) > 1:
             raise RuntimeError("one at a time")
-        hue = evidence.input.mean()
+        hue = input.mean()
         if hue > 0.6:
             raise ValueError("too bright")
         return torch.full((1,), float("nan") if hue > 0.5 else float(hue))
 
-    monkeypatch.setitem(metrics.METRICS, "picky", metrics.Metric(picky, "none"))
+    monkeypatch.setitem(metrics.METRICS, "picky", metrics.Metric(picky, "case", "none"))
     play({"centre": centre}, {"picky": {}})
-    dataset = SceneSet(8)
-    for row in read_rows(tmp_path / "out"):
+    dataset = scene_set(8)
+    for row in read_results(tmp_path / "out"):
         hue = float(dataset.image(int(row.image[5:])).mean())
         if hue > 0.6:
             assert row.error == "ValueError: too bright"
@@ -378,15 +413,15 @@ def test_a_metric_that_raises_or_is_not_finite_fails_alone(play, monkeypatch, tm
 
 
 def test_errors_stay_until_they_are_to_be_tried_again(play, tmp_path):
-    outcome = play({"grad_cam": grad_cam}, dataset=Broken(8, missing=[1, 2]))
+    outcome = play({"grad_cam": grad_cam}, dataset=broken_scenes(8, missing=[1, 2]))
     failed = outcome.failed
     assert failed > 0
-    healed = Broken(8)
+    healed = broken_scenes(8)
     assert play({"grad_cam": grad_cam}, dataset=healed).failed == failed
     retried = play({"grad_cam": grad_cam}, dataset=healed, retry_errors=True)
     assert retried.failed == 0
-    assert not any(row.error for row in read_rows(tmp_path / "out"))
-    assert len(list(scan_rows(tmp_path / "out"))) == retried.lines[0].cases + failed
+    assert not any(row.error for row in read_results(tmp_path / "out"))
+    assert len(list(scan_results(tmp_path / "out"))) == retried.lines[0].cases + failed
 
 
 def test_of_several_outputs_for_a_class_the_one_with_the_highest_score_is_explained(play, scenes):
@@ -436,7 +471,7 @@ def test_a_folder_in_use_is_refused(play, tmp_path):
     for name in ("lock", "rows-2.jsonl"):
         with holding(tmp_path / "out" / name), pytest.raises(ValueError, match=f"is in use: .* holds {name}"):
             play({"grad_cam": grad_cam})
-    assert list(read_rows(tmp_path / "out")) == []
+    assert list(read_results(tmp_path / "out")) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be used"):
         play({"grad_cam": grad_cam}, out="file")
@@ -469,7 +504,7 @@ def test_an_interrupt_keeps_what_there_is(play, tmp_path):
     outcome = play({"slow": slow}, batch_size=2)
     assert outcome.interrupted
     line = outcome.lines[0]
-    assert line.cases == len(list(read_rows(tmp_path / "out"))) > 0
+    assert line.cases == len(list(read_results(tmp_path / "out"))) > 0
     assert line.missing > 0
     assert outcome.table.count("| slow |") == 1
     whole = play({"slow": slow}, batch_size=2)
@@ -495,27 +530,27 @@ def test_global_random_numbers_do_not_hang_on_the_order_and_stay_as_they_were(pl
 def test_means_over_cases_and_classes():
     methods = {"m": (grad_cam, {})}
     (job,) = make_jobs(methods, GAME, {})
-    cases = {(f"i{n}", label): Case(n, label) for n, label in ((0, 1), (1, 1), (2, 1), (3, 5), (4, 5), (5, 6))}
+    cases = {(f"i{n}", label) for n, label in ((0, 1), (1, 1), (2, 1), (3, 5), (4, 5), (5, 6))}
     hits = {0: 1.0, 1: 0.0, 2: 1.0, 3: 0.0, 4: None}
 
     def row(number, fingerprint=job.fingerprint):
         label = 1 if number < 3 else 5
         error = None if hits[number] is not None else "ValueError: broken"
-        return execution.Row(
+        return Result(
             f"i{number}", label, "m", "pointing_game", hits[number], 0, error, fingerprint, difficult=number in (2, 3)
         )
 
     rows = [*map(row, hits), row(0, "another"), row(0)._replace(image="not asked for")]
-    (line,) = summary.summarise(rows, {job.fingerprint: job.task}, cases)
+    (line,) = terminal.summarise(rows, [job], cases)
     counts = {"cases": 4, "failures": 1, "missing": 1, "error": "i4: ValueError: broken"}
-    assert line == summary.Line(job.task, 0.5, (2 / 3 + 0) / 2, (1 + 0) / 2, **counts)
+    assert line == terminal.Line("m", "pointing_game", 0.5, (2 / 3 + 0) / 2, (1 + 0) / 2, **counts)
     assert encode(rows[0]) != encode(rows[5])
 
 
 def test_ranks_share_the_items():
     store = HashStore()
     ranks = [Ranks(rank, 3, store) for rank in range(3)]
-    assert [r.share({"a": 1} if r.rank == 0 else None) for r in ranks] == [{"a": 1}] * 3
+    assert [r.share("name", {"a": 1} if r.rank == 0 else None) for r in ranks] == [{"a": 1}] * 3
     taken, sources = [], [r.divide("abcdefgh") for r in ranks]
     for turn in (0, 0, 1, 2, 0, 1, 0, 0, 1, 2, 2):
         taken += [item for item in [next(sources[turn], None)] if item]

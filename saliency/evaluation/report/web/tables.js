@@ -70,7 +70,7 @@ function resultColumns(view) {
       marks: items.map((item) => (item ? item.mark : "")), failures: items.map((item) => (item ? item.failures : 0)),
       constant: items.map((item) => (item ? item.constant : 0)) });
     if (items.some((item) => item && item.box_accuracy)) {
-      found.push({ higher: true, share: true, text: `MaxBoxAcc of ${column.label}\u00a0(%)\u00a0↑`, title: "the best share of boxes with IoU ≥ 0.5 over thresholds, of all cases",
+      found.push({ higher: true, share: true, text: `${column.box_title}\u00a0(%)\u00a0↑`, title: "the best share of boxes that are found, over thresholds, of all cases",
         numbers: items.map((item) => item && item.box_accuracy), marks: [], failures: [], fixed: true });
     }
   }

@@ -9,18 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saliency.evaluation.running.rows import (
-    Row,
-    append_rows,
+from saliency.evaluation.running.store import (
+    Result,
+    append_results,
     cut_last_line,
     decode,
     encode,
-    key_of,
-    read_rows,
-    scan_rows,
+    read_results,
+    scan_results,
 )
 
-ROW = Row("a", 1, "grad_cam", "pointing_game", 1.0, 0.5, None, "0123")
+ROW = Result("a", 1, "grad_cam", "pointing_game", 1.0, 0.5, None, "0123")
 FAILED = ROW._replace(score=None, error="ValueError: broken")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -28,7 +27,7 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 @given(
     st.builds(
-        Row,
+        Result,
         image=TEXTS,
         target=st.integers(),
         method=TEXTS,
@@ -79,23 +78,23 @@ WRONG = {
 def test_a_line_that_is_no_row_is_reported_with_file_and_number(tmp_path, case):
     (tmp_path / "rows-3.jsonl").write_text(encode(ROW) + WRONG[case] + "\n" + encode(FAILED))
     problems = []
-    assert list(scan_rows(tmp_path, problems)) == [ROW, FAILED]
+    assert list(scan_results(tmp_path, problems)) == [ROW, FAILED]
     (problem,) = problems
     assert problem.startswith(f"{tmp_path / 'rows-3.jsonl'}:2: line=")
     with pytest.warns(UserWarning, match=r"rows-3\.jsonl:2"):
-        assert len(list(read_rows(tmp_path))) == 1
+        assert len(list(read_results(tmp_path))) == 1
 
 
 def test_bytes_that_are_no_text_are_reported(tmp_path):
     (tmp_path / "rows-0.jsonl").write_bytes(b"\xff\xfe\n" + encode(ROW).encode())
     problems = []
-    assert list(scan_rows(tmp_path, problems)) == [ROW]
+    assert list(scan_results(tmp_path, problems)) == [ROW]
     assert len(problems) == 1
 
 
 def test_the_line_that_is_just_written_is_left_out(tmp_path):
     (tmp_path / "rows-0.jsonl").write_text(encode(ROW) + encode(FAILED)[:-5])
-    assert list(read_rows(tmp_path)) == [ROW]
+    assert list(read_results(tmp_path)) == [ROW]
 
 
 def test_a_score_counts_before_an_error_wherever_it_is(tmp_path):
@@ -104,9 +103,9 @@ def test_a_score_counts_before_an_error_wherever_it_is(tmp_path):
     for files in ([[FAILED, other], [ROW]], [[ROW], [FAILED, other]], [[FAILED, ROW, other], []]):
         for number, rows in enumerate(files):
             (tmp_path / f"rows-{number}.jsonl").write_text("".join(map(encode, rows)))
-        assert {key_of(row): row for row in read_rows(tmp_path)} == {key_of(ROW): ROW, key_of(other): other}
+        assert {row.key: row for row in read_results(tmp_path)} == {ROW.key: ROW, other.key: other}
     (tmp_path / "rows-0.jsonl").write_text(encode(FAILED) + encode(later))
-    assert list(read_rows(tmp_path)) == [later]
+    assert list(read_results(tmp_path)) == [later]
 
 
 @pytest.mark.parametrize("whole", [b"", b"one\n", b"one\ntwo\n", b"x" * 70_000 + b"\n"])
@@ -140,25 +139,25 @@ def test_rows_are_written_at_the_end_whole_or_not_at_all(tmp_path):
     path = tmp_path / "rows-0.jsonl"
     path.write_text(encode(ROW))
     with path.open("a+b", buffering=0) as file:
-        append_rows(Partial(file, 10_000), [FAILED, ROW])
+        append_results(Partial(file, 10_000), [FAILED, ROW])
         before = path.read_text()
         assert before == encode(ROW) + encode(FAILED) + encode(ROW)
         with pytest.raises(OSError, match="No space"):
-            append_rows(Partial(file, len(encode(ROW)) + 4), [ROW, FAILED])
+            append_results(Partial(file, len(encode(ROW)) + 4), [ROW, FAILED])
         assert path.read_text() == before
-        append_rows(file, [FAILED])
+        append_results(file, [FAILED])
     assert path.read_text() == before + encode(FAILED)
 
 
 LIMITED = """
 import resource, sys
-from saliency.evaluation.running.rows import Row, append_rows, encode
-row = Row("a", 1, "grad_cam", "pointing_game", 1.0, 0.5, None, "0123")
+from saliency.evaluation.running.store import Result, append_results, encode
+row = Result("a", 1, "grad_cam", "pointing_game", 1.0, 0.5, None, "0123")
 size = len(encode(row))
 resource.setrlimit(resource.RLIMIT_FSIZE, (10 * size + 7,) * 2)
 with open(sys.argv[1], "a+b", buffering=0) as file:
     for _ in range(100):
-        append_rows(file, [row] * 3)
+        append_results(file, [row] * 3)
 """
 
 
