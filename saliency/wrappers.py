@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from saliency.engine.call import check_inputs
 from saliency.engine.checks import check_seed, is_number, is_positive_int, shown
+from saliency.engine.fusing import check_fuse, fuse_maps
 
 Method = TypeVar("Method", bound=Callable[..., Any])  # what is wrapped is called as before
 
@@ -28,11 +29,7 @@ def smooth_grad(method: Method, n_samples: int = 25, sigma: float = 0.15, seed: 
     >>> smooth_grad(lambda model, x, target: x, n_samples=2, sigma=0)(None, torch.ones(1, 3), 0)
     tensor([[1., 1., 1.]])
     """
-    if not callable(method) or isinstance(method, Module):
-        raise ValueError(
-            f"method={shown(method)} is not a method; expected a function such as gradient, whose result is called: "
-            "smooth_grad(gradient)(model, input, target)."
-        )
+    _check_method(method, "smooth_grad(gradient)(model, input, target)")
     check_seed(seed)
     if not is_positive_int(n_samples):
         raise ValueError(f"n_samples={shown(n_samples)} is not a number of samples; expected an int >= 1.")
@@ -73,3 +70,35 @@ def _add_noise(tensor: Tensor, sigma: float, generator: torch.Generator) -> Tens
     spread = sigma * (tensor.amax(per_image, keepdim=True) - tensor.amin(per_image, keepdim=True))
     noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
     return tensor + spread * noise
+
+
+def fused(method: Method, fuse: str = "max", gamma: float | None = 2.0) -> Method:
+    r"""One map of several layers: the maps of the method, normalised, and their ``'mean'``, ``'max'`` or ``'product'``.
+
+    .. math:: s = \max_l \, \tanh\Bigl(\gamma \frac{\max(0, s_l)}{\max_u s_{lu}}\Bigr)
+
+    The maps of the list of layers that the wrapped method is called with, each brought to the size of the largest. The
+    maximum with ``gamma=2`` is LayerCAM's, ``gamma=None`` leaves out the hyperbolic tangent: then the product is
+    RefineCAM's. Values are in [0, 1]. Jiang et al., LayerCAM, TIP 2021. Raises ``ValueError`` for another ``fuse``.
+
+    >>> maps = lambda model, x, target, layers: [x, 2 - x]
+    >>> fused(maps, "mean", gamma=None)(None, torch.tensor([[[0.0, 2.0]]]), 0, ["a", "b"])
+    tensor([[[0.5000, 0.5000]]])
+    """
+    _check_method(method, "fused(layer_cam)(model, input, target, ['layer3', 'layer4'])")
+    check_fuse(fuse, gamma)
+
+    @wraps(method)
+    def of_layers(model: Any, input: Any, target: Any, saliency_layer: Any, *args: Any, **options: Any) -> Any:
+        maps = method(model, input, target, saliency_layer, *args, **options)
+        return fuse_maps(maps if isinstance(maps, list) else [maps], fuse, gamma)
+
+    return cast(Method, of_layers)
+
+
+def _check_method(method: object, call: str) -> None:
+    if not callable(method) or isinstance(method, Module):
+        raise ValueError(
+            f"method={shown(method)} is not a method; expected a function such as gradient, whose result is called: "
+            f"{call}."
+        )

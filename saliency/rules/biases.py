@@ -1,0 +1,48 @@
+"""Biases: what an operation gives beyond its derivative times its inputs."""
+
+from copy import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saliency.engine.operations import ACTIVATIONS, Operation, with_exported
+from saliency.rules.excitation import NORMALISATIONS, PRODUCTS, SQUASHING, SUMS, WEIGHTED
+from saliency.rules.unfused import attend
+
+_LINEAR = with_exported(F.linear)
+_ATTENTION = with_exported(F.scaled_dot_product_attention)
+_TERMS = (*SUMS, *with_exported(torch.sub, Tensor.sub, Tensor.sub_, torch.rsub, Tensor.__rsub__))
+_MATRIX_PRODUCTS = with_exported(torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.baddbmm)
+# ReLU, pooling, reshaping and sums of two results have none.
+BIASED = frozenset(
+    (*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *SQUASHING, *_TERMS, *PRODUCTS, *_MATRIX_PRODUCTS, *_ATTENTION)
+)
+
+
+def bias_of(op: Operation) -> Tensor | None:
+    r"""The bias of an operation, :math:`b = f(x) - \sum_i \frac{\partial f}{\partial x_i} x_i`, to be broadcast to its
+    result; ``None`` where there is none.
+
+    That of an affine operation is its own, as of a convolution or of a batch norm with its running statistics; that of
+    a curved one is implicit. Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019.
+    """
+    if op.function in WEIGHTED and not any(op.recorded[1:]):
+        bias: Tensor | None = op.argument(2, "bias")
+        axes = 0 if op.function in _LINEAR else op.tensors[1].ndim - 2  # of positions, behind the channels
+        return None if bias is None else bias.view(-1, *[1] * axes)
+    if op.function in _TERMS and len(op.places) == 2 and all(op.recorded):
+        return None
+    if op.function in _ATTENTION:
+        op = copy(op)
+        op.function = attend
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_(moves) for x, moves in zip(op.tensors, op.recorded, strict=True)]
+        result = op.run(*leaves)
+        moving = [leaf for leaf in leaves if leaf.requires_grad]
+        # What is sent back is linear in what is sent in: its derivative is what the operation makes of a change.
+        sent = torch.zeros_like(result, requires_grad=True)
+        back = torch.autograd.grad(result, moving, sent, create_graph=True)
+    (change,) = torch.autograd.grad(back, sent, [x.detach() for x in moving])
+    found: Tensor = result.detach() - change
+    return found
