@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import Module
 from torch.utils._pytree import tree_map
 
-from saliency.engine.call import check_inputs
+from saliency.engine.call import check_inputs, make_call
 from saliency.engine.checks import check_seed, is_number, is_positive_int, shown
 from saliency.engine.fusing import check_fuse, fuse_maps
+from saliency.engine.maps import check_map_options, finish_map
 
 Method = TypeVar("Method", bound=Callable[..., Any])  # what is wrapped is called as before
 
@@ -89,9 +90,22 @@ def fused(method: Method, fuse: str = "max", gamma: float | None = 2.0) -> Metho
     check_fuse(fuse, gamma)
 
     @wraps(method)
-    def of_layers(model: Any, input: Any, target: Any, saliency_layer: Any, *args: Any, **options: Any) -> Any:
-        maps = method(model, input, target, saliency_layer, *args, **options)
-        return fuse_maps(maps if isinstance(maps, list) else [maps], fuse, gamma)
+    def of_layers(
+        model: Any,
+        input: Any,
+        target: Any,
+        saliency_layer: Any,
+        resize: Any = False,
+        resize_mode: str = "bilinear",
+        smooth: float = 0,
+        **options: Any,
+    ) -> Any:
+        image = make_call(model, input).image_of()
+        check_map_options(resize, resize_mode, smooth, None, image)
+        maps = method(model, input, target, saliency_layer, **options)
+        return finish_map(
+            fuse_maps(maps if isinstance(maps, list) else [maps], fuse, gamma), image, resize, resize_mode, smooth
+        )
 
     return cast(Method, of_layers)
 

@@ -78,6 +78,8 @@ def finer_cam(
     check_count("num_references", num_references)
     if not is_number(gamma):
         raise ValueError(f"gamma={shown(gamma)} is not a weight of the other classes; expected a number.")
+    if callable(target) or (isinstance(target, list) and any(map(callable, target))):
+        raise target_error(target, "is a function of the output, and not a class that is compared with others")
     finer = partial(get_finer_gradient, gamma=float(gamma), num_references=num_references)
     return grad_cam(model, input, target, saliency_layer, reduction, get_backward_gradient=finer, **options)
 
@@ -111,7 +113,7 @@ class ShapleyContext(RuleContext):
                 product = None  # where the gradient is a constant
                 if dx is not None and dx.requires_grad:
                     (product,) = torch.autograd.grad(dx, x, x.detach(), retain_graph=True, allow_unused=True)
-                found.append(dx if product is None else dx.detach() - product / 2)
+                found.append(None if dx is None else dx.detach() - (0 if product is None else product / 2))
         return found
 
 

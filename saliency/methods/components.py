@@ -56,8 +56,9 @@ def _component(rows: Tensor) -> Tensor:
 
 
 def _oriented(component: Tensor, rows: Tensor, x: Tensor) -> Tensor:
-    """A component (N, L) as the map of an activation, with the sign by which it agrees with the sum of the channels."""
-    agrees = (component * rows.sum(2)).sum(1, keepdim=True) >= 0
+    """A component (N, L) as a map, with the sign by which it is positive where the rows are large."""
+    lengths = safe_divide(rows, rows.abs().amax((1, 2), keepdim=True)).square().sum(2)
+    agrees = (component * lengths).sum(1, keepdim=True) >= 0
     return torch.where(agrees, component, -component).to(x.dtype).view(len(x), 1, *x.shape[2:])
 
 
@@ -87,9 +88,9 @@ def eigen_cam(
     .. math:: s_{n1u} = \sum_c x_{ncu} v_{nc}, \quad x_n = U \Sigma V^T \in \mathbb{R}^{|V| \times C}
 
     with the first column :math:`v` of V; channels are not centred, so that the map is non-negative behind a ReLU.
-    The sign of :math:`v` is arbitrary: it is that by which the map agrees with the activation's sum over channels,
-    :math:`\sum_u s_u \sum_c x_{cu} \ge 0`, for the other shows the background. (N, 1, h, w). The decomposition waits
-    for the device. Muhammad and Yeasin, Eigen-CAM, IJCNN 2020. Options and errors: see :func:`saliency`.
+    The sign of :math:`v` is arbitrary: it is that by which the map is positive where the activation is strong,
+    :math:`\sum_u s_u \sum_c x_{cu}^2 \ge 0`; with the other it would show the background. (N, 1, h, w). The
+    decomposition waits for the device. Muhammad and Yeasin, IJCNN 2020. Options and errors: see :func:`saliency`.
     """
     to_map = partial(_eigen, attribution=lambda x: x, centred=False)
     return saliency(
@@ -105,10 +106,9 @@ def eigen_grad_cam(
 
     .. math:: s_{n1u} = \sum_c (a_{ncu} - \bar a_{nc}) v_{nc}, \quad a_{ncu} = x_{ncu} \, dx_{ncu}
 
-    with the first right singular vector :math:`v` of the centred :math:`a_n \in \mathbb{R}^{|V| \times C}`. Its sign is
-    that by which the map agrees with HiResCAM's, :math:`\sum_c a_{ncu}`: what raises the score is positive.
-    (N, 1, h, w), signed, of mean 0. Gildenblat et al., pytorch-grad-cam, 2021.
-    Options and errors: see :func:`saliency`.
+    with the first right singular vector :math:`v` of the centred :math:`a_n \in \mathbb{R}^{|V| \times C}`. The sign as
+    for :func:`eigen_cam`: positive where :math:`a` is strong, whether it raises the score or lowers it. (N, 1, h, w),
+    signed, of mean 0. Gildenblat et al., pytorch-grad-cam, 2021. Options and errors: see :func:`saliency`.
     """
     to_map = partial(_eigen, attribution=gradient_to_gradient_x_activation, centred=True)
     return saliency(model, input, target, saliency_layer, gradient_to_saliency=to_map, **options)

@@ -9,15 +9,24 @@ from torch.nn import Module
 from typing_extensions import Unpack
 
 from saliency.engine.call import Call, Input, make_call
+from saliency.engine.driver import as_list
 from saliency.engine.fusing import fuse_maps
 from saliency.engine.layers import Layer, Layers, plain_name
-from saliency.engine.layouts import read
+from saliency.engine.layouts import Layout, read
+from saliency.engine.maps import Resize, check_map_options, finish_map
 from saliency.engine.probe import add_hook
+from saliency.engine.record import ContextBuilder
 from saliency.engine.search import found_layer
-from saliency.engine.signatures import Maps, Options
+from saliency.engine.signatures import WalkOptions
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target
 from saliency.methods.cam import grad_cam_plus_plus
+
+
+class RefineOptions(WalkOptions, total=False):
+    """Options of a method that finishes its map itself."""
+
+    context_builder: ContextBuilder
 
 
 def _stages(call: Call, target: Target) -> list[Layer]:
@@ -47,8 +56,17 @@ def _stages(call: Call, target: Target) -> list[Layer]:
 
 # Not `typed`: a list of layers gives one map.
 def refine_cam(
-    model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[Options]
-) -> Maps:
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layers = None,
+    resize: Resize = False,
+    resize_mode: str = "bilinear",
+    smooth: float = 0,
+    *,
+    layout: Layout = None,
+    **options: Unpack[RefineOptions],
+) -> Tensor:
     r"""RefineCAM: the product of Grad-CAM++'s maps of several layers, each scaled to [0, 1].
 
     .. math:: s_{n1u} = \prod_l \frac{m_{lu}}{\max_v m_{lv}}
@@ -58,9 +76,8 @@ def refine_cam(
     Other CAMs: ``fused(method, 'product', gamma=None)``. How to Evaluate and Refine your CAM, 2026.
     Options and errors: see :func:`saliency`.
     """
-    layers = saliency_layer
-    if layers is None:
-        call = make_call(model, input, options.get("additional_forward_args"), options.get("forward_kwargs"))
-        layers = _stages(call, target)
-    maps = grad_cam_plus_plus(model, input, target, layers, **options)
-    return fuse_maps(maps if isinstance(maps, list) else [maps], "product", None)
+    call = make_call(model, input, options.get("additional_forward_args"), options.get("forward_kwargs"))
+    check_map_options(resize, resize_mode, smooth, layout, call.image)
+    layers = _stages(call, target) if saliency_layer is None else as_list(saliency_layer)
+    maps = grad_cam_plus_plus(model, input, target, layers, layout=layout, **options)
+    return finish_map(fuse_maps(maps, "product", None), call.image_of(), resize, resize_mode, smooth)

@@ -9,14 +9,14 @@ from typing_extensions import Unpack
 
 from saliency.engine.call import Input
 from saliency.engine.checks import shown
-from saliency.engine.contexts import RuleContext
 from saliency.engine.driver import saliency
 from saliency.engine.layers import Layers
 from saliency.engine.maps import Reduction, gradient_of, sum_channels
-from saliency.engine.operations import Operation, Rule
+from saliency.engine.operations import Operation
 from saliency.engine.signatures import BackwardOptions, Maps, typed
 from saliency.engine.targets import Target
 from saliency.methods.cam import reduced, reducing
+from saliency.methods.noting import NotingContext
 from saliency.rules.excitation import EXCITATION, MEANS, WEIGHTED
 
 
@@ -31,26 +31,8 @@ class _Met(NamedTuple):
 _KINDS = dict.fromkeys(EXCITATION, "other") | dict.fromkeys(WEIGHTED, "classifier") | dict.fromkeys(MEANS, "pool")
 
 
-class _PoolingContext(RuleContext):
-    """The plain backward pass, which notes what it comes through from the score to a layer, the last in front."""
-
-    def __init__(self, met: list[_Met]) -> None:
-        super().__init__(dict.fromkeys(_KINDS, Rule(self._meet)))
-        self._met, self._noting = met, True
-
-    def _meet(self, op: Operation, gradient: Tensor) -> None:
-        if self._noting:
-            self._met.insert(0, _Met(op.function.__name__, _KINDS[op.function], gradient[:1].numel()))
-
-    def send_back(
-        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
-    ) -> list[Tensor | None]:
-        """The gradients. Behind the layer, the first of the tensors, are those that are probed."""
-        self._met.clear()
-        self._noting = True
-        found = super().send_back(scores, gradient, tensors[:1], retain or len(tensors) > 1)
-        self._noting = False
-        return found + (super().send_back(scores, gradient, tensors[1:], retain) if len(tensors) > 1 else [])
+def _meet(op: Operation, gradient: Tensor) -> _Met:
+    return _Met(op.function.__name__, _KINDS[op.function], gradient[:1].numel())
 
 
 def _lack(met: Sequence[_Met], channels: int) -> str:
@@ -89,7 +71,7 @@ def cam(
     met: list[_Met] = []
 
     def to_map(x: Tensor, reduction: Reduction) -> Tensor:
-        if lack := _lack(met, x.shape[1]):
+        if lack := _lack(met[::-1], x.shape[1]):
             raise ValueError(
                 f"model={type(model).__name__} lacks, behind saliency_layer={shown(saliency_layer)}, {lack}; expected "
                 "a network that pools a layer and classifies the means, as a ResNet does, or grad_cam."
@@ -101,7 +83,7 @@ def cam(
         input,
         target,
         saliency_layer,
-        context_builder=lambda: _PoolingContext(met),
+        context_builder=lambda: NotingContext(_KINDS, _meet, met),
         gradient_to_saliency=reducing(to_map, reduction),
         **options,
     )

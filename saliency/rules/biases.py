@@ -14,10 +14,9 @@ _LINEAR = with_exported(F.linear)
 _ATTENTION = with_exported(F.scaled_dot_product_attention)
 _TERMS = (*SUMS, *with_exported(torch.sub, Tensor.sub, Tensor.sub_, torch.rsub, Tensor.__rsub__))
 _MATRIX_PRODUCTS = with_exported(torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.baddbmm)
+OF_POSITIONS = frozenset((*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *PRODUCTS))  # they make activations of layers
 # ReLU, pooling, reshaping and sums of two results have none.
-BIASED = frozenset(
-    (*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *SQUASHING, *_TERMS, *PRODUCTS, *_MATRIX_PRODUCTS, *_ATTENTION)
-)
+BIASED = OF_POSITIONS | {*SQUASHING, *_TERMS, *_MATRIX_PRODUCTS, *_ATTENTION}
 
 
 def bias_of(op: Operation) -> Tensor | None:
@@ -44,5 +43,6 @@ def bias_of(op: Operation) -> Tensor | None:
         sent = torch.zeros_like(result, requires_grad=True)
         back = torch.autograd.grad(result, moving, sent, create_graph=True)
     (change,) = torch.autograd.grad(back, sent, [x.detach() for x in moving])
-    found: Tensor = result.detach() - change
-    return found
+    result = result.detach()
+    rounding = 8 * torch.finfo(result.dtype).eps * result.abs()
+    return torch.where((result - change).abs() <= rounding, 0, result - change)  # of what is linear, as a scale
