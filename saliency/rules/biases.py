@@ -14,6 +14,7 @@ _LINEAR = with_exported(F.linear)
 _ATTENTION = with_exported(F.scaled_dot_product_attention)
 _TERMS = (*SUMS, *with_exported(torch.sub, Tensor.sub, Tensor.sub_, torch.rsub, Tensor.__rsub__))
 _MATRIX_PRODUCTS = with_exported(torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.baddbmm)
+_ELEMENTWISE = frozenset(f for f in (*ACTIVATIONS, *SQUASHING) if "softmax" not in f.__name__)
 OF_POSITIONS = frozenset((*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *PRODUCTS))  # they make activations of layers
 # ReLU, pooling, reshaping and sums of two results have none.
 BIASED = OF_POSITIONS | {*SQUASHING, *_TERMS, *_MATRIX_PRODUCTS, *_ATTENTION}
@@ -32,17 +33,28 @@ def bias_of(op: Operation) -> Tensor | None:
         return None if bias is None else bias.view(-1, *[1] * axes)
     if op.function in _TERMS and len(op.places) == 2 and all(op.recorded):
         return None
+    result, change = _elementwise(op) if op.function in _ELEMENTWISE else _linearised(op)
+    rounding = 8 * torch.finfo(result.dtype).eps * result.abs()
+    return torch.where((result - change).abs() <= rounding, 0, result - change)  # of what is linear, as a scale
+
+
+def _elementwise(op: Operation) -> tuple[Tensor, Tensor]:
+    """An operation's result, and what its derivative makes of its inputs."""
+    result: Tensor = op.run(*op.tensors)
+    (slope, *_) = op.derivative(torch.ones_like(result))
+    return result, result if slope is None else slope * op.tensors[0]
+
+
+def _linearised(op: Operation) -> tuple[Tensor, Tensor]:
+    """The same of an operation that mixes entries: what it sends back is linear in what is sent in, and transposed."""
     if op.function in _ATTENTION:
         op = copy(op)
         op.function = attend
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_(moves) for x, moves in zip(op.tensors, op.recorded, strict=True)]
-        result = op.run(*leaves)
         moving = [leaf for leaf in leaves if leaf.requires_grad]
-        # What is sent back is linear in what is sent in: its derivative is what the operation makes of a change.
+        result = op.run(*leaves)
         sent = torch.zeros_like(result, requires_grad=True)
         back = torch.autograd.grad(result, moving, sent, create_graph=True)
     (change,) = torch.autograd.grad(back, sent, [x.detach() for x in moving])
-    result = result.detach()
-    rounding = 8 * torch.finfo(result.dtype).eps * result.abs()
-    return torch.where((result - change).abs() <= rounding, 0, result - change)  # of what is linear, as a scale
+    return result.detach(), change
