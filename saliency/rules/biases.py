@@ -11,6 +11,7 @@ from saliency.rules.excitation import NORMALISATIONS, PRODUCTS, SQUASHING, SUMS,
 from saliency.rules.unfused import attend
 
 _LINEAR = with_exported(F.linear)
+_BATCH_NORM = with_exported(F.batch_norm, torch.batch_norm)
 _ATTENTION = with_exported(F.scaled_dot_product_attention)
 _TERMS = (*SUMS, *with_exported(torch.sub, Tensor.sub, Tensor.sub_, torch.rsub, Tensor.__rsub__))
 _MATRIX_PRODUCTS = with_exported(torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.baddbmm)
@@ -33,6 +34,10 @@ def bias_of(op: Operation) -> Tensor | None:
         return None if bias is None else bias.view(-1, *[1] * axes)
     if op.function in _TERMS and len(op.places) == 2 and all(op.recorded):
         return None
+    if op.function in _BATCH_NORM and not op.argument(5, "training", False):
+        x, *others = op.tensors
+        at_zero: Tensor = op.run(torch.zeros_like(x[:1]), *others)
+        return at_zero  # the same at every position, which a difference is only up to rounding
     result, change = _elementwise(op) if op.function in _ELEMENTWISE else _linearised(op)
     rounding = 8 * torch.finfo(result.dtype).eps * result.abs()
     return torch.where((result - change).abs() <= rounding, 0, result - change)  # of what is linear, as a scale
