@@ -13,6 +13,7 @@ from saliency.engine.maps import (
     gradient_to_saliency,
     imsmooth,
     max_channels,
+    positive_sum,
     resize_saliency,
     sum_channels,
 )
@@ -36,6 +37,15 @@ from saliency.methods.cam import (
     layer_cam,
     xgrad_cam,
 )
+from saliency.methods.cam_gradients import (
+    ShapleyContext,
+    finer_cam,
+    get_finer_gradient,
+    gradient_to_smooth_grad_cam_plus_plus_saliency,
+    shapley_cam,
+    smooth_grad_cam_plus_plus,
+)
+from saliency.methods.components import eigen_cam, eigen_grad_cam, fem, kpca_cam
 from saliency.methods.excitation import (
     ContrastiveExcitationBackpropContext,
     ExcitationBackpropContext,
@@ -52,6 +62,9 @@ from saliency.methods.extremal import (
 )
 from saliency.methods.extremal.perturbation import BLUR_PERTURBATION, FADE_PERTURBATION, MaskGenerator, Perturbation
 from saliency.methods.extremal.search import DELETE_VARIANT, DUAL_VARIANT, PRESERVE_VARIANT
+from saliency.methods.factorisation import deep_feature_factorization
+from saliency.methods.full_gradient import FullGradientContext, full_grad
+from saliency.methods.fused_cam import refine_cam
 from saliency.methods.gradients import (
     activation,
     gradient,
@@ -69,6 +82,7 @@ from saliency.methods.paths import (
     internal_influence,
     smooth_gradient,
 )
+from saliency.methods.pooled_cam import cam
 from saliency.methods.relu_backprop import (
     DeConvNetContext,
     GuidedBackpropContext,
@@ -78,7 +92,7 @@ from saliency.methods.relu_backprop import (
 )
 from saliency.methods.scored_cam import ablation_cam, is_cam, recipro_cam, score_cam, ss_cam
 from saliency.rules import shared_forward
-from saliency.wrappers import Warp, augmented, low_pass, normalised, smooth_grad
+from saliency.wrappers import Warp, augmented, fused, low_pass, normalised, smooth_grad
 
 __version__ = "0.1.0"
 
@@ -93,6 +107,7 @@ __all__ = [
     "ContrastiveExcitationBackpropContext",
     "DeConvNetContext",
     "ExcitationBackpropContext",
+    "FullGradientContext",
     "GuidedBackpropContext",
     "Instead",
     "MaskGenerator",
@@ -105,6 +120,7 @@ __all__ = [
     "ReLUContext",
     "Rule",
     "RuleContext",
+    "ShapleyContext",
     "SharedForward",
     "Through",
     "Warp",
@@ -113,17 +129,26 @@ __all__ = [
     "attach_debug_probes",
     "augmented",
     "between",
+    "cam",
     "conductance",
     "contrastive_excitation_backprop",
     "contrastive_reward",
     "deconvnet",
+    "deep_feature_factorization",
+    "eigen_cam",
+    "eigen_grad_cam",
     "excitation_backprop",
     "extremal_perturbation",
     "extremal_perturbation_map",
     "feature_ablation",
     "feature_permutation",
+    "fem",
     "find_layer",
+    "finer_cam",
+    "full_grad",
+    "fused",
     "get_backward_gradient",
+    "get_finer_gradient",
     "get_module",
     "get_pointing_gradient",
     "grad_cam",
@@ -139,6 +164,7 @@ __all__ = [
     "gradient_to_layer_cam_saliency",
     "gradient_to_linear_approx_saliency",
     "gradient_to_saliency",
+    "gradient_to_smooth_grad_cam_plus_plus_saliency",
     "gradient_to_xgrad_cam_saliency",
     "gradient_x_activation",
     "guided_backprop",
@@ -148,6 +174,7 @@ __all__ = [
     "integrated_gradients",
     "internal_influence",
     "is_cam",
+    "kpca_cam",
     "layer_cam",
     "layer_candidates",
     "line",
@@ -157,16 +184,20 @@ __all__ = [
     "noise",
     "normalised",
     "occlusion",
+    "positive_sum",
     "random_masks",
     "recipro_cam",
+    "refine_cam",
     "resize_saliency",
     "rise",
     "rise_class",
     "saliency",
     "score_cam",
+    "shapley_cam",
     "shared_forward",
     "simple_reward",
     "smooth_grad",
+    "smooth_grad_cam_plus_plus",
     "smooth_gradient",
     "ss_cam",
     "sum_channels",

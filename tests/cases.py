@@ -71,7 +71,9 @@ class MethodCase(NamedTuple):
     at_input: bool = False  # the map has the input's size, whatever the layer
     uses_target: bool = True
     signed: bool = False
-    lacks: tuple[str, ...] = ()  # what other methods have: "layer", "layers" (a list), "probes", "batch" (as it came)
+    # What other methods have: "layer", "layers" (a list), "any layer", "default" (one layer), "probes", "batch" (as it
+    # came), "functions" (as targets, or an only score).
+    lacks: tuple[str, ...] = ()
 
     @property
     def stands_for_its_kind(self) -> bool:
@@ -101,6 +103,16 @@ METHOD_CASES = (
     MethodCase("layer_cam", "cam", layer=None),
     MethodCase("xgrad_cam", "cam", layer=None),
     MethodCase("hires_cam", "cam", layer=None),
+    MethodCase("cam", "rules", layer=None, signed=True, lacks=("layers", "any layer")),
+    MethodCase("eigen_cam", "activation", layer=None, uses_target=False, signed=True),
+    MethodCase("eigen_grad_cam", "cam", layer=None, signed=True),
+    MethodCase("kpca_cam", "activation", layer=None, uses_target=False, signed=True),
+    MethodCase("fem", "activation", {"k": 1}, layer=None, uses_target=False, signed=True),
+    MethodCase("finer_cam", "cam", layer=None, lacks=("functions",)),
+    MethodCase("shapley_cam", "rules", layer=None),
+    MethodCase("smooth_grad_cam_plus_plus", "path", {"n_samples": 3}, layer=None, lacks=("probes", "batch")),
+    MethodCase("refine_cam", "cam", layer=None, lacks=("layers", "probes", "default")),
+    MethodCase("full_grad", "rules"),
     MethodCase("integrated_gradients", "layer path", {"n_steps": 5}, signed=True, lacks=("probes", "batch")),
     MethodCase("internal_influence", "path", {"n_steps": 5}, layer=None, signed=True, lacks=("probes", "batch")),
     MethodCase("conductance", "path", {"n_steps": 5}, layer=None, signed=True, lacks=("probes", "batch")),

@@ -10,6 +10,7 @@ import torch
 import saliency
 from tests import cases
 from tests.cases import METHOD_CASES, ModelCase
+from tests.test_contract import needs, skip_if_not_made_for
 
 pytestmark = cases.NOTICES
 
@@ -26,6 +27,7 @@ def on_meta(case: ModelCase) -> tuple[torch.nn.Module, torch.Tensor]:
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_waits_for_the_device(method, case):
     """K targets, a layer by its name, the map resized and smoothed."""
+    skip_if_not_made_for(method, case)
     model, input = on_meta(case)
     result = method(model, input, TARGET, case.layers[1], resize=True, smooth=0.05)
     assert result.shape == (2, 3, *input.shape[2:])
@@ -36,6 +38,7 @@ def test_no_method_waits_for_the_device(method, case):
 @pytest.mark.parametrize("target", [1, [0, 2], (1,), [(1,), (2,)], lambda y: y[:, 1]], ids=cases.shown)
 @pytest.mark.parametrize("method", METHODS)
 def test_no_target_of_any_kind_waits_for_the_device(method, target):
+    needs(method, "any layer", *["functions"] * callable(target))
     model, input = on_meta(cases.IN_PLACE)
     for layer in ("", "features.0"):
         result = method(model, input, target, layer)

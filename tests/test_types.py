@@ -37,6 +37,14 @@ RIGHT = {
     "grad_cam(model, x, second, names)": "list[Tensor]",
     "grad_cam(model, x, (0, 1), ('0', model[0], None), resize=True)": "list[Tensor]",
     "grad_cam(model, x, [second], saliency_layer=['0', ''])": "list[Tensor]",
+    "grad_cam(model, x, 0, '0', sum_channels, smooth=0.1)": "Tensor",
+    "cam(model, x, 0, reduction=positive_sum, shared=None)": "Tensor",
+    "eigen_cam(model, x)": "Any",
+    "finer_cam(model, x, 0, names, 0.6, num_references=2)": "list[Tensor]",
+    "smooth_grad_cam_plus_plus(model, x, 0, '0', n_samples=3, internal_batch_size=2)": "Tensor",
+    "refine_cam(model, x, 0, names, resize=True)": "Tensor",
+    "full_grad(model, x, 0, '', smooth=0.1)": "Tensor",
+    "fused(layer_cam, 'max')(model, x, 0, '0')": "Tensor",
     "grad_cam(model, (x, x), 0)": "Any",
     "grad_cam(model, x, 0, debug=True)": "tuple[Tensor, Mapping[str, Probe]]",
     "grad_cam(model, x, 0, names, debug=True)": "Any",
@@ -65,6 +73,8 @@ WRONG = (
     "grad_cam(model, x, 0, 4)",
     "grad_cam(model, x)",
     "grad_cam(model, x, 0, gradient_to_saliency=max_channels)",
+    "finer_cam(model, x, 0, get_backward_gradient=get_finer_gradient)",
+    "cam(model, x, 0, context_builder=ShapleyContext)",
     "gradient(model, x, 0, n_steps=3)",
     "guided_backprop(model, x, 0, layuot='channels_last')",
     "integrated_gradients(model, x, 0, '', n_step=3)",
@@ -125,7 +135,7 @@ def test_a_typed_method_is_the_function_itself():
     assert typed(method) is method
     assert inspect.isfunction(driver)
     assert list(inspect.signature(saliency.grad_cam).parameters) == [
-        *("model", "input", "target", "saliency_layer", "options")
+        *("model", "input", "target", "saliency_layer", "reduction", "options")
     ]
 
 

@@ -76,10 +76,10 @@ class Finish(NamedTuple):
 
 
 def _changed(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """What a function makes of a tensor, with what it makes of the gradient."""
+    """What a function makes of a tensor, with what it makes of the gradient, and of that one's own."""
     changed = change(x)
     if changed is not x and x.grad is not None:
-        changed.grad = change(x.grad)
+        changed.grad = _changed(x.grad, change)
     return changed
 
 

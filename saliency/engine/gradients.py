@@ -126,5 +126,9 @@ def _with_gradient(x: Tensor, gradient: Tensor | None, site: Site, how: How) -> 
         gradient = torch.zeros_like(x)
     if gradient is None and how.get_backward_gradient is not None:
         raise CutOffError(site)
+    if gradient is not None and gradient.ndim > x.ndim:  # a fold's powers of it
+        gradient, *powers = gradient.unbind(-1)
+        for lower, power in zip([gradient, *powers], powers, strict=False):
+            lower.grad = power
     x.grad = gradient
     return x

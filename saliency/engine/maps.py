@@ -65,6 +65,11 @@ def sum_channels(attribution: Tensor) -> Tensor:
     return attribution.sum(1, keepdim=True)
 
 
+def positive_sum(attribution: Tensor) -> Tensor:
+    r"""The reduction of a class activation map, :math:`s_{n1u} = \max\{0, \sum_c a_{ncu}\}`."""
+    return sum_channels(attribution).relu()
+
+
 def max_channels(attribution: Tensor) -> Tensor:
     r"""The reduction :math:`s_{n1u} = \max_c |a_{ncu}|`."""
     _check_channels(attribution)

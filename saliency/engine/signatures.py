@@ -71,6 +71,10 @@ class RuleOptions(MapOptions, WalkOptions, total=False):
     gradient_to_saliency: Callable[[Tensor], Tensor]
 
 
+class BackwardOptions(MapOptions, WalkOptions, total=False):
+    """Options of a method with a context and a reduction of its own."""
+
+
 class Options(PathOptions, WalkOptions, total=False):
     """Options of a method with a reduction of its own."""
 

@@ -8,8 +8,12 @@ from saliency.engine.driver import saliency
 from saliency.engine.signatures import Maps
 from saliency.methods.ablation import feature_ablation, feature_permutation, occlusion
 from saliency.methods.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
+from saliency.methods.cam_gradients import finer_cam, shapley_cam, smooth_grad_cam_plus_plus
+from saliency.methods.components import eigen_cam, eigen_grad_cam, fem, kpca_cam
 from saliency.methods.excitation import contrastive_excitation_backprop, excitation_backprop
 from saliency.methods.extremal import extremal_perturbation, extremal_perturbation_map
+from saliency.methods.full_gradient import full_grad
+from saliency.methods.fused_cam import refine_cam
 from saliency.methods.gradients import activation, gradient, gradient_x_activation, linear_approx
 from saliency.methods.masking import rise_class
 from saliency.methods.paths import (
@@ -20,6 +24,7 @@ from saliency.methods.paths import (
     smooth_gradient,
 )
 from saliency.methods.perturbing import explain
+from saliency.methods.pooled_cam import cam
 from saliency.methods.relu_backprop import deconvnet, guided_backprop, guided_grad_cam
 from saliency.methods.scored_cam import ablation_cam, is_cam, recipro_cam, score_cam, ss_cam
 
@@ -47,6 +52,8 @@ def _names(function: Callable[..., object]) -> frozenset[str]:
 
 _REDUCES = ("gradient_to_saliency",)
 _WALKS = ("gradient_to_saliency", "path")
+_READS = ("gradient_to_saliency", "get_backward_gradient")
+_SENDS = ("gradient_to_saliency", "context_builder")
 
 METHODS: dict[str, Method] = {
     "gradient": Method(gradient, "Simonyan et al., Deep Inside Convolutional Networks, ICLR workshop 2014"),
@@ -59,7 +66,7 @@ METHODS: dict[str, Method] = {
     "activation": Method(
         activation,
         "Zeiler and Fergus, Visualizing Convolutional Networks, ECCV 2014",
-        sets=(*_REDUCES, "get_backward_gradient"),
+        sets=_READS,
     ),
     "deconvnet": Method(deconvnet, "Zeiler and Fergus, Visualizing Convolutional Networks, ECCV 2014"),
     "guided_backprop": Method(guided_backprop, "Springenberg et al., Striving for Simplicity, ICLR workshop 2015"),
@@ -73,6 +80,18 @@ METHODS: dict[str, Method] = {
     "layer_cam": Method(layer_cam, "Jiang et al., LayerCAM, TIP 2021", sets=_REDUCES),
     "xgrad_cam": Method(xgrad_cam, "Fu et al., Axiom-based Grad-CAM, BMVC 2020", sets=_REDUCES),
     "hires_cam": Method(hires_cam, "Draelos and Carin, HiResCAM, 2020", sets=_REDUCES),
+    "cam": Method(cam, "Zhou et al., Learning Deep Features, CVPR 2016", sets=_SENDS),
+    "eigen_cam": Method(eigen_cam, "Muhammad and Yeasin, Eigen-CAM, IJCNN 2020", sets=_READS),
+    "eigen_grad_cam": Method(eigen_grad_cam, "Gildenblat et al., pytorch-grad-cam, 2021", sets=_REDUCES),
+    "kpca_cam": Method(kpca_cam, "Karmani et al., KPCA-CAM, 2024", sets=_READS),
+    "fem": Method(fem, "Ahmed Asif Fuad et al., Features Understanding in 3D CNNs, IPTA 2020", sets=_READS),
+    "finer_cam": Method(finer_cam, "Zhang et al., Finer-CAM, CVPR 2025", sets=_READS),
+    "shapley_cam": Method(shapley_cam, "Cai, CAMs as Shapley Value-based Explainers, 2025", sets=_REDUCES),
+    "smooth_grad_cam_plus_plus": Method(
+        smooth_grad_cam_plus_plus, "Omeiza et al., Smooth Grad-CAM++, 2019", sets=_WALKS
+    ),
+    "refine_cam": Method(refine_cam, "How to Evaluate and Refine your CAM, 2026", sets=_REDUCES),
+    "full_grad": Method(full_grad, "Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019", sets=_SENDS),
     "integrated_gradients": Method(
         integrated_gradients, "Sundararajan et al., Axiomatic Attribution, ICML 2017", sets=_WALKS
     ),

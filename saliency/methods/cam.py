@@ -1,5 +1,8 @@
 """Class activation maps: channels weighed by their gradient, added up, clamped at zero."""
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import Unpack
@@ -7,50 +10,68 @@ from typing_extensions import Unpack
 from saliency.engine.call import Input
 from saliency.engine.driver import saliency
 from saliency.engine.layers import Layers
-from saliency.engine.maps import gradient_of, safe_divide, sum_channels
+from saliency.engine.maps import Attribution, Reduction, gradient_of, positive_sum, safe_divide
 from saliency.engine.signatures import Maps, Options, typed
 from saliency.engine.targets import Target
 
 
-def _mean(x: Tensor) -> Tensor:
+def mean_positions(x: Tensor) -> Tensor:
+    """The mean of every channel, (N, C, 1, ...)."""
     return x.mean(tuple(range(2, x.ndim)), keepdim=True)
 
 
-def _sum(x: Tensor) -> Tensor:
+def sum_positions(x: Tensor) -> Tensor:
+    """The sum of every channel, (N, C, 1, ...)."""
     return x.sum(tuple(range(2, x.ndim)), keepdim=True)
 
 
-def _weighted(x: Tensor, weight: Tensor) -> Tensor:
-    return sum_channels(x * weight).relu()
+def reduced(attribution: Tensor, reduction: Reduction) -> Tensor:
+    """The map that a reduction makes of an attribution; ``None`` leaves it as it is."""
+    return Attribution(reduction, of="activation")(attribution)
 
 
-def gradient_to_grad_cam_saliency(x: Tensor) -> Tensor:
+def reducing(function: Callable[..., Tensor], reduction: Reduction) -> Callable[[Tensor], Tensor]:
+    """A function of an activation with its gradient, ending in the caller's own reduction.
+
+    Raises ``ValueError`` for what is no reduction.
+    """
+    return partial(function, reduction=Attribution(reduction).reduction)
+
+
+def gradient_to_grad_cam_saliency(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
     r"""Weigh every channel by its mean gradient.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \, \frac{1}{|V|} \sum_v dx_{ncv}\}
     """
-    return _weighted(x, _mean(gradient_of(x)))
+    return reduced(x * mean_positions(gradient_of(x)), reduction)
 
 
 @typed
 def grad_cam(
-    model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[Options]
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layers = None,
+    reduction: Reduction = positive_sum,
+    **options: Unpack[Options],
 ) -> Maps:
     r"""Grad-CAM: channels weighed by their mean gradient.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \, \frac{1}{|V|} \sum_v dx_{ncv}\}
 
     (N, 1, h, w), non-negative, at the layer's resolution; ``saliency_layer=None`` is the last layer with spatial
-    output. Selvaraju et al., ICCV 2017. Options and errors: see :func:`saliency`.
+    output. ``reduction=sum_channels`` leaves out the ReLU of any CAM: the map is signed; ``reduction=None`` gives the
+    weighed channels, (N, C, h, w). Selvaraju et al., ICCV 2017. Options and errors: see :func:`saliency`.
 
     >>> from saliency.scenes import make_scene, scene_network
     >>> grad_cam(scene_network(), make_scene(0).image[None], 0, saliency_layer='layer4', resize=True).shape
     torch.Size([1, 1, 128, 128])
     """
-    return saliency(model, input, target, saliency_layer, gradient_to_saliency=gradient_to_grad_cam_saliency, **options)
+    to_map = reducing(gradient_to_grad_cam_saliency, reduction)
+    return saliency(model, input, target, saliency_layer, gradient_to_saliency=to_map, **options)
 
 
-def gradient_to_grad_cam_plus_plus_saliency(x: Tensor) -> Tensor:
+def gradient_to_grad_cam_plus_plus_saliency(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
     r"""Weigh every channel by its positive gradients, each by its share :math:`\alpha` in the score.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \sum_v \alpha_{ncv} \max(0, dx_{ncv})\}, \quad
@@ -60,12 +81,17 @@ def gradient_to_grad_cam_plus_plus_saliency(x: Tensor) -> Tensor:
     :math:`e^{\mathrm{score}}`, one for the whole map, is left out.
     """
     gradient = gradient_of(x)
-    return _weighted(x, _sum(safe_divide(gradient.relu(), 2 + gradient * _sum(x))))
+    return reduced(x * sum_positions(safe_divide(gradient.relu(), 2 + gradient * sum_positions(x))), reduction)
 
 
 @typed
 def grad_cam_plus_plus(
-    model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[Options]
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layers = None,
+    reduction: Reduction = positive_sum,
+    **options: Unpack[Options],
 ) -> Maps:
     r"""Grad-CAM++: positive gradients, weighed so that every instance of an object counts.
 
@@ -75,22 +101,26 @@ def grad_cam_plus_plus(
     (N, 1, h, w), non-negative, up to the paper's factor :math:`e^{\mathrm{score}}`.
     Chattopadhay et al., WACV 2018. Options and errors: see :func:`saliency`.
     """
-    return saliency(
-        model, input, target, saliency_layer, gradient_to_saliency=gradient_to_grad_cam_plus_plus_saliency, **options
-    )
+    to_map = reducing(gradient_to_grad_cam_plus_plus_saliency, reduction)
+    return saliency(model, input, target, saliency_layer, gradient_to_saliency=to_map, **options)
 
 
-def gradient_to_layer_cam_saliency(x: Tensor) -> Tensor:
+def gradient_to_layer_cam_saliency(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
     r"""Weigh every activation by its own positive gradient.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \max(0, dx_{ncu})\}
     """
-    return _weighted(x, gradient_of(x).relu())
+    return reduced(x * gradient_of(x).relu(), reduction)
 
 
 @typed
 def layer_cam(
-    model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[Options]
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layers = None,
+    reduction: Reduction = positive_sum,
+    **options: Unpack[Options],
 ) -> Maps:
     r"""LayerCAM: every activation weighed by its own positive gradient, sharp at early layers too.
 
@@ -98,24 +128,28 @@ def layer_cam(
 
     (N, 1, h, w), non-negative. Jiang et al., TIP 2021. Options and errors: see :func:`saliency`.
     """
-    return saliency(
-        model, input, target, saliency_layer, gradient_to_saliency=gradient_to_layer_cam_saliency, **options
-    )
+    to_map = reducing(gradient_to_layer_cam_saliency, reduction)
+    return saliency(model, input, target, saliency_layer, gradient_to_saliency=to_map, **options)
 
 
-def gradient_to_xgrad_cam_saliency(x: Tensor) -> Tensor:
+def gradient_to_xgrad_cam_saliency(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
     r"""Weigh every channel by its gradient, averaged with the activation as weight.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \frac{\sum_v x_{ncv} \, dx_{ncv}}{\sum_v x_{ncv}}\}
 
     A channel whose activations sum to 0 has weight 0.
     """
-    return _weighted(x, safe_divide(_sum(x * gradient_of(x)), _sum(x)))
+    return reduced(x * safe_divide(sum_positions(x * gradient_of(x)), sum_positions(x)), reduction)
 
 
 @typed
 def xgrad_cam(
-    model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[Options]
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layers = None,
+    reduction: Reduction = positive_sum,
+    **options: Unpack[Options],
 ) -> Maps:
     r"""XGrad-CAM: channel weights that keep Grad-CAM's map sensitive and conserve the score.
 
@@ -123,22 +157,26 @@ def xgrad_cam(
 
     (N, 1, h, w), non-negative. Fu et al., BMVC 2020. Options and errors: see :func:`saliency`.
     """
-    return saliency(
-        model, input, target, saliency_layer, gradient_to_saliency=gradient_to_xgrad_cam_saliency, **options
-    )
+    to_map = reducing(gradient_to_xgrad_cam_saliency, reduction)
+    return saliency(model, input, target, saliency_layer, gradient_to_saliency=to_map, **options)
 
 
-def gradient_to_hires_cam_saliency(x: Tensor) -> Tensor:
+def gradient_to_hires_cam_saliency(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
     r"""Multiply before adding up: the positive part of the linear approximation.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \, dx_{ncu}\}
     """
-    return _weighted(x, gradient_of(x))
+    return reduced(x * gradient_of(x), reduction)
 
 
 @typed
 def hires_cam(
-    model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[Options]
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layers = None,
+    reduction: Reduction = positive_sum,
+    **options: Unpack[Options],
 ) -> Maps:
     r"""HiResCAM: activation times gradient, position by position, so only what raised the score shows.
 
@@ -146,6 +184,5 @@ def hires_cam(
 
     (N, 1, h, w), non-negative. Draelos and Carin, 2020. Options and errors: see :func:`saliency`.
     """
-    return saliency(
-        model, input, target, saliency_layer, gradient_to_saliency=gradient_to_hires_cam_saliency, **options
-    )
+    to_map = reducing(gradient_to_hires_cam_saliency, reduction)
+    return saliency(model, input, target, saliency_layer, gradient_to_saliency=to_map, **options)

@@ -12,17 +12,12 @@ from typing_extensions import Unpack
 from saliency.engine.call import Input
 from saliency.engine.checks import check_count, check_seed, describe, is_number, shown
 from saliency.engine.layers import Layers
-from saliency.engine.maps import safe_divide, sum_channels
+from saliency.engine.maps import Reduction, positive_sum, safe_divide, sum_channels
 from saliency.engine.signatures import Maps, typed
 from saliency.engine.state import make_generator
 from saliency.engine.targets import Target
 from saliency.methods.grids import put_grid
 from saliency.methods.perturbing import PER_EVAL, ExplainOptions, Perturbed, at, explain
-
-
-def positive_sum(attribution: Tensor) -> Tensor:
-    r"""The reduction of a class activation map, :math:`s_{n1u} = \max\{0, \sum_c a_{ncu}\}`."""
-    return sum_channels(attribution).relu()
 
 
 def _weighed(weights: Tensor, p: Perturbed) -> Tensor:
@@ -55,6 +50,7 @@ def score_cam(
     target: Target,
     saliency_layer: Layers = None,
     perturbations_per_eval: int = PER_EVAL,
+    reduction: Reduction = positive_sum,
     **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""Score-CAM: channels weighed by the score of the image that each lets through.
@@ -68,7 +64,7 @@ def score_cam(
     def attribute(p: Perturbed) -> Tensor:
         return _weighed(_masked(p).softmax(1), p)
 
-    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True, True)
+    arguments = (model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, True, True)
     return explain(*arguments, **options)
 
 
@@ -82,6 +78,7 @@ def ss_cam(
     std: float = 2.0,
     seed: int = 0,
     perturbations_per_eval: int = PER_EVAL,
+    reduction: Reduction = positive_sum,
     **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""SS-CAM: Score-CAM's scores, averaged over noisy masks.
@@ -106,7 +103,7 @@ def ss_cam(
             found.append(_masked(p, partial(torch.add, noise.to(image.dtype))))
         return _weighed(torch.stack(found).mean(0).softmax(1), p)
 
-    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True, True)
+    arguments = (model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, True, True)
     return explain(*arguments, **options)
 
 
@@ -118,6 +115,7 @@ def is_cam(
     saliency_layer: Layers = None,
     num_samples: int = 10,
     perturbations_per_eval: int = PER_EVAL,
+    reduction: Reduction = positive_sum,
     **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""IS-CAM: Score-CAM's scores, averaged while the mask grows.
@@ -132,7 +130,7 @@ def is_cam(
         found = [_masked(p, partial(torch.mul, other=(t + 1) / num_samples)) for t in range(num_samples)]
         return _weighed(torch.stack(found).mean(0).softmax(1), p)
 
-    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True, True)
+    arguments = (model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, True, True)
     return explain(*arguments, **options)
 
 
@@ -143,6 +141,7 @@ def ablation_cam(
     target: Target,
     saliency_layer: Layers = None,
     perturbations_per_eval: int = PER_EVAL,
+    reduction: Reduction = positive_sum,
     **options: Unpack[ExplainOptions],
 ) -> Maps:
     r"""Ablation-CAM: channels weighed by how far the score falls without them.
@@ -164,7 +163,7 @@ def ablation_cam(
         known = p.known()
         return _weighed(safe_divide(known - p.scores(len(index), make), known), p)
 
-    arguments = (model, input, target, saliency_layer, attribute, positive_sum, perturbations_per_eval, True)
+    arguments = (model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, True)
     return explain(*arguments, **options)
 
 

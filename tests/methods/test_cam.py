@@ -8,36 +8,9 @@ from torch import Tensor, nn
 
 import saliency
 from saliency import METHODS
+from tests import cases
 
-
-class Net(nn.Module):
-    """Two convolutions and a head; gradients of both signs, and one channel that is dead."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(3, 5, 3)
-        self.tail = nn.Conv2d(5, 4, 3)
-        self.head = nn.Linear(4, 6)
-        with torch.no_grad():
-            self.layer.weight[2] = 0
-            self.layer.bias[2] = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.tail(torch.relu(self.layer(x)))).mean((2, 3)))
-
-
-TARGETS = [4, 1]
-
-
-@pytest.fixture
-def case():
-    torch.manual_seed(3)
-    model = Net().double()
-    input = torch.randn(2, 3, 7, 9, dtype=torch.float64)
-    x = model.layer(input).detach().requires_grad_()
-    output = model.head(torch.tanh(model.tail(torch.relu(x))).mean((2, 3)))
-    (dx,) = torch.autograd.grad(output[0, TARGETS[0]] + output[1, TARGETS[1]], x)
-    return model, input, x.detach(), dx
+TARGETS = [4, 1]  # of the case
 
 
 def weigh(x: Tensor, weight) -> Tensor:
@@ -160,3 +133,26 @@ def test_a_cam_under_another_rule_takes_its_gradient_from_it(case):
     dx = saliency.guided_backprop(model, input, TARGETS, "layer", gradient_to_saliency=lambda x: x.grad)
     found = saliency.layer_cam(model, input, TARGETS, "layer", context_builder=context)
     torch.testing.assert_close(found, layer_cam(x, dx), rtol=1e-9, atol=1e-12)
+
+
+CAMS = ["grad_cam", "grad_cam_plus_plus", "layer_cam", "xgrad_cam", "hires_cam", "finer_cam", "shapley_cam", "cam"]
+CAMS += ["smooth_grad_cam_plus_plus", "score_cam", "ss_cam", "is_cam", "ablation_cam"]
+
+
+@pytest.mark.parametrize("name", CAMS)
+def test_the_last_step_is_the_callers_own(name):
+    """The sum over channels is signed; its positive part is the map; without it there are the weighed channels."""
+    method, case = METHODS[name].function, cases.IN_PLACE
+    arguments, targets = (case.model(), case.input()), [[0, 1], [2, 3]]
+    channels = method(*arguments, targets, "features", reduction=None)
+    assert channels.shape == (2, 2, 6, 6, 7)
+    signed = method(*arguments, targets, "features", reduction=saliency.sum_channels)
+    torch.testing.assert_close(signed, channels.sum(2))
+    if name in ("grad_cam", "xgrad_cam", "hires_cam", "finer_cam", "shapley_cam", "cam", "ablation_cam"):
+        assert signed.min() < 0  # weights of the others are positive, as activations are here
+    positive = method(*arguments, targets, "features", reduction=saliency.positive_sum)
+    torch.testing.assert_close(positive, signed.relu())
+    if name != "cam":
+        assert torch.equal(positive, method(*arguments, targets, "features"))
+    with pytest.raises(ValueError, match=r"^reduction='sum' is not a reduction; expected .*\.$"):
+        method(*arguments, targets, "features", reduction="sum")

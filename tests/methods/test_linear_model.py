@@ -14,16 +14,23 @@ from saliency import METHODS
 from tests.cases import NOTICES
 
 CLASS = 2
-WITHOUT = {"extremal_perturbation": "the result of a search, over masks that are smooth"}
+WITHOUT = {
+    "extremal_perturbation": "the result of a search, over masks that are smooth",
+    "cam": "nothing is pooled",
+}
 KERNEL = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=torch.float64) / 16
 MASKS = torch.rand(5, 1, 6, 3, generator=torch.Generator().manual_seed(2)).double()
 
 
 class Linear(NamedTuple):
-    """Weights (1, C, h, w) of the class and its bias, an input (N, C, h, w) and the baselines (1, C, h, w)."""
+    """Weights (1, C, h, w) of the class and its bias, an input (N, C, h, w) and the baselines (1, C, h, w).
+
+    ``others`` are the weights of the other three classes, summed.
+    """
 
     w: Tensor
     b: Tensor
+    others: Tensor
     x: Tensor
     start: Tensor
 
@@ -36,7 +43,8 @@ def make() -> tuple[nn.Module, Linear]:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4)).double()
     weight, bias = model[1].weight.detach()[CLASS], model[1].bias.detach()[CLASS]
     x, start = torch.randn(2, 2, 6, 3).double(), torch.randn(1, 2, 6, 3).double()
-    return model, Linear(weight.view(1, 2, 6, 3), bias, x, start)
+    others = model[1].weight.detach().sum(0) - weight
+    return model, Linear(weight.view(1, 2, 6, 3), bias, others.view(1, 2, 6, 3), x, start)
 
 
 def summed(x: Tensor) -> Tensor:
@@ -65,6 +73,36 @@ def plus_plus(of: Linear) -> Tensor:
     return cam(per_channel(alpha * of.w.relu()), of)
 
 
+def component(x: Tensor, k: Tensor | None = None) -> Tensor:
+    """The first singular vector of the positions' channels, times its value; or that of a matrix between positions."""
+    found = []
+    for n, rows in enumerate(x.flatten(2).mT):
+        u, values, _ = torch.linalg.svd(rows if k is None else k[n])
+        one = u[:, 0] * (values[0] if k is None else values[0].sqrt())
+        found.append(one * (one @ rows.square().sum(1)).sign())
+    return torch.stack(found).view(-1, 1, *x.shape[2:])
+
+
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean((2, 3), keepdim=True)
+
+
+def sigmoid_kernel(of: Linear) -> Tensor:
+    rows = centred(of.x).flatten(2).mT
+    k, centre = torch.tanh(rows @ rows.mT / 2 + 1), torch.eye(18, dtype=of.x.dtype) - 1 / 18
+    return component(centred(of.x), centre @ k @ centre)
+
+
+def far_above(of: Linear) -> Tensor:
+    mean, deviation = of.x.mean((2, 3), keepdim=True), of.x.std((2, 3), keepdim=True, correction=0)
+    return summed(mean * (of.x > mean + deviation))
+
+
+def scaled(x: Tensor) -> Tensor:
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    return (x - low) / (high - low)
+
+
 def won(w: Tensor, x: Tensor) -> Tensor:
     share = w.relu() * x.relu()
     return share / share.sum((1, 2, 3), keepdim=True)
@@ -72,8 +110,7 @@ def won(w: Tensor, x: Tensor) -> Tensor:
 
 def masked(of: Linear, factor: float) -> Tensor:
     """Softmax over the channels of the score behind each, scaled to [0, 1], times a factor."""
-    low, high = of.x.amin((2, 3), keepdim=True), of.x.amax((2, 3), keepdim=True)
-    masks = (of.x - low) / (high - low)
+    masks = scaled(of.x)
     scores = [of.score(of.x * factor * masks[:, c : c + 1]) for c in range(of.x.shape[1])]
     return cam(torch.stack(scores, 1).softmax(1)[..., None, None], of)
 
@@ -102,6 +139,15 @@ EXPECTED = {
     "layer_cam": lambda of: cam(of.w.relu(), of),
     "xgrad_cam": lambda of: cam(per_channel(of.w * of.x) / per_channel(of.x), of),
     "hires_cam": lambda of: cam(of.w, of),
+    "eigen_cam": lambda of: component(of.x),
+    "eigen_grad_cam": lambda of: component(centred(of.w * of.x)),
+    "kpca_cam": sigmoid_kernel,
+    "fem": far_above,
+    "finer_cam": lambda of: cam(per_channel(of.w - 0.6 / 3 * of.others) / 18, of),
+    "shapley_cam": lambda of: cam(per_channel(of.w) / 18, of),
+    "smooth_grad_cam_plus_plus": plus_plus,
+    "refine_cam": lambda of: plus_plus(of) / plus_plus(of).amax((2, 3), keepdim=True),
+    "full_grad": lambda of: summed(scaled((of.w * of.x).abs())),
     "integrated_gradients": moved,
     "internal_influence": lambda of: summed(of.w),
     "conductance": moved,
@@ -124,6 +170,7 @@ def options(name: str, of: Linear) -> dict[str, object]:
     return {
         "conductance": {"baselines": of.start, "method": "riemann_trapezoid"},  # from the one end to the other
         "occlusion": {"baselines": of.start, "sliding_window_shapes": 1, "strides": 1},
+        "fem": {"k": 1},
         "ss_cam": {"std": 0, "num_samples": 3},
         "is_cam": {"num_samples": 3},
         "rise": {"filter_masks": MASKS, "scores": "raw"},

@@ -1,0 +1,46 @@
+"""Noting: a backward pass that changes nothing, and tells what it comes through."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from saliency.engine.contexts import RuleContext
+from saliency.engine.operations import Function, Operation, Rule
+
+T = TypeVar("T")
+
+
+class _Listener(Generic[T]):
+    """What notes: it knows nothing of its context, which may hold tensors of the graph."""
+
+    def __init__(self, make: Callable[[Operation, Tensor], T | None], noted: list[T]) -> None:
+        self.make, self.noted, self.listens = make, noted, True
+
+    def __call__(self, op: Operation, gradient: Tensor) -> None:
+        note = self.make(op, gradient) if self.listens else None
+        if note is not None:
+            self.noted.append(note)
+
+
+class NotingContext(RuleContext, Generic[T]):
+    """The plain gradient. ``noted`` holds what ``make(op, gradient)`` makes of the operations between score and layer.
+
+    Those nearest to the score come first; what was noted for another target is let go, ``None`` is not kept.
+    """
+
+    def __init__(
+        self, functions: Iterable[Function], make: Callable[[Operation, Tensor], T | None], noted: list[T]
+    ) -> None:
+        self.noted, self._listener = noted, _Listener(make, noted)
+        super().__init__(dict.fromkeys(functions, Rule(self._listener)))
+
+    def send_back(
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
+    ) -> list[Tensor | None]:
+        """The gradients; behind that of the layer, the first of the tensors, those of probes in front of it."""
+        self.noted.clear()
+        self._listener.listens = True
+        found = super().send_back(scores, gradient, tensors[:1], retain or len(tensors) > 1)
+        self._listener.listens = False
+        return found + (super().send_back(scores, gradient, tensors[1:], retain) if len(tensors) > 1 else [])

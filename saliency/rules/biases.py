@@ -1,0 +1,65 @@
+"""Biases: what an operation gives beyond its derivative times its inputs."""
+
+from copy import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saliency.engine.operations import ACTIVATIONS, Operation, with_exported
+from saliency.rules.excitation import NORMALISATIONS, PRODUCTS, SQUASHING, SUMS, WEIGHTED
+from saliency.rules.unfused import attend
+
+_LINEAR = with_exported(F.linear)
+_BATCH_NORM = with_exported(F.batch_norm, torch.batch_norm)
+_ATTENTION = with_exported(F.scaled_dot_product_attention)
+_TERMS = (*SUMS, *with_exported(torch.sub, Tensor.sub, Tensor.sub_, torch.rsub, Tensor.__rsub__))
+_MATRIX_PRODUCTS = with_exported(torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.baddbmm)
+_ELEMENTWISE = frozenset(f for f in (*ACTIVATIONS, *SQUASHING) if "softmax" not in f.__name__)
+OF_POSITIONS = frozenset((*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *PRODUCTS))  # they make activations of layers
+# ReLU, pooling, reshaping and sums of two results have none.
+BIASED = OF_POSITIONS | {*SQUASHING, *_TERMS, *_MATRIX_PRODUCTS, *_ATTENTION}
+
+
+def bias_of(op: Operation) -> Tensor | None:
+    r"""The bias of an operation, :math:`b = f(x) - \sum_i \frac{\partial f}{\partial x_i} x_i`, to be broadcast to its
+    result; ``None`` where there is none.
+
+    That of an affine operation is its own, as of a convolution or of a batch norm with its running statistics; that of
+    a curved one is implicit. Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019.
+    """
+    if op.function in WEIGHTED and not any(op.recorded[1:]):
+        bias: Tensor | None = op.argument(2, "bias")
+        axes = 0 if op.function in _LINEAR else op.tensors[1].ndim - 2  # of positions, behind the channels
+        return None if bias is None else bias.view(-1, *[1] * axes)
+    if op.function in _TERMS and len(op.places) == 2 and all(op.recorded):
+        return None
+    if op.function in _BATCH_NORM and not op.argument(5, "training", False):
+        x, *others = op.tensors
+        at_zero: Tensor = op.run(torch.zeros_like(x[:1]), *others)
+        return at_zero  # the same at every position, which a difference is only up to rounding
+    result, change = _elementwise(op) if op.function in _ELEMENTWISE else _linearised(op)
+    rounding = 8 * torch.finfo(result.dtype).eps * result.abs()
+    return torch.where((result - change).abs() <= rounding, 0, result - change)  # of what is linear, as a scale
+
+
+def _elementwise(op: Operation) -> tuple[Tensor, Tensor]:
+    """An operation's result, and what its derivative makes of its inputs."""
+    result: Tensor = op.run(*op.tensors)
+    (slope, *_) = op.derivative(torch.ones_like(result))
+    return result, result if slope is None else slope * op.tensors[0]
+
+
+def _linearised(op: Operation) -> tuple[Tensor, Tensor]:
+    """The same of an operation that mixes entries: what it sends back is linear in what is sent in, and transposed."""
+    if op.function in _ATTENTION:
+        op = copy(op)
+        op.function = attend
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_(moves) for x, moves in zip(op.tensors, op.recorded, strict=True)]
+        moving = [leaf for leaf in leaves if leaf.requires_grad]
+        result = op.run(*leaves)
+        sent = torch.zeros_like(result, requires_grad=True)
+        back = torch.autograd.grad(result, moving, sent, create_graph=True)
+    (change,) = torch.autograd.grad(back, sent, [x.detach() for x in moving])
+    return result.detach(), change

@@ -1,0 +1,38 @@
+"""What every wrapper does: check its method, refuse what it cannot pass on, and keep precision."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from saliency.engine.checks import shown
+
+Method = TypeVar("Method", bound=Callable[..., Any])  # what is wrapped is called as before
+
+
+def check_method(method: object, name: str) -> None:
+    """Raise ``ValueError`` for what is not a method, such as the result of one, in a call of the wrapper ``name``."""
+    if not callable(method) or isinstance(method, Module):
+        raise ValueError(
+            f"method={shown(method)} is not a method; expected a function such as gradient, whose result is called: "
+            f"{name}(gradient)(model, input, target)."
+        )
+
+
+def refuse_probes(options: dict[str, Any]) -> None:
+    """Raise ``ValueError`` for options of which the result is more than maps."""
+    for option in ("debug", "return_convergence_delta"):
+        if options.get(option):
+            raise ValueError(f"{option}=True is not possible for a wrapped method; expected {option}=False.")
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least: a sum of hundreds in bfloat16 stops to grow."""
+    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+
+
+def as_precise(x: Tensor, like: Tensor) -> Tensor:
+    """In the precision of another tensor."""
+    return x.to(like.dtype) if like.is_floating_point() else x
