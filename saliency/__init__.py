@@ -36,6 +36,7 @@ from saliency.methods.cam import (
     layer_cam,
     xgrad_cam,
 )
+from saliency.methods.differences import DeepLiftContext, deep_lift, deep_lift_shap
 from saliency.methods.excitation import (
     ContrastiveExcitationBackpropContext,
     ExcitationBackpropContext,
@@ -64,6 +65,7 @@ from saliency.methods.masking import rise, rise_class
 from saliency.methods.masks import random_masks
 from saliency.methods.paths import (
     conductance,
+    expected_gradients,
     gradient_shap,
     integrated_gradients,
     internal_influence,
@@ -92,6 +94,7 @@ __all__ = [
     "Attribution",
     "ContrastiveExcitationBackpropContext",
     "DeConvNetContext",
+    "DeepLiftContext",
     "ExcitationBackpropContext",
     "GuidedBackpropContext",
     "Instead",
@@ -115,7 +118,10 @@ __all__ = [
     "contrastive_excitation_backprop",
     "contrastive_reward",
     "deconvnet",
+    "deep_lift",
+    "deep_lift_shap",
     "excitation_backprop",
+    "expected_gradients",
     "extremal_perturbation",
     "extremal_perturbation_map",
     "feature_ablation",

@@ -42,7 +42,7 @@ _CLAMPS = with_exported(
 )
 _THRESHOLDS = with_exported(F.threshold, torch.threshold, torch.threshold_)
 _MAXIMA = with_exported(torch.maximum, torch.max, torch.fmax, Tensor.maximum, Tensor.max, Tensor.fmax)
-_TAKE_INPLACE = frozenset((*RELUS, *_THRESHOLDS, *ACTIVATIONS))  # where True as an argument may mean "in place"
+_TAKE_INPLACE = frozenset((*RELUS, *_THRESHOLDS, *ACTIVATIONS, F.hardsigmoid))  # True may mean "in place"
 
 
 @dataclass(frozen=True, eq=False)

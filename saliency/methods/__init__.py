@@ -8,12 +8,14 @@ from saliency.engine.driver import saliency
 from saliency.engine.signatures import Maps
 from saliency.methods.ablation import feature_ablation, feature_permutation, occlusion
 from saliency.methods.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
+from saliency.methods.differences import deep_lift, deep_lift_shap
 from saliency.methods.excitation import contrastive_excitation_backprop, excitation_backprop
 from saliency.methods.extremal import extremal_perturbation, extremal_perturbation_map
 from saliency.methods.gradients import activation, gradient, gradient_x_activation, linear_approx
 from saliency.methods.masking import rise_class
 from saliency.methods.paths import (
     conductance,
+    expected_gradients,
     gradient_shap,
     integrated_gradients,
     internal_influence,
@@ -81,6 +83,15 @@ METHODS: dict[str, Method] = {
     ),
     "conductance": Method(conductance, "Dhamdhere et al., How Important Is a Neuron?, ICLR 2019", sets=_WALKS),
     "gradient_shap": Method(gradient_shap, "Lundberg and Lee, A Unified Approach, NeurIPS 2017", sets=_WALKS),
+    "expected_gradients": Method(
+        expected_gradients, "Erion et al., Expected Gradients, Nature Machine Intelligence 2021", sets=_WALKS
+    ),
+    "deep_lift": Method(
+        deep_lift, "Shrikumar et al., Learning Important Features, ICML 2017", sets=(*_WALKS, "context_builder")
+    ),
+    "deep_lift_shap": Method(
+        deep_lift_shap, "Lundberg and Lee, A Unified Approach, NeurIPS 2017", sets=(*_WALKS, "context_builder")
+    ),
     "smooth_gradient": Method(smooth_gradient, "Smilkov et al., SmoothGrad, 2017", sets=_WALKS),
     "feature_ablation": Method(feature_ablation, "Zeiler and Fergus, Visualizing, ECCV 2014", explain),
     "feature_permutation": Method(feature_permutation, "Breiman, Random Forests, Machine Learning 2001", explain),

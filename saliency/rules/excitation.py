@@ -29,7 +29,7 @@ _NORMALISATIONS = with_exported(
     *(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm, F.local_response_norm),
 )
 # Monotone in every input of its own: a neuron and its activation are one.
-_SQUASHING = with_exported(
+SQUASHING = with_exported(
     *(F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid, F.logsigmoid),
     *(F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_, F.softplus, F.softsign),
     *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax),
@@ -166,7 +166,7 @@ def excitation_rules(
     ReLU, max pooling and concatenation have no row: their gradient is the paper's rule.
     """
     return {
-        **dict.fromkeys(ACTIVATIONS + _SQUASHING + _NORMALISATIONS, Through(lambda probability: probability)),
+        **dict.fromkeys(ACTIVATIONS + SQUASHING + _NORMALISATIONS, Through(lambda probability: probability)),
         **dict.fromkeys(WEIGHTED, Rule(lambda op, probability: excite(op, probability, excitatory))),
         **dict.fromkeys(_MEANS, Rule(excite_mean)),
         **dict.fromkeys(_SUMS, Rule(sums)),
