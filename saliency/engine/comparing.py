@@ -1,9 +1,10 @@
 """Comparing: a pass whose operations know what an earlier pass, as one of baselines, has made of the same."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -97,7 +98,10 @@ def comparing(
 
     What the model draws at random is the same in both.
     """
-    with random_state(model_device(end.model)), recording(start, sites, context_builder) as first:
+    with ExitStack() as stack:
+        stack.enter_context(random_state(model_device(end.model)))
+        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the sites switch gradients on
+        first = stack.enter_context(recording(start, sites, context_builder))
         earlier, tensors = first.context, [x.detach() for at_site in first.tensors for x in at_site]
     del first  # its graph, of which nothing is asked
     if not isinstance(earlier, ComparingContext):

@@ -198,8 +198,10 @@ def between(
 def from_each(baselines: Tensor | Sequence[Tensor], *, fold: Fold = SHAP) -> Path:
     """From each of M baselines to the input, at once: ``baselines`` holds a distribution (M, ...) for each input."""
     listed = _distributions(baselines)
-    if len({len(b) for b in listed}) > 1:
-        raise ValueError(f"baselines={shown(baselines)} differ in number; expected as many for each of the inputs.")
+    counts = sorted({len(b) for b in listed})
+    if len(counts) > 1:
+        raise ValueError(f"baselines={counts} of the inputs differ in number; expected as many for each of them.")
+    count = max(counts, default=1)
 
     def begin(ends: Sequence[Tensor], starts: Sequence[Tensor] | None) -> Walk:
         _check_distributions(listed, ends, baselines)
@@ -210,7 +212,7 @@ def from_each(baselines: Tensor | Sequence[Tensor], *, fold: Fold = SHAP) -> Pat
 
         return walk
 
-    return Path(begin, _equal_weights(len(listed[0])), fold, spans=len(listed[0]))
+    return Path(begin, _equal_weights(count), fold, spans=count)
 
 
 def _distributions(baselines: object) -> list[Tensor]:
