@@ -24,7 +24,8 @@ ELEMENTWISE = with_exported(
     *(torch.exp, torch.exp_, Tensor.exp, Tensor.exp_, torch.expm1, Tensor.expm1),
     *(torch.log, torch.log_, Tensor.log, Tensor.log_, torch.log1p, Tensor.log1p),
     *(torch.sqrt, torch.sqrt_, Tensor.sqrt, Tensor.sqrt_, torch.rsqrt, Tensor.rsqrt),
-    *(torch.square, Tensor.square, torch.pow, Tensor.pow, Tensor.pow_, Tensor.__rpow__),
+    *(torch.square, Tensor.square, torch.pow, Tensor.pow, Tensor.pow_),
+    *(Tensor.__pow__, Tensor.__ipow__, Tensor.__rpow__),
     *(torch.reciprocal, Tensor.reciprocal, Tensor.__rdiv__),
     *(torch.abs, torch.abs_, Tensor.abs, Tensor.abs_, torch.erf, Tensor.erf),
     *(torch.sin, Tensor.sin, torch.cos, Tensor.cos),
@@ -119,8 +120,8 @@ def _is_plain(*args: object, dropout_p: object = 0.0, enable_gqa: object = False
 
 
 DEEP_LIFT: dict[Function, Row] = {
-    **dict.fromkeys(SQUASHING + ELEMENTWISE, Rule(rescale)),
     **activation_rules(Rule(rescale)),
+    **dict.fromkeys(SQUASHING + ELEMENTWISE, Rule(rescale)),
     **dict.fromkeys(WEIGHTED + PRODUCTS, Multilinear(halfway)),
     **dict.fromkeys(QUOTIENTS, Rule(divide)),
     **dict.fromkeys(MAXIMA, Rule(extremum, _has_two)),
