@@ -91,7 +91,7 @@ def without_reference(context_builder: object) -> ValueError:
 
 
 @contextmanager
-def comparing(
+def compare(
     start: Call, end: Call, sites: Sequence[Site], context_builder: ContextBuilder
 ) -> Iterator[tuple[Pass, list[Tensor]]]:
     """The pass at the end, whose operations know those at the start, and the tensors that the sites have at the start.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saliency.engine.call import Call
-from saliency.engine.comparing import comparing
+from saliency.engine.comparing import compare
 from saliency.engine.contexts import NullContext, RuleContext, carried_by, make_context
 from saliency.engine.folds import Steps
 from saliency.engine.gradients import Activations, How, at_once, by_site, send_gradients
@@ -151,7 +151,7 @@ def _step(
     point, *ends = rows
     if carried_by(how.context_builder) == "differences":
         start, end = ends
-        with comparing(start(), end(), sites, how.context_builder) as (recorded, first):
+        with compare(start(), end(), sites, how.context_builder) as (recorded, first):
             tensors = [x.detach() for at_site in recorded.tensors for x in at_site]
             yield recorded, [x - y for x, y in zip(tensors, first, strict=True)] if path.fold.moves else None
         return
