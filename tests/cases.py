@@ -107,7 +107,7 @@ METHOD_CASES = (
     MethodCase("conductance", "path", {"n_steps": 5}, layer=None, signed=True, lacks=("probes", "batch")),
     MethodCase("gradient_shap", "path", {"n_samples": 3}, signed=True, lacks=("probes", "batch")),
     MethodCase("expected_gradients", "path", {"n_samples": 3}, signed=True, lacks=("probes", "batch")),
-    MethodCase("deep_lift", "differences", signed=True, lacks=("probes", "batch")),
+    MethodCase("deep_lift", "differences", signed=True),
     MethodCase("deep_lift_shap", "differences", signed=True, lacks=("probes", "batch")),
     MethodCase("smooth_gradient", "path", {"n_samples": 3}, lacks=("probes", "batch")),
     MethodCase("feature_ablation", "scores", layer=None, signed=True, lacks=("probes", "batch")),

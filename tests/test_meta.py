@@ -71,17 +71,9 @@ def test_no_path_waits_for_the_device(method, options, layer):
     many = {name: {"n_samples": 4} for name in ("gradient_shap", "smooth_gradient")}
     many |= {name: {"n_steps": 4} for name in ("integrated_gradients", "conductance")}
     for baselines in (torch.zeros(1, 3, 11, 14), torch.zeros(1, 3, 11, 14, device="meta")):
-        given = {} if method == "smooth_gradient" else {"baselines": baselines}
+        given = many.get(method, {}) | ({} if method == "smooth_gradient" else {"baselines": baselines})
         result = getattr(saliency, method)(
-            model,
-            input,
-            TARGET,
-            layer,
-            **options,
-            **many.get(method, {}),
-            **given,
-            internal_batch_size=3,
-            reduction=None,
+            model, input, TARGET, layer, **options, **given, internal_batch_size=3, reduction=None
         )
         result, delta = result if "return_convergence_delta" in options else (result, None)
         assert result.shape == (2, 3, 5 if layer else 3, 11, 14)

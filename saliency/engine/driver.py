@@ -243,7 +243,8 @@ def _check_combination(
         raise ValueError(f"path={shown(path)} is not a path; expected line(...), noise(...), between(...) or None.")
     if walking.size is not None:
         check_count("internal_batch_size", walking.size)
-    refused = {"debug=True": debug, "get_backward_gradient=None": how.get_backward_gradient is None}
+    at_once = path.is_one_pass and walking.size is None
+    refused = {"debug=True": debug and not at_once, "get_backward_gradient=None": how.get_backward_gradient is None}
     refused["shared"] = how.shared is not None and not (path.at_layer and "" not in layers)
     refused["return_convergence_delta=True"] = walking.delta and not (attribution and path.spans)
     for argument, is_asked in refused.items():

@@ -47,6 +47,11 @@ class Path:
     spans: int | None = None
 
     @property
+    def is_one_pass(self) -> bool:
+        """Is the attribution made of a single pass of the model, if all samples are in it?"""
+        return len(self.weights) == 1 and self.fold.attribution and not self.at_layer
+
+    @property
     def displaces(self) -> bool:
         """Are gradients multiplied with how far something moves? Then they have to be derivatives."""
         return self.times == "displacement" or self.fold.moves or self.fold.overlap == 1

@@ -128,7 +128,8 @@ def _along_inputs(
         with _step([partial(call.replacing, each, samples) for each in rows], sites, path, how) as (recorded, moved):
             structure = recorded.tensors
             tensors = [x for at_site in structure for x in at_site]
-            for k, gradients in enumerate(send_gradients(recorded, targets.rows(samples), tensors, [], how)):
+            watched = [x for probe in how.probes for x in probe.data]  # of the only pass
+            for k, gradients in enumerate(send_gradients(recorded, targets.rows(samples), tensors, watched, how)):
                 if k == len(folds):
                     folds.append([Folding(path) for _ in tensors])
                 activations = by_site(sites, structure, [x.detach() for x in tensors], gradients, how)

@@ -254,6 +254,15 @@ def test_a_function_of_the_output_is_given_the_output_of_the_input():
     assert set(seen) == {2}
 
 
+def test_probes_hold_the_multipliers():
+    model, x, start = IN_PLACE.model(), IN_PLACE.input(), rand(2, 3, 11, 14)
+    found, probes = saliency.deep_lift(model, x, 1, "", start, debug=True)
+    close(found, saliency.deep_lift(model, x, 1, "", start))
+    for layer in ("", "features.0", "features"):
+        options = {"reduction": None, "multiply_by_inputs": False}
+        close(probes[layer].data[0].grad, saliency.deep_lift(model, x, 1, layer, start, **options))
+
+
 @pytest.mark.parametrize("method", [saliency.deep_lift, saliency.deep_lift_shap])
 def test_an_attribution_of_ones_own(method):
     model, x, start = IN_PLACE.model(), IN_PLACE.input(), rand(2, 3, 11, 14)
@@ -276,7 +285,7 @@ class _Branching(nn.Module):
     ("options", "words"),
     [
         ({"shared": True}, "shared is not possible"),
-        ({"debug": True}, "debug=True is not possible"),
+        ({"debug": True, "internal_batch_size": 1}, "debug=True is not possible"),
         ({"get_backward_gradient": None}, "get_backward_gradient=None is not possible"),
         ({"baselines": torch.zeros(3, 2)}, "baselines=.* is not a"),
         ({"baselines": "black"}, "baselines='black' is not a"),
