@@ -40,9 +40,13 @@ MAXIMA = with_exported(
     *(torch.maximum, Tensor.maximum, torch.fmax, Tensor.fmax, torch.max, Tensor.max),
     *(torch.minimum, Tensor.minimum, torch.fmin, Tensor.fmin, torch.min, Tensor.min),
 )
-POOLS = with_exported(
-    *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
-    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, torch.amax, Tensor.amax),
+SOFTMAX = with_exported(F.softmax, torch.softmax, Tensor.softmax)
+LOG_SOFTMAX = with_exported(F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+INSTANCE_NORM = with_exported(F.instance_norm, torch.instance_norm)
+POOLS: tuple[Function, ...] = (
+    *with_exported(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
+    *with_exported(torch.amax, Tensor.amax),
+    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),  # exported, they also return indices
 )
 
 
@@ -60,13 +64,13 @@ def halfway(op: Compared, multiplier: Tensor) -> list[Tensor | None]:
 
     It is the derivative halfway between input and reference, which is exact for functions of degree 2.
     """
-    pairs = zip(precise(op.tensors), precise(op.reference.tensors), op.recorded, strict=True)
-    y, *leaves = on_graph(op.run, [(x + start) / 2 if depends else x for x, start, depends in pairs], op.recorded)
+    each = zip(precise(op.tensors), precise(op.reference.tensors), op.recorded, strict=True)
+    y, *leaves = on_graph(op.run, [(x + start) / 2 if depends else x for x, start, depends in each], op.recorded)
     return [None if m is None else m.to(multiplier.dtype) for m in gradients(y, leaves, multiplier)]
 
 
 def divide(op: Compared, multiplier: Tensor) -> list[Tensor | None] | None:
-    r"""Quotients, as products with a reciprocal, whose :math:`\Delta (1/b) / \Delta b = -1 / (b b')`."""
+    r"""Quotients: products with a reciprocal, of which :math:`\Delta (1/b) / \Delta b = -1 / (b b')`."""
     if len(op.places) < 2 or op.kwargs:
         return None
     (a, b), (a0, b0) = precise(op.tensors), precise(op.reference.tensors)
@@ -126,20 +130,12 @@ DEEP_LIFT: dict[Function, Row] = {
     **dict.fromkeys(QUOTIENTS, Rule(divide)),
     **dict.fromkeys(MAXIMA, Rule(extremum, _has_two)),
     **dict.fromkeys(POOLS, Rule(pool)),
-    **dict.fromkeys(
-        with_exported(F.softmax, torch.softmax, Tensor.softmax),
-        Rule(spelled(pairs.softmax), _has_axis),
-    ),
-    **dict.fromkeys(
-        with_exported(F.log_softmax, torch.log_softmax, Tensor.log_softmax),
-        Rule(spelled(pairs.log_softmax), _has_axis),
-    ),
+    **dict.fromkeys(SOFTMAX, Rule(spelled(pairs.softmax), _has_axis)),
+    **dict.fromkeys(LOG_SOFTMAX, Rule(spelled(pairs.log_softmax), _has_axis)),
     **dict.fromkeys(with_exported(F.layer_norm, torch.layer_norm), Rule(spelled(pairs.layer_norm))),
     **dict.fromkeys(with_exported(F.rms_norm, torch.rms_norm), Rule(spelled(pairs.rms_norm))),
     **dict.fromkeys(with_exported(F.group_norm, torch.group_norm), Rule(spelled(pairs.group_norm))),
-    **dict.fromkeys(
-        with_exported(F.instance_norm, torch.instance_norm), Rule(spelled(pairs.instance_norm), _has_own_statistics)
-    ),
+    **dict.fromkeys(INSTANCE_NORM, Rule(spelled(pairs.instance_norm), _has_own_statistics)),
     **dict.fromkeys(with_exported(F.glu), Rule(spelled(pairs.gated))),
     F.local_response_norm: Rule(spelled(pairs.local_response_norm)),
     F.normalize: Rule(spelled(pairs.normalize), _is_euclidean),

@@ -1,4 +1,4 @@
-"""Pairs: what differences between an input and a reference make of an operation, and operations spelled out in them."""
+"""Pairs: quotients of differences between an input and a reference, and operations spelled out in them."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -29,6 +29,7 @@ def on_graph(function: Callable[..., Tensor], tensors: Sequence[Tensor], recorde
 
 
 def gradients(y: Tensor, leaves: Sequence[Tensor], gradient: Tensor) -> list[Tensor | None]:
+    """What comes back to leaves; ``None`` for those that ask for nothing."""
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     found = iter(torch.autograd.grad(y, wanted, gradient.to(y.dtype), retain_graph=True, allow_unused=True))
     return [next(found) if leaf.requires_grad else None for leaf in leaves]
@@ -54,8 +55,8 @@ def slope(function: Callable[[Tensor], Tensor], x: Tensor, reference: Tensor) ->
     return quotient(y - function(reference), x - reference, derivative), y
 
 
-# What is neither linear nor acts on entries one by one is spelled out in functions that are, of a pair of tensors
-# (2, ...), the input's and the reference's. Each of these functions has its own value, and multipliers as derivatives.
+# What mixes entries and is not linear is spelled out in what is: sums, functions of single entries, products. They take
+# pairs (2, ...), of the input and the reference, and have their own values, with multipliers in place of derivatives.
 
 
 def _stand_in(value: Tensor, linear: Tensor) -> Tensor:

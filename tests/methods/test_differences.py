@@ -188,8 +188,10 @@ def test_every_operation_is_complete_and_has_its_gradient_as_a_limit(name):
 
 
 def test_the_operations_of_exported_programs_have_the_same_rules():
-    for case in (RESIDUAL, TRANSFORMER):
-        model, x = case.model(), case.input()
+    parts = (nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Hardswish(), nn.GroupNorm(2, 4), nn.Flatten())
+    mixed = nn.Sequential(*parts, nn.Linear(80, 5), nn.LayerNorm(5), nn.Softmax(1)).double()
+    for model, case in ((RESIDUAL.model(), RESIDUAL), (TRANSFORMER.model(), TRANSFORMER), (mixed, RESIDUAL)):
+        x = case.input()
         program, start = torch.export.export(model, (x,)).module(), rand(*x.shape)
         close(saliency.deep_lift(program, x, 1, "", start), saliency.deep_lift(model, x, 1, "", start))
 
