@@ -70,6 +70,16 @@ def of_one_image(candidate: Candidate, side: int | None = None) -> Candidate:
     return build
 
 
+def with_baselines(candidate: Candidate) -> Candidate:
+    """A candidate with as many black images beside those of the batch: what DeepLIFT has to compare."""
+
+    def build(work: Workload) -> Run:
+        input = torch.cat([work.input, torch.zeros_like(work.input)])
+        return candidate(work._replace(input=input, target=2 * work.target, targets=torch.cat([work.targets] * 2)))
+
+    return build
+
+
 def _on_one_thread(run: Run) -> Any:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -103,6 +113,10 @@ def one_after_the_other(library: Library) -> Candidate:
         return lambda: [explain(column) for column in columns]
 
     return build
+
+
+def our_deep_lift(work: Workload) -> Explain:
+    return lambda target: saliency.deep_lift(work.model, work.input, target)
 
 
 def our_grad_cam(work: Workload) -> Explain:

@@ -73,6 +73,12 @@ BACKWARD_COMPARISONS = [
     ),
     Comparison("gradient / forward and backward pass", one.forward_and_backward, {OURS: once(one.our_gradient)}),
     Comparison(
+        "DeepLIFT / our gradient of the batch and its baselines",
+        one.with_baselines(once(one.our_gradient)),
+        {OURS: once(one.our_deep_lift)},
+        time_goal=1.4,
+    ),
+    Comparison(
         "excitation backprop of one image at an earlier layer / our gradient there",
         one.earlier_gradient,
         {OURS: one.our_excitation_backprop},

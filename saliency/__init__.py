@@ -46,6 +46,7 @@ from saliency.methods.cam_gradients import (
     smooth_grad_cam_plus_plus,
 )
 from saliency.methods.components import eigen_cam, eigen_grad_cam, fem, kpca_cam
+from saliency.methods.differences import DeepLiftContext, deep_lift, deep_lift_shap
 from saliency.methods.excitation import (
     ContrastiveExcitationBackpropContext,
     ExcitationBackpropContext,
@@ -77,6 +78,7 @@ from saliency.methods.masking import rise, rise_class
 from saliency.methods.masks import random_masks
 from saliency.methods.paths import (
     conductance,
+    expected_gradients,
     gradient_shap,
     integrated_gradients,
     internal_influence,
@@ -106,6 +108,7 @@ __all__ = [
     "Attribution",
     "ContrastiveExcitationBackpropContext",
     "DeConvNetContext",
+    "DeepLiftContext",
     "ExcitationBackpropContext",
     "FullGradientContext",
     "GuidedBackpropContext",
@@ -135,9 +138,12 @@ __all__ = [
     "contrastive_reward",
     "deconvnet",
     "deep_feature_factorization",
+    "deep_lift",
+    "deep_lift_shap",
     "eigen_cam",
     "eigen_grad_cam",
     "excitation_backprop",
+    "expected_gradients",
     "extremal_perturbation",
     "extremal_perturbation_map",
     "feature_ablation",

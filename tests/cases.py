@@ -41,6 +41,7 @@ KINDS = {
     "excitation": "excitation_backprop",  # another backward pass, of what is no gradient
     "path": "conductance",  # gradients on a path of the input
     "layer path": "integrated_gradients",  # gradients on a path of the layer's own
+    "differences": "deep_lift",  # another backward pass, of differences to an earlier pass
     "scores": "feature_ablation",  # scores of changed inputs, or of a layer's changed activations
     "masks": "rise",  # scores of masked inputs
     "search": "extremal_perturbation",  # changes of the input that are optimised
@@ -117,6 +118,9 @@ METHOD_CASES = (
     MethodCase("internal_influence", "path", {"n_steps": 5}, layer=None, signed=True, lacks=("probes", "batch")),
     MethodCase("conductance", "path", {"n_steps": 5}, layer=None, signed=True, lacks=("probes", "batch")),
     MethodCase("gradient_shap", "path", {"n_samples": 3}, signed=True, lacks=("probes", "batch")),
+    MethodCase("expected_gradients", "path", {"n_samples": 3}, signed=True, lacks=("probes", "batch")),
+    MethodCase("deep_lift", "differences", signed=True),
+    MethodCase("deep_lift_shap", "differences", signed=True, lacks=("probes", "batch")),
     MethodCase("smooth_gradient", "path", {"n_samples": 3}, lacks=("probes", "batch")),
     MethodCase("feature_ablation", "scores", layer=None, signed=True, lacks=("probes", "batch")),
     MethodCase("feature_permutation", "scores", layer=None, signed=True, lacks=("probes", "batch", "one")),

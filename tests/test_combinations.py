@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import saliency
-from saliency.engine import paths
+from saliency.engine import folds, paths
 from tests import cases
 from tests.cases import ModelCase
 
@@ -85,12 +85,12 @@ PATHS: dict[str, PathCase] = {
                           needs_derivatives=True),
     "layer's": PathCase(lambda **_: saliency.line(BASELINE, STEPS, at_layer=True, times="displacement"),
                         times="displacement", needs_derivatives=True),
-    "conductance": PathCase(lambda **_: saliency.line(BASELINE, STEPS - 1, fold=paths.CONDUCTANCE), _flow, "nothing",
+    "conductance": PathCase(lambda **_: saliency.line(BASELINE, STEPS - 1, fold=folds.CONDUCTANCE), _flow, "nothing",
                             True),
     "noise": PathCase(lambda **_: saliency.noise(STEPS, 0.2)),
-    "squared": PathCase(lambda **_: saliency.noise(STEPS, 0.2, fold=paths.SQUARED),
+    "squared": PathCase(lambda **_: saliency.noise(STEPS, 0.2, fold=folds.SQUARED),
                         lambda w, g, y, moved: sum(x * x for x in g) / len(g), "nothing"),
-    "variance": PathCase(lambda **_: saliency.noise(STEPS, 0.2, fold=paths.VARIANCE), _variance, "nothing"),
+    "variance": PathCase(lambda **_: saliency.noise(STEPS, 0.2, fold=folds.VARIANCE), _variance, "nothing"),
     "between": PathCase(_between, lambda w, g, y, moved: sum(a * b for a, b in zip(g, moved, strict=True)) / len(g),
                         "nothing", True),
 }  # fmt: skip

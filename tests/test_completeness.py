@@ -1,4 +1,4 @@
-"""Completeness: what path methods share out sums to the change of the score, on torchvision's architectures.
+"""Completeness: what path methods and DeepLIFT share out sums to the change of the score, on torchvision's networks.
 
 Relative to the sum of the absolute attribution, at 50 steps. A transformer is smooth, and Gauss and Legendre's error
 vanishes. The gradient of a ReLU network jumps at every kink on the way: the error is that of many jumps between nodes,
@@ -8,6 +8,7 @@ Untrained, with statistics of one batch of photographs, they miss at the input o
 0.01 to 0.08 on MobileNet v3 (uniform noise: 0.5 to 0.7), 0.2 to 0.9 on DenseNet-121, 0.3 to 1.2 on ResNet-50;
 conductance 0.9 to 2.8 % at ResNet's ``layer3``, 3.4 to 3.8 at DenseNet's last, 0.4 to 0.9 inside MobileNet v3. Captum
 misses the same (tests/parity/test_completeness_peers.py): the limits below are of cases that keep them, not of all.
+DeepLIFT has no steps, and misses nothing but rounding.
 """
 
 from collections.abc import Callable
@@ -28,8 +29,8 @@ from saliency.evaluation.datasets import load_dataset
 CLASSES = [1, 4, 7]
 
 
-def _named(name: str) -> Callable[[], nn.Module]:
-    return lambda: torchvision.models.get_model(name, weights=None, num_classes=10)
+def _named(name: str, **options: object) -> Callable[[], nn.Module]:
+    return lambda: torchvision.models.get_model(name, weights=None, num_classes=10, **options)
 
 
 class Network(NamedTuple):
@@ -62,14 +63,18 @@ NETWORKS = SMOOTH | CONVOLUTIONAL
 
 @cache
 def calibrated(name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    return prepared(NETWORKS[name])
+
+
+def prepared(network: Network) -> tuple[nn.Module, Tensor, Tensor]:
     """The model in evaluation mode, whose batch norms have the statistics of a batch; an image of it, and another."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = NETWORKS[name].build().double().requires_grad_(False)
+        model = network.build().double().requires_grad_(False)
         for module in model.modules():
             if isinstance(module, nn.Linear) and not module.weight.any():  # a classifier that starts at 0
                 nn.init.normal_(module.weight, std=0.05)
-    size = NETWORKS[name].size
+    size = network.size
     batch = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(1)).double()
     for module in model.eval().modules():
         if isinstance(module, _BatchNorm):
@@ -123,6 +128,52 @@ def test_what_conductance_misses_falls_as_one_over_the_steps(name, layer):
     few, many = (missed(name, explain(name, "conductance", layer, start, n), start).mean() for n in (50, 200))
     assert float(few) < 1e-2
     assert 3 < float(few / many) < 5
+
+
+DEEP_FEATURES = ("features.3", "features.6", "features.8")
+STAGES = ("layer1", "layer2", "layer3")
+# The smallest network of each convolutional family, its image's size, and three layers that every way crosses.
+FAMILIES = {
+    "alexnet": Network(_named("alexnet"), 64, DEEP_FEATURES),
+    "convnext_tiny": Network(_named("convnext_tiny"), 32, ("features.1", "features.3", "features.5")),
+    "densenet121": Network(_named("densenet121"), 32, tuple(f"features.denseblock{i}" for i in (1, 2, 3))),
+    "efficientnet_b0": Network(_named("efficientnet_b0"), 32, DEEP_FEATURES),
+    "efficientnet_v2_s": Network(_named("efficientnet_v2_s"), 32, ("features.3", "features.5", "features.7")),
+    "googlenet": Network(_named("googlenet", init_weights=False), 64, ("inception3a", "inception4a", "inception5a")),
+    "inception_v3": Network(_named("inception_v3", init_weights=False), 75, ("Mixed_5b", "Mixed_6a", "Mixed_7a")),
+    "mnasnet0_5": Network(_named("mnasnet0_5"), 32, ("layers.5", "layers.9", "layers.13")),
+    "mobilenet_v2": Network(_named("mobilenet_v2"), 32, DEEP_FEATURES),
+    "mobilenet_v3_small": Network(_named("mobilenet_v3_small"), 32, DEEP_FEATURES),
+    "regnet_x_400mf": Network(_named("regnet_x_400mf"), 32, tuple(f"trunk_output.block{i}" for i in (1, 2, 3))),
+    "regnet_y_400mf": Network(_named("regnet_y_400mf"), 32, tuple(f"trunk_output.block{i}" for i in (1, 2, 3))),
+    "resnet18": Network(_named("resnet18"), 32, STAGES),
+    "resnext50_32x4d": Network(_named("resnext50_32x4d"), 32, STAGES),
+    "shufflenet_v2_x0_5": Network(_named("shufflenet_v2_x0_5"), 32, ("stage2", "stage3", "stage4")),
+    "squeezenet1_1": Network(_named("squeezenet1_1"), 32, DEEP_FEATURES),
+    "vgg11_bn": Network(_named("vgg11_bn"), 32, ("features.4", "features.11", "features.18")),
+    "wide_resnet50_2": Network(_named("wide_resnet50_2"), 32, STAGES),
+}
+
+
+def check_deep_lift(network: Network, layers: list[str]) -> None:
+    model, input, start = prepared(network)
+    found = saliency.deep_lift(model, input, [CLASSES], layers, start, reduction=None)
+    change = (model(input) - model(start))[0, CLASSES]
+    for attribution in found:
+        flat = attribution[0].flatten(1)
+        assert float(flat.abs().sum()) > 0
+        assert bool(((flat.sum(1) - change).abs() <= 1e-9 * torch.maximum(change.abs(), flat.abs().sum(1))).all())
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "mobilenet_v3_small"])
+def test_deep_lift_misses_nothing(name):
+    check_deep_lift(NETWORKS[name], ["", *NETWORKS[name].layers])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_deep_lift_misses_nothing_on_any_convolutional_family(name):
+    check_deep_lift(FAMILIES[name], ["", *FAMILIES[name].layers])
 
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -25,7 +25,8 @@ pytestmark = cases.NOTICES
 METHODS = [pytest.param(case, id=case.name) for case in METHOD_CASES]
 TARGETED = [pytest.param(case, id=case.name) for case in METHOD_CASES if case.uses_target]
 FAMILIES = [case for case in METHOD_CASES if case.name in ("gradient", "guided_backprop", "deconvnet", "grad_cam")]
-RULED = ("deconvnet", "excitation_backprop", "contrastive_excitation_backprop")  # by rules that replace operations
+# By rules that replace operations, or that keep what another pass has made.
+RULED = ("deconvnet", "excitation_backprop", "contrastive_excitation_backprop", "deep_lift", "deep_lift_shap")
 NOT_RULED = [case for case in METHOD_CASES if case.name not in RULED]
 FEW_METHODS = [pytest.param(case, id=case.name) for case in FAMILIES]
 

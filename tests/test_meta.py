@@ -64,16 +64,19 @@ def test_no_list_of_layers_waits_for_the_device(method):
         ("conductance", {"return_convergence_delta": True}),
         ("gradient_shap", {"stdevs": 0.1, "return_convergence_delta": True}),
         ("smooth_gradient", {"power": "variance"}),
+        ("deep_lift", {"return_convergence_delta": True}),
+        ("deep_lift_shap", {"return_convergence_delta": True}),
     ],
 )
 def test_no_path_waits_for_the_device(method, options, layer):
     """In chunks that cut through the samples, with baselines that are on the device or are not."""
     model, input = on_meta(cases.IN_PLACE)
-    many = {"n_samples": 4} if method in ("gradient_shap", "smooth_gradient") else {"n_steps": 4}
+    many = {name: {"n_samples": 4} for name in ("gradient_shap", "smooth_gradient")}
+    many |= {name: {"n_steps": 4} for name in ("integrated_gradients", "conductance")}
     for baselines in (torch.zeros(1, 3, 11, 14), torch.zeros(1, 3, 11, 14, device="meta")):
-        given = {} if method == "smooth_gradient" else {"baselines": baselines}
+        given = many.get(method, {}) | ({} if method == "smooth_gradient" else {"baselines": baselines})
         result = getattr(saliency, method)(
-            model, input, TARGET, layer, **options, **many, **given, internal_batch_size=3, reduction=None
+            model, input, TARGET, layer, **options, **given, internal_batch_size=3, reduction=None
         )
         result, delta = result if "return_convergence_delta" in options else (result, None)
         assert result.shape == (2, 3, 5 if layer else 3, 11, 14)

@@ -63,6 +63,13 @@ def make_context(context_builder: object) -> AbstractContextManager[object]:
     return context
 
 
+def carried_by(context_builder: object) -> str:
+    """What travels down in the context that a builder makes."""
+    context = context_builder if isinstance(context_builder, type) else make_context(context_builder)
+    carries: str = getattr(context, "carries", "gradient")
+    return carries
+
+
 class Patch:
     """Replace the callable at a dotted path, such as ``'torch.relu'``, until :meth:`remove` is called.
 
@@ -134,7 +141,7 @@ class RuleContext(OwnMode):
     tensor([1., 3.])
     """
 
-    carries: ClassVar[str] = "gradient"  # or "relevance": what travels down is no derivative
+    carries: ClassVar[str] = "gradient"  # or "relevance", "differences": what travels down is no derivative
     conserves: ClassVar[Conserved | None] = None
 
     def __init__(self, rules: Table) -> None:

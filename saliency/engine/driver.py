@@ -13,7 +13,8 @@ from torch.nn import Module
 from saliency.engine import maps, targets
 from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import check_count, check_flag, is_int, refuse_unknown, shown
-from saliency.engine.contexts import NullContext, make_context
+from saliency.engine.comparing import without_reference
+from saliency.engine.contexts import NullContext, carried_by
 from saliency.engine.finishing import Finish, check_finish
 from saliency.engine.gradients import GetGradient, How
 from saliency.engine.layers import Layer, Layers
@@ -242,7 +243,8 @@ def _check_combination(
         raise ValueError(f"path={shown(path)} is not a path; expected line(...), noise(...), between(...) or None.")
     if walking.size is not None:
         check_count("internal_batch_size", walking.size)
-    refused = {"debug=True": debug, "get_backward_gradient=None": how.get_backward_gradient is None}
+    at_once = path.is_one_pass and walking.size is None
+    refused = {"debug=True": debug and not at_once, "get_backward_gradient=None": how.get_backward_gradient is None}
     refused["shared"] = how.shared is not None and not (path.at_layer and "" not in layers)
     refused["return_convergence_delta=True"] = walking.delta and not (attribution and path.spans)
     for argument, is_asked in refused.items():
@@ -259,10 +261,12 @@ def _check_combination(
 
 def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
     """Raise ``ValueError`` for a context that sends back no derivatives, on a path that needs them."""
-    if path is None or not path.displaces or not callable(context_builder):
+    if not callable(context_builder) or (path is None and not isinstance(context_builder, type)):
         return
-    context = context_builder if isinstance(context_builder, type) else make_context(context_builder)
-    if getattr(context, "carries", "gradient") != "gradient":
+    carries = carried_by(context_builder)
+    if carries == "differences" and (path is None or path.at_layer or not path.spans):
+        raise without_reference(context_builder)
+    if carries == "relevance" and path is not None and path.displaces:
         raise ValueError(
             f"context_builder={shown(context_builder)} is not possible on a path that multiplies gradients with a "
             "displacement; expected a context that sends back gradients."

@@ -1,4 +1,4 @@
-"""Paths: where gradients are taken, and how those of one path become one tensor."""
+"""Paths: where gradients are taken."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,62 +8,12 @@ import torch
 from torch import Tensor
 
 from saliency.engine.checks import check_count, check_seed, is_number, shown
+from saliency.engine.folds import MEAN, SHAP, Fold
 from saliency.engine.state import make_generator
 
 Baselines: TypeAlias = "float | Tensor | Sequence[float | Tensor] | None"
 
 METHODS = ("gausslegendre", "riemann_left", "riemann_middle", "riemann_right", "riemann_trapezoid")
-
-
-class Steps(NamedTuple):
-    """Steps of one sample's path: activations and gradients (T, ...), and weights (T, 1, ...).
-
-    ``moved`` (T, ...) is the activation where the path of a step ends, less that where it begins, if a fold needs it.
-    """
-
-    x: Tensor
-    gradient: Tensor
-    weight: Tensor
-    moved: Tensor | None
-
-    def joined(self, others: "Steps") -> "Steps":
-        """These steps and the others behind them."""
-        moved = None if self.moved is None or others.moved is None else torch.cat([self.moved, others.moved])
-        x, gradient, weight = (torch.cat(pair) for pair in zip(self[:3], others[:3], strict=True))
-        return Steps(x, gradient, weight, moved)
-
-    def last(self, count: int) -> "Steps | None":
-        """Copies of the last of these steps."""
-        if not count:
-            return None
-        x, gradient, weight = (tensor[-count:].clone() for tensor in self[:3])
-        return Steps(x, gradient, weight, None if self.moved is None else self.moved[-count:].clone())
-
-
-@dataclass(frozen=True)
-class Fold:
-    """How the steps of one path become one tensor.
-
-    ``overlap``: 0, a sum over steps, added up chunk by chunk; 1, each step needs its successor; None, all at once.
-    What comes out is an ``attribution``, or else a gradient, which takes the place of ``x.grad``.
-    """
-
-    combine: Callable[[Steps], Tensor]
-    overlap: int | None = 0
-    attribution: bool = False
-    moves: bool = False
-
-
-MEAN = Fold(lambda steps: (steps.weight * steps.gradient).sum(0))
-SQUARED = Fold(lambda steps: (steps.weight * steps.gradient.square()).sum(0), attribution=True)
-VARIANCE = Fold(lambda steps: steps.gradient.var(0, correction=0), overlap=None, attribution=True)
-# The gradient at the beginning of a step, times what the activation moves in it.
-CONDUCTANCE = Fold(lambda steps: (steps.gradient[:-1] * steps.x.diff(dim=0)).sum(0), overlap=1, attribution=True)
-SHAP = Fold(
-    lambda steps: (steps.weight * steps.gradient * (1 if steps.moved is None else steps.moved)).sum(0),
-    attribution=True,
-    moves=True,
-)
 
 
 class Rows(NamedTuple):
@@ -95,6 +45,11 @@ class Path:
     times: str = "activation"
     baselines: Baselines = 0.0
     spans: int | None = None
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Is the attribution made of a single pass of the model, if all samples are in it?"""
+        return len(self.weights) == 1 and self.fold.attribution and not self.at_layer
 
     @property
     def displaces(self) -> bool:
@@ -231,8 +186,7 @@ def between(
     chosen = [torch.randint(len(b), (n_samples,), generator=generator, device="cpu") for b in listed]
 
     def begin(ends: Sequence[Tensor], starts: Sequence[Tensor] | None) -> Walk:
-        if [b.shape[1:] for b in listed] != [x.shape[1:] for x in ends]:
-            raise _distribution_error(baselines)
+        _check_distributions(listed, ends, baselines)
         add = draw(ends)
 
         def walk(samples: Tensor, steps: Tensor) -> Rows:
@@ -246,12 +200,37 @@ def between(
     return Path(begin, _equal_weights(n_samples), fold, spans=n_samples)
 
 
+def from_each(baselines: Tensor | Sequence[Tensor], *, fold: Fold = SHAP) -> Path:
+    """From each of M baselines to the input, at once: ``baselines`` holds a distribution (M, ...) for each input."""
+    listed = _distributions(baselines)
+    counts = sorted({len(b) for b in listed})
+    if len(counts) > 1:
+        raise ValueError(f"baselines={counts} of the inputs differ in number; expected as many for each of them.")
+    count = max(counts, default=1)
+
+    def begin(ends: Sequence[Tensor], starts: Sequence[Tensor] | None) -> Walk:
+        _check_distributions(listed, ends, baselines)
+
+        def walk(samples: Tensor, steps: Tensor) -> Rows:
+            b = [x[samples.to(x.device)] for x in ends]
+            return Rows(b, [of.detach().to(x)[steps.to(x.device)] for of, x in zip(listed, ends, strict=True)], b)
+
+        return walk
+
+    return Path(begin, _equal_weights(count), fold, spans=count)
+
+
 def _distributions(baselines: object) -> list[Tensor]:
     listed = [*baselines] if isinstance(baselines, (tuple, list)) else [baselines]
     found = [b for b in listed if isinstance(b, Tensor) and b.ndim and len(b)]
     if len(found) < len(listed):
         raise _distribution_error(baselines)
     return found
+
+
+def _check_distributions(listed: Sequence[Tensor], inputs: Sequence[Tensor], baselines: object) -> None:
+    if [b.shape[1:] for b in listed] != [x.shape[1:] for x in inputs]:
+        raise _distribution_error(baselines)
 
 
 def _distribution_error(baselines: object) -> ValueError:

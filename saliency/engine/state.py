@@ -142,7 +142,11 @@ def _generators(device: torch.device) -> Iterator[tuple[Callable[..., Any], ...]
 
 
 @contextmanager
-def _random_state(device: torch.device) -> Iterator[None]:
+def random_state(device: torch.device) -> Iterator[None]:
+    """Put the random states back afterwards; in the main thread alone: elsewhere it would take back what that draws."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     states = [(get, put, same, get()) for get, put, same in _generators(device)]
     try:
         yield
@@ -177,8 +181,7 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
             # Weights cast without gradients must not stay in the cache for the caller's own training step.
             dtype = torch.get_autocast_dtype(device.type)
             stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=False))
-        if threading.current_thread() is threading.main_thread():  # it would take back what that draws meanwhile
-            stack.enter_context(_random_state(device))
+        stack.enter_context(random_state(device))
         stack.enter_context(_holding(modules_of(model) if modules is None else modules, device))
         yield
 

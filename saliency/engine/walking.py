@@ -1,16 +1,20 @@
 """Walking: gradients at all steps of a path, folded into one tensor for each sample, site and target."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saliency.engine.call import Call
-from saliency.engine.contexts import NullContext, RuleContext, make_context
+from saliency.engine.comparing import compare
+from saliency.engine.contexts import NullContext, RuleContext, carried_by, make_context
+from saliency.engine.folds import Steps
 from saliency.engine.gradients import Activations, How, at_once, by_site, send_gradients
 from saliency.engine.maps import gradient_of
-from saliency.engine.paths import Path, Steps, Walk, starts_of
+from saliency.engine.paths import Path, Walk, starts_of
 from saliency.engine.record import Pass, recording
 from saliency.engine.silence import note_idle
 from saliency.engine.site import Site
@@ -120,15 +124,12 @@ def _along_inputs(
     structure: list[list[Tensor]] = []
     walk = _begin(call, path, starts, moving)
     for samples, steps, parts in _chunks(call.samples, len(path.weights), walking.size):
-        points, *ends = (
-            call.replacing(dict(zip(moving, tensors, strict=True)), samples)
-            for tensors in walk(samples, steps)[: 3 if path.fold.moves else 1]
-        )
-        moved = _differences(ends[1], ends[0], sites, how) if ends else None
-        with recording(points, sites, how.context_builder) as recorded:
+        rows = [dict(zip(moving, tensors, strict=True)) for tensors in walk(samples, steps) if tensors]
+        with _step([partial(call.replacing, each, samples) for each in rows], sites, path, how) as (recorded, moved):
             structure = recorded.tensors
             tensors = [x for at_site in structure for x in at_site]
-            for k, gradients in enumerate(send_gradients(recorded, targets.rows(samples), tensors, [], how)):
+            watched = [x for probe in how.probes for x in probe.data]  # of the only pass
+            for k, gradients in enumerate(send_gradients(recorded, targets.rows(samples), tensors, watched, how)):
                 if k == len(folds):
                     folds.append([Folding(path) for _ in tensors])
                 activations = by_site(sites, structure, [x.detach() for x in tensors], gradients, how)
@@ -137,6 +138,27 @@ def _along_inputs(
     scale = _scale(call, starts, sites, path, found[0], how)
     change = _change(call, targets, path, starts, walking.size) if walking.delta else None
     return _walked([by_site(sites, structure, [x.clone() for x in scale], each, how) for each in found], change)
+
+
+@contextmanager
+def _step(
+    rows: Sequence[Callable[[], Call]], sites: Sequence[Site], path: Path, how: How
+) -> Iterator[tuple[Pass, list[Tensor] | None]]:
+    """A pass at points of a path, and how far the tensors at the sites move on it, if the fold needs that.
+
+    ``rows`` make the calls at the points, the starts and the ends. Where differences are carried in place of
+    gradients, they are those between the starts and the ends: the points themselves do not matter.
+    """
+    point, *ends = rows
+    if carried_by(how.context_builder) == "differences":
+        start, end = ends
+        with compare(start(), end(), sites, how.context_builder) as (recorded, first):
+            tensors = [x.detach() for at_site in recorded.tensors for x in at_site]
+            yield recorded, [x - y for x, y in zip(tensors, first, strict=True)] if path.fold.moves else None
+        return
+    moved = _differences(ends[1](), ends[0](), sites, how) if path.fold.moves else None
+    with recording(point(), sites, how.context_builder) as recorded:
+        yield recorded, moved
 
 
 def _fold(folds: list[Folding], parts: list[_Part], activations: list[Tensor], moved: list[Tensor] | None) -> None:

@@ -10,6 +10,7 @@ from saliency.methods.ablation import feature_ablation, feature_permutation, occ
 from saliency.methods.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
 from saliency.methods.cam_gradients import finer_cam, shapley_cam, smooth_grad_cam_plus_plus
 from saliency.methods.components import eigen_cam, eigen_grad_cam, fem, kpca_cam
+from saliency.methods.differences import deep_lift, deep_lift_shap
 from saliency.methods.excitation import contrastive_excitation_backprop, excitation_backprop
 from saliency.methods.extremal import extremal_perturbation, extremal_perturbation_map
 from saliency.methods.full_gradient import full_grad
@@ -18,6 +19,7 @@ from saliency.methods.gradients import activation, gradient, gradient_x_activati
 from saliency.methods.masking import rise_class
 from saliency.methods.paths import (
     conductance,
+    expected_gradients,
     gradient_shap,
     integrated_gradients,
     internal_influence,
@@ -100,6 +102,15 @@ METHODS: dict[str, Method] = {
     ),
     "conductance": Method(conductance, "Dhamdhere et al., How Important Is a Neuron?, ICLR 2019", sets=_WALKS),
     "gradient_shap": Method(gradient_shap, "Lundberg and Lee, A Unified Approach, NeurIPS 2017", sets=_WALKS),
+    "expected_gradients": Method(
+        expected_gradients, "Erion et al., Expected Gradients, Nature Machine Intelligence 2021", sets=_WALKS
+    ),
+    "deep_lift": Method(
+        deep_lift, "Shrikumar et al., Learning Important Features, ICML 2017", sets=(*_WALKS, "context_builder")
+    ),
+    "deep_lift_shap": Method(
+        deep_lift_shap, "Lundberg and Lee, A Unified Approach, NeurIPS 2017", sets=(*_WALKS, "context_builder")
+    ),
     "smooth_gradient": Method(smooth_gradient, "Smilkov et al., SmoothGrad, 2017", sets=_WALKS),
     "feature_ablation": Method(feature_ablation, "Zeiler and Fergus, Visualizing, ECCV 2014", explain),
     "feature_permutation": Method(feature_permutation, "Breiman, Random Forests, Machine Learning 2001", explain),

@@ -14,11 +14,12 @@ from saliency.engine.call import Input
 from saliency.engine.checks import check_count, check_maps_type, is_number, shown
 from saliency.engine.contexts import RuleContext
 from saliency.engine.driver import saliency
+from saliency.engine.folds import Fold, Steps
 from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import Layers
 from saliency.engine.maps import Reduction, gradient_of, positive_sum, safe_divide
 from saliency.engine.operations import Instead
-from saliency.engine.paths import Fold, Path, Steps
+from saliency.engine.paths import Path
 from saliency.engine.record import ContextBuilder
 from saliency.engine.signatures import BackwardOptions, MapOptions, Maps, PassOptions, PathOptions, typed
 from saliency.engine.targets import Target, get_backward_gradient, target_error

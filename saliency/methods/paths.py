@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 from typing_extensions import Unpack
 
-from saliency.engine import paths
+from saliency.engine import folds, paths
 from saliency.engine.call import Input, check_inputs
 from saliency.engine.checks import shown
 from saliency.engine.driver import saliency
@@ -20,7 +20,7 @@ from saliency.engine.targets import Target
 
 Distribution: TypeAlias = Tensor | Sequence[Tensor] | Callable[..., Tensor | Sequence[Tensor]] | None
 
-POWERS = {"mean": paths.MEAN, "squared": paths.SQUARED, "variance": paths.VARIANCE}
+POWERS = {"mean": folds.MEAN, "squared": folds.SQUARED, "variance": folds.VARIANCE}
 
 
 @typed
@@ -103,7 +103,7 @@ def conductance(
     ``reduction=None`` gives the layer's shape. Dhamdhere et al., How Important Is a Neuron?, ICLR 2019.
     Options and errors: see :func:`saliency`.
     """
-    line = paths.line(baselines, n_steps, method, fold=paths.CONDUCTANCE)
+    line = paths.line(baselines, n_steps, method, fold=folds.CONDUCTANCE)
     return saliency(
         model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), path=line, **options
     )
@@ -132,13 +132,40 @@ def gradient_shap(
     shape. Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017.
     Options and errors: see :func:`saliency` and :func:`~saliency.engine.paths.between`.
     """
-    between = paths.between(_distribution(baselines, input), n_samples, stdevs, seed)
+    between = paths.between(distribution_of(baselines, input), n_samples, stdevs, seed)
     return saliency(
         model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), path=between, **options
     )
 
 
-def _distribution(baselines: Distribution, input: Input) -> Tensor | Sequence[Tensor]:
+@typed
+def expected_gradients(
+    model: Module,
+    input: Input,
+    target: Target,
+    saliency_layer: Layers = "",
+    baselines: Distribution = None,
+    n_samples: int = 50,
+    seed: int = 0,
+    reduction: Reduction = sum_channels,
+    **options: Unpack[PathOptions],
+) -> Maps:
+    r"""Expected gradients: integrated gradients, averaged over a distribution of baselines.
+
+    .. math:: a = \frac{1}{T} \sum_t \frac{\partial f}{\partial y}(z_t) \, (y(x) - y(x'_t)), \quad
+              z_t = \alpha_t x + (1 - \alpha_t) x'_t
+
+    with a random baseline and position for each step: :func:`gradient_shap` without noise. Signed, ``reduction=None``
+    gives the layer's shape. Erion et al., Improving Performance of Deep Learning Models with Axiomatic Attribution
+    Priors and Expected Gradients, Nature Machine Intelligence 2021. Options and errors: see :func:`gradient_shap`.
+    """
+    between = paths.between(distribution_of(baselines, input), n_samples, seed=seed)
+    return saliency(
+        model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), path=between, **options
+    )
+
+
+def distribution_of(baselines: Distribution, input: Input) -> Tensor | Sequence[Tensor]:
     """A tensor (M, ...) for each input that moves."""
     moving = [x for x in check_inputs(input) if x.is_floating_point()]
     if callable(baselines) and not isinstance(baselines, Tensor):

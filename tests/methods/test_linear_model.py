@@ -152,6 +152,9 @@ EXPECTED = {
     "internal_influence": lambda of: summed(of.w),
     "conductance": moved,
     "gradient_shap": moved,
+    "expected_gradients": moved,
+    "deep_lift": moved,
+    "deep_lift_shap": moved,
     "feature_ablation": moved,
     "occlusion": moved,
     "feature_permutation": lambda of: summed(of.w * (of.x - of.x.flip(0))),  # of two samples: the other's
@@ -165,7 +168,8 @@ EXPECTED = {
 
 
 def options(name: str, of: Linear) -> dict[str, object]:
-    if name in ("integrated_gradients", "internal_influence", "gradient_shap", "feature_ablation"):
+    differ = ("gradient_shap", "expected_gradients", "deep_lift", "deep_lift_shap", "feature_ablation")
+    if name in ("integrated_gradients", "internal_influence", *differ):
         return {"baselines": of.start}
     return {
         "conductance": {"baselines": of.start, "method": "riemann_trapezoid"},  # from the one end to the other

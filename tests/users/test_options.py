@@ -17,7 +17,7 @@ QUICK = {
     "extremal_perturbation": {"areas": 0.3, "max_iter": 1, "step": 2, "sigma": 2},
     **{name: {"n_steps": 2} for name in ("integrated_gradients", "internal_influence", "conductance")},
     **{name: {"num_samples": 1} for name in ("ss_cam", "is_cam")},
-    **{name: {"n_samples": 1} for name in ("smooth_gradient", "gradient_shap")},
+    **{name: {"n_samples": 1} for name in ("smooth_gradient", "gradient_shap", "expected_gradients")},
 }
 FURTHER: dict[str, Callable[..., Any]] = {
     "saliency": saliency.saliency,
@@ -163,7 +163,7 @@ def test_every_option_of_the_table_can_be_passed(name, option):
     """It gives maps, or a ValueError where it means nothing together with the method's own."""
     method = METHODS[name].function
     options = {**QUICK.get(name, {}), option: values(option)}
-    if name == "gradient_shap" and option == "baselines":
+    if name in ("gradient_shap", "expected_gradients", "deep_lift_shap") and option == "baselines":
         options["baselines"] = X
     try:
         result = method(cnn(), X, 1, **options)

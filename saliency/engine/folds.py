@@ -1,0 +1,59 @@
+"""Folds: how the gradients of one path become one tensor."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Steps(NamedTuple):
+    """Steps of one sample's path: activations and gradients (T, ...), and weights (T, 1, ...).
+
+    ``moved`` (T, ...) is the activation where the path of a step ends, less that where it begins, if a fold needs it.
+    """
+
+    x: Tensor
+    gradient: Tensor
+    weight: Tensor
+    moved: Tensor | None
+
+    def joined(self, others: "Steps") -> "Steps":
+        """These steps and the others behind them."""
+        moved = None if self.moved is None or others.moved is None else torch.cat([self.moved, others.moved])
+        x, gradient, weight = (torch.cat(pair) for pair in zip(self[:3], others[:3], strict=True))
+        return Steps(x, gradient, weight, moved)
+
+    def last(self, count: int) -> "Steps | None":
+        """Copies of the last of these steps."""
+        if not count:
+            return None
+        x, gradient, weight = (tensor[-count:].clone() for tensor in self[:3])
+        return Steps(x, gradient, weight, None if self.moved is None else self.moved[-count:].clone())
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How the steps of one path become one tensor.
+
+    ``overlap``: 0, a sum over steps, added up chunk by chunk; 1, each step needs its successor; None, all at once.
+    What comes out is an ``attribution``, or else a gradient, which takes the place of ``x.grad``.
+    """
+
+    combine: Callable[[Steps], Tensor]
+    overlap: int | None = 0
+    attribution: bool = False
+    moves: bool = False
+
+
+MEAN = Fold(lambda steps: (steps.weight * steps.gradient).sum(0))
+SQUARED = Fold(lambda steps: (steps.weight * steps.gradient.square()).sum(0), attribution=True)
+VARIANCE = Fold(lambda steps: steps.gradient.var(0, correction=0), overlap=None, attribution=True)
+# The gradient at the beginning of a step, times what the activation moves in it.
+CONDUCTANCE = Fold(lambda steps: (steps.gradient[:-1] * steps.x.diff(dim=0)).sum(0), overlap=1, attribution=True)
+SHAP = Fold(
+    lambda steps: (steps.weight * steps.gradient * (1 if steps.moved is None else steps.moved)).sum(0),
+    attribution=True,
+    moves=True,
+)
