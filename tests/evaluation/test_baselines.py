@@ -77,7 +77,7 @@ def test_the_mean_of_the_boxes_by_counting():
 
 
 def test_a_run_of_all_baselines(tmp_path):
-    dataset = load_dataset("scenes", scenes=12)
+    dataset = load_dataset("scenes", scenes=6)
     names = choose_names(["baselines", "grad_cam"])
     assert names == [*BASELINES, "grad_cam"]
     methods = make_methods(names, [], [], "scenes", "layer4", torchray=False, dataset=dataset)

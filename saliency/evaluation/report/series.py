@@ -182,7 +182,7 @@ def _settings(config: Config, method: bool) -> dict[str, str]:
     """The settings, by dotted names, that belong to the metric, or all others but the names of both."""
     flat: dict[str, str] = {}
     for key, value in config.items():
-        if key in ("method", "metric") or (key in ("metric_function", "metric_options")) == method:
+        if key in ("method", "metric", "metric_function") or (key == "metric_options") == method:
             continue
         _flatten("" if key in ("options", "metric_options") else key, value, flat)
     return flat
