@@ -69,6 +69,7 @@ from saliency.methods.paths import (
     internal_influence,
     smooth_gradient,
 )
+from saliency.methods.relevance import Completeness, RelevanceContext, completeness, lrp
 from saliency.methods.relu_backprop import (
     DeConvNetContext,
     GuidedBackpropContext,
@@ -90,6 +91,7 @@ __all__ = [
     "METHODS",
     "PRESERVE_VARIANT",
     "Attribution",
+    "Completeness",
     "ContrastiveExcitationBackpropContext",
     "DeConvNetContext",
     "ExcitationBackpropContext",
@@ -104,6 +106,7 @@ __all__ = [
     "Probe",
     "ReLUContext",
     "Rule",
+    "RelevanceContext",
     "RuleContext",
     "SharedForward",
     "Through",
@@ -111,6 +114,7 @@ __all__ = [
     "activation",
     "attach_debug_probes",
     "between",
+    "completeness",
     "conductance",
     "contrastive_excitation_backprop",
     "contrastive_reward",
@@ -149,6 +153,7 @@ __all__ = [
     "layer_cam",
     "line",
     "linear_approx",
+    "lrp",
     "max_channels",
     "noise",
     "occlusion",

@@ -231,12 +231,16 @@ def _check_combination(
     """Raise ``ValueError`` for options that mean nothing together."""
     path, attribution = walking.path, isinstance(gradient_to_saliency, Attribution)
     if path is None:
+        completes = walking.delta and attribution and not debug and _told_by(how.context_builder, "completes", False)
         for argument, value in (
             ("internal_batch_size", walking.size),
-            ("return_convergence_delta", walking.delta or None),
+            ("return_convergence_delta", True if walking.delta and not completes else None),
         ):
             if value is not None:
-                raise ValueError(f"{argument}={shown(value)} is not possible without a path; expected path=line(...).")
+                raise ValueError(
+                    f"{argument}={shown(value)} is not possible without a path; expected path=line(...), or, for what "
+                    "is missing of the score, a context that conserves it, an attribution and no debug=True."
+                )
         return
     if not isinstance(path, Path):
         raise ValueError(f"path={shown(path)} is not a path; expected line(...), noise(...), between(...) or None.")
@@ -257,12 +261,17 @@ def _check_combination(
         )
 
 
+def _told_by(context_builder: ContextBuilder, attribute: str, default: object) -> object:
+    """What the context that is built says of itself."""
+    context = context_builder if isinstance(context_builder, type) else make_context(context_builder)
+    return getattr(context, attribute, default)
+
+
 def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
     """Raise ``ValueError`` for a context that sends back no derivatives, on a path that needs them."""
     if path is None or not path.displaces or not callable(context_builder):
         return
-    context = context_builder if isinstance(context_builder, type) else make_context(context_builder)
-    if getattr(context, "carries", "gradient") != "gradient":
+    if _told_by(context_builder, "carries", "gradient") != "gradient":
         raise ValueError(
             f"context_builder={shown(context_builder)} is not possible on a path that multiplies gradients with a "
             "displacement; expected a context that sends back gradients."

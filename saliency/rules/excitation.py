@@ -11,25 +11,21 @@ from saliency.engine.checks import shown
 from saliency.engine.contexts import Conserved
 from saliency.engine.operations import ACTIVATIONS, Function, Gradients, Operation, Row, Rule, Through, with_exported
 from saliency.engine.state import full_precision
+from saliency.engine.survey import WEIGHTED
 
-WEIGHTED = with_exported(
-    *(F.linear, F.conv1d, F.conv2d, F.conv3d),
-    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-    torch.ops.aten.convolution.default,
-)
 _MEANS = with_exported(
     *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     *(torch.mean, Tensor.mean),
 )
-_SUMS = with_exported(torch.add, Tensor.add, Tensor.add_)
-_PRODUCTS = with_exported(torch.mul, Tensor.mul, Tensor.mul_, torch.div, Tensor.div, Tensor.div_)
+SUMS = with_exported(torch.add, Tensor.add, Tensor.add_)
+PRODUCTS = with_exported(torch.mul, Tensor.mul, Tensor.mul_, torch.div, Tensor.div, Tensor.div_)
 _NORMALISATIONS = with_exported(
     *(F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm, F.group_norm, torch.group_norm),
     *(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm, F.local_response_norm),
 )
 # Monotone in every input of its own: a neuron and its activation are one.
-_SQUASHING = with_exported(
+SQUASHING = with_exported(
     *(F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid, F.logsigmoid),
     *(F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_, F.softplus, F.softsign),
     *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax),
@@ -166,11 +162,11 @@ def excitation_rules(
     ReLU, max pooling and concatenation have no row: their gradient is the paper's rule.
     """
     return {
-        **dict.fromkeys(ACTIVATIONS + _SQUASHING + _NORMALISATIONS, Through(lambda probability: probability)),
+        **dict.fromkeys(ACTIVATIONS + SQUASHING + _NORMALISATIONS, Through(lambda probability: probability)),
         **dict.fromkeys(WEIGHTED, Rule(lambda op, probability: excite(op, probability, excitatory))),
         **dict.fromkeys(_MEANS, Rule(excite_mean)),
-        **dict.fromkeys(_SUMS, Rule(sums)),
-        **dict.fromkeys(_PRODUCTS, Rule(excite_product)),
+        **dict.fromkeys(SUMS, Rule(sums)),
+        **dict.fromkeys(PRODUCTS, Rule(excite_product)),
     }
 
 
