@@ -100,11 +100,11 @@ def is_inplace(function: Function, *args: object, **kwargs: object) -> bool:
     (True, True, False)
     """
     if isinstance(function, OpOverload):
-        return "out" in kwargs or _overwrites(function)
+        return kwargs.get("out") is not None or _overwrites(function)
     name = function.__name__
     if name.endswith("__"):
         return (name.startswith("__i") and name not in ("__index__", "__invert__", "__int__")) or name == "__setitem__"
-    named = name.endswith("_") or bool(kwargs.get("inplace")) or "out" in kwargs
+    named = name.endswith("_") or bool(kwargs.get("inplace")) or kwargs.get("out") is not None
     return named or (function in _TAKE_INPLACE and any(argument is True for argument in args))
 
 

@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 from torch.nn import Parameter
 
 from saliency.engine.graph import node_of
@@ -29,6 +30,7 @@ _COPIES = (
     "alias|clone|expand|flip|permute|pixelshuffle|reshapealias|select|slice|split.*|squeeze|t|tocopy|transpose|unbind"
     "|unsafesplit.*|unsafeview|unsqueeze|view|cat|stack"
 )
+_MOVES = re.compile(_COPIES)
 _NONNEGATIVE = re.compile("relu|relu6|sigmoid|hardsigmoid|softmax")
 _STAYS_NONNEGATIVE = re.compile(
     f"{_COPIES}|add|mul|mean|sum|(adaptive)?(max|avg)pool.*|upsample(nearest|linear|bilinear|trilinear).*"
@@ -68,28 +70,35 @@ class Survey:
         """Convolutions, or linear layers of a batch of rows, whose result only a batch norm reads; and what it does."""
         for norm, node in self._nodes.items():
             if norm.function in BATCH_NORMS and not norm.argument(5, "training", False):
-                *_, source = self.input_nodes(norm)
-                op = _operation(source)
-                alone = all(self._readers[copy] == 1 for copy in self.input_nodes(norm))
+                chain = self._chain(norm)
+                op = _operation(chain[-1])
+                alone = all(self._readers[node] == 1 for node in chain)
                 if op is not None and alone and _has_channels_second(op, norm):
                     yield op, _affine(norm)
 
-    def input_nodes(self, op: Operation) -> list[Node]:
-        """The nodes whose result is an operation's first tensor, as it is: the last of them computed it."""
-        node, _ = self._nodes[op].next_functions[0]
-        nodes = []
-        while node is not None:
-            nodes.append(node)
-            node = node.next_functions[0][0] if _SAME.fullmatch(_name(node)) else None
+    def input_edge(self, op: Operation) -> GradientEdge:
+        """Where the gradient of an operation's first tensor goes."""
+        node, at = self._nodes[op].next_functions[0]
+        return GradientEdge(cast(Node, node), at)
+
+    def copied(self, op: Operation) -> set[Node]:
+        """The nodes of an operation's first tensor, and of what that is a mere copy of, in parts or in another order."""
+        return set(_sources_first(self.input_edge(op).node, lambda node: bool(_MOVES.fullmatch(_name(node)))))
+
+    def in_front(self, op: Operation) -> set[Node]:
+        """The nodes that an operation's first tensor was computed from."""
+        return set(_sources_first(self.input_edge(op).node))
+
+    def _chain(self, op: Operation) -> list[Node]:
+        """The nodes whose result is an operation's first tensor as it is; the last of them computed it."""
+        nodes = [self.input_edge(op).node]
+        while _SAME.fullmatch(_name(nodes[-1])):
+            nodes.append(cast(Node, nodes[-1].next_functions[0][0]))
         return nodes
 
-    def stands_in_front(self, node: Node | None, op: Operation) -> bool:
-        """Was an operation's first tensor computed from a node?"""
-        return node in set(_sources_first(self._nodes[op].next_functions[0][0]))
 
-
-def _sources_first(root: Node | None) -> Iterator[Node]:
-    """All nodes that can be reached, each behind those that it was computed from."""
+def _sources_first(root: Node | None, through: Callable[[Node], bool] = lambda node: True) -> Iterator[Node]:
+    """All nodes that can be reached, each behind those that it was computed from; no further than ``through`` some."""
     seen: set[Node] = set()
     stack = [(root, False)]
     while stack:
@@ -101,7 +110,7 @@ def _sources_first(root: Node | None) -> Iterator[Node]:
             continue
         seen.add(node)
         stack.append((node, True))
-        stack.extend((source, False) for source, _ in node.next_functions)
+        stack.extend((source, False) for source, _ in node.next_functions if through(node))
 
 
 def _operation(node: Node) -> Operation | None:

@@ -11,7 +11,7 @@ from saliency.engine.choices import Attributing
 from saliency.engine.contexts import Noted, RuleContext
 from saliency.engine.graph import node_of
 from saliency.engine.operations import Function, Operation, Row, Table
-from saliency.engine.sending import is_recorded
+from saliency.engine.sending import differentiate, is_recorded
 from saliency.engine.standing import Ledger, owner_of
 from saliency.engine.survey import WEIGHTED, Survey
 
@@ -65,26 +65,26 @@ class TracingContext(RuleContext):
         """The gradients at the tensors; the attribution, where that is what a rule gives of an input."""
         survey = self._survey(scores)
         self._check_rows(survey)
-        self.force.ended.clear()
         found = super().send_back(scores, gradient, tensors, retain)
-        for op, attribution in self.force.ended:
-            nodes = survey.input_nodes(op)
-            for i, (x, dx) in enumerate(zip(tensors, found, strict=True)):
-                if node_of(x) in nodes:  # what came on other ways is a gradient
-                    found[i] = attribution if dx is None else attribution + x.detach() * dx
-                elif survey.stands_in_front(node_of(x), op):
+        ended, self.force.ended = self.force.ended, []
+        for op, attribution in ended:
+            edge, copied, in_front = survey.input_edge(op), survey.copied(op), survey.in_front(op)
+            for i, x in enumerate(tensors):
+                if node_of(x) in copied:  # what came on other ways is a gradient
+                    (own,), dx = differentiate([(edge, attribution)], [x], retain=True), found[i]
+                    found[i] = own if own is None or dx is None else own + x.detach() * dx
+                elif node_of(x) in in_front:
                     raise ValueError(
                         f"saliency_layer stands in front of an operation ({op.function.__name__}) whose rule gives the "
                         "attribution of its own input, as flat, w_square and z_box do; expected the layer whose output "
                         "that is, or another rule for it."
                     )
-        self.force.ended.clear()
         return found
 
     def attributes(self, x: Tensor) -> bool:
         """Is what comes back at a tensor its attribution, and no gradient?"""
         return any(
-            isinstance(self.force.row(op), Attributing) and node_of(x) in survey.input_nodes(op)
+            isinstance(self.force.row(op), Attributing) and node_of(x) in survey.copied(op)
             for survey in self.surveys
             for op in survey.operations
             if op.function in WEIGHTED

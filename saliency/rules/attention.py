@@ -8,12 +8,13 @@ from torch import Tensor
 
 from saliency.engine.operations import Function, Operation, Row, Rule, with_exported
 from saliency.rules.activations import PASSING
+from saliency.rules.constants import enter_constants
 from saliency.rules.excitation import PRODUCTS
 
 _DIVISIONS = with_exported(torch.div, Tensor.div, Tensor.div_, torch.true_divide, Tensor.true_divide)
 _MATRIX_PRODUCTS = with_exported(
     *(torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm, torch.einsum),
-    *(torch.baddbmm, Tensor.baddbmm),
+    *(torch.baddbmm, Tensor.baddbmm, torch.addcmul, Tensor.addcmul),
 )
 _SOFTMAX = with_exported(F.softmax, torch.softmax, Tensor.softmax)
 _ATTENTION = with_exported(F.scaled_dot_product_attention)
@@ -22,13 +23,12 @@ _ARGUMENTS = ("query", "key", "value", "attn_mask")
 
 def _share_product(op: Operation, gradient: Tensor, spared: Collection[str]) -> list[Tensor | None]:
     """Share out between the factors that depend on the image; a gate gets nothing, unless its kind is ``spared``."""
-    first = 1 if op.function.__name__.startswith("baddbmm") else 0  # a summand
-    factors = [i for i, origin in enumerate(op.standing.origins) if i >= first and origin.depends]
+    adds = op.function.__name__.startswith(("baddbmm", "addcmul"))  # the product to the first of its tensors
+    factors = [i for i, origin in enumerate(op.standing.origins) if origin.depends and not (adds and i == 0)]
     getting = [i for i in factors if op.standing.origins[i].gate in ("", *spared)] or factors
-    if len(factors) < 2:
-        return op.derivative(gradient)
-    found = op.derivative(gradient, of=[*range(first), *getting])
-    return [dx if dx is None or i not in getting else dx / len(getting) for i, dx in enumerate(found)]
+    found = op.derivative(gradient, of=[*getting, 0] if adds else getting)
+    found = [dx / len(getting) if dx is not None and i in getting else dx for i, dx in enumerate(found)]
+    return enter_constants(op, gradient, found) if adds else found
 
 
 def _share_quotient(op: Operation, gradient: Tensor) -> list[Tensor | None]:

@@ -8,9 +8,8 @@ from saliency.engine.operations import Function, Operation, Row, Rule, with_expo
 from saliency.rules.excitation import SUMS
 
 
-def _enter_constants(op: Operation, gradient: Tensor) -> list[Tensor | None]:
-    """Send back the gradient, which is the rule of a sum; numbers, tokens, positions and masks get what is left."""
-    found = op.derivative(gradient)
+def enter_constants(op: Operation, gradient: Tensor, found: list[Tensor | None]) -> list[Tensor | None]:
+    """What was found for an operation that adds; what is left goes to numbers, tokens, positions, masks."""
     if op.ledger is not None:
         op.ledger.add(bias=gradient * op.result)
         for x, dx, origin in zip(op.tensors, found, op.standing.origins, strict=True):
@@ -26,5 +25,5 @@ ADDING: dict[Function, Row] = dict.fromkeys(
         *(torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack),
         *(torch.where, Tensor.where, Tensor.masked_fill, Tensor.masked_fill_, F.pad),
     ),
-    Rule(_enter_constants),
+    Rule(lambda op, gradient: enter_constants(op, gradient, op.derivative(gradient))),
 )
