@@ -1,7 +1,7 @@
 """Operations: what is known of one that was run, and the rows of a table that say how its gradient comes back."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias, cast
@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
+
+from saliency.engine.arguments import places_in, put_tensors, tensor_at
 from saliency.engine.standing import Ledger, Origin, Standing, owner_of
 
 Function: TypeAlias = Callable[..., Any]  # a torch function, as a TorchFunctionMode sees it
 Gradients: TypeAlias = Tensor | Sequence[Tensor | None] | None
-Place: TypeAlias = tuple[int | str, int | None]  # of an argument, and in the list that it is, if it is one
 
 
 def with_exported(*functions: Function) -> tuple[Function, ...]:
@@ -148,33 +149,6 @@ def activation_rules(rule: Row | Function) -> dict[Function, Row]:
     return relu_rules(rule) | dict.fromkeys(ACTIVATIONS, as_row(rule))
 
 
-def _places(arguments: Iterable[tuple[int | str, object]]) -> Iterator[Place]:
-    """Where the tensors are among arguments."""
-    for at, value in arguments:
-        if isinstance(value, Tensor):
-            yield at, None
-        elif isinstance(value, (list, tuple)):
-            yield from ((at, i) for i, x in enumerate(value) if isinstance(x, Tensor))
-
-
-def _get(args: Sequence[object], kwargs: Mapping[str, object], place: Place) -> Any:
-    at, i = place
-    value: Any = args[at] if isinstance(at, int) else kwargs[at]
-    return value if i is None else value[i]
-
-
-def _put(args: list[object], kwargs: dict[str, object], places: Sequence[Place], tensors: Sequence[Tensor]) -> None:
-    for (at, i), tensor in zip(places, tensors, strict=True):
-        value: Any = tensor
-        if i is not None:
-            value = list(_get(args, kwargs, (at, None)))
-            value[i] = tensor
-        if isinstance(at, int):
-            args[at] = value
-        else:
-            kwargs[at] = value
-
-
 class Operation:
     """One operation that was run, with its arguments as they were: what a :class:`Rule` is given.
 
@@ -196,7 +170,7 @@ class Operation:
     def __init__(self, function: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         self.function, self.args, self.kwargs = function, list(args), dict(kwargs)
         self.source: Operation | None = None  # what made the first tensor, and makes it again when that is asked for
-        self.places = [*_places(enumerate(args)), *_places(kwargs.items())]
+        self.places = [*places_in(enumerate(args)), *places_in(kwargs.items())]
         self.inplace = is_inplace(function, *args, **kwargs)
         owners = [owner_of(x) for x in self.tensors]
         self.owner = next((owner for owner in owners if owner is not None), None)
@@ -215,7 +189,7 @@ class Operation:
         return kept if self.source is None else [self.source.run(*self.source.tensors), *kept[1:]]
 
     def _kept(self) -> list[Tensor]:
-        return [_get(self.args, self.kwargs, place) for place in self.places]
+        return [tensor_at(self.args, self.kwargs, place) for place in self.places]
 
     def argument(self, position: int, name: str, default: object = None) -> Any:
         """An argument, given by position or by name."""
@@ -228,7 +202,7 @@ class Operation:
 
     def _call(self, tensors: Sequence[Tensor]) -> Any:
         args, kwargs = list(self.args), dict(self.kwargs)
-        _put(args, kwargs, self.places, tensors)
+        put_tensors(args, kwargs, self.places, tensors)
         return self.function(*args, **kwargs)
 
     @property
@@ -245,7 +219,9 @@ class Operation:
         output, leaves, _ = self._graph or self._make_graph()
         asked = [leaf.requires_grad and (of is None or i in of) for i, leaf in enumerate(leaves)]
         wanted = [leaf for leaf, is_asked in zip(leaves, asked, strict=True) if is_asked]
-        found = iter(torch.autograd.grad(output, wanted, gradient, retain_graph=True, allow_unused=True) if wanted else ())
+        found = iter(
+            torch.autograd.grad(output, wanted, gradient, retain_graph=True, allow_unused=True) if wanted else ()
+        )
         return [next(found) if is_asked else None for is_asked in asked]
 
     def _make_graph(self) -> tuple[Tensor, list[Tensor], int]:
@@ -279,7 +255,7 @@ class Operation:
         self._replace([tensor.clone() if memory_of(tensor) == memory else tensor for tensor in kept])
 
     def _replace(self, tensors: Sequence[Tensor]) -> None:
-        _put(self.args, self.kwargs, self.places, tensors)
+        put_tensors(self.args, self.kwargs, self.places, tensors)
         self._versions = [version_of(tensor) for tensor in tensors]
 
     def check_unchanged(self) -> None:

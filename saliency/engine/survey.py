@@ -68,7 +68,7 @@ class Survey:
 
     def _merged(self) -> Iterator[tuple[Operation, tuple[Tensor, Tensor]]]:
         """Convolutions, or linear layers of a batch of rows, whose result only a batch norm reads; and what it does."""
-        for norm, node in self._nodes.items():
+        for norm in self._nodes:
             if norm.function in BATCH_NORMS and not norm.argument(5, "training", False):
                 chain = self._chain(norm)
                 op = _operation(chain[-1])
@@ -82,7 +82,7 @@ class Survey:
         return GradientEdge(cast(Node, node), at)
 
     def copied(self, op: Operation) -> set[Node]:
-        """The nodes of an operation's first tensor, and of what that is a mere copy of, in parts or in another order."""
+        """The nodes of an operation's first tensor, and of what that is a copy of, in parts or in another order."""
         return set(_sources_first(self.input_edge(op).node, lambda node: bool(_MOVES.fullmatch(_name(node)))))
 
     def in_front(self, op: Operation) -> set[Node]:
@@ -140,8 +140,8 @@ def _origin_of(node: Node, sources: list[Origin]) -> Origin:
 def _has_channels_second(op: Operation, norm: Operation) -> bool:
     """Does an operation make channels where the norm that reads its result has them?"""
     if op.function in _CONVOLUTIONS:
-        return norm.tensors[0].ndim == op.argument(1, "weight").ndim
-    return op.function is F.linear and norm.tensors[0].ndim == 2
+        return bool(norm.tensors[0].ndim == op.argument(1, "weight").ndim)
+    return op.function is F.linear and bool(norm.tensors[0].ndim == 2)
 
 
 def _affine(norm: Operation) -> tuple[Tensor, Tensor]:

@@ -16,18 +16,18 @@ from saliency.engine.standing import Ledger, owner_of
 from saliency.engine.survey import WEIGHTED, Survey
 
 # A parameter may be added or put beside something, as a constant; any other use of it needs a row.
-_ADDS = frozenset(
-    ("add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "rsub", "__sub__", "__rsub__", "__isub__")
-    + ("cat", "concat", "concatenate", "stack", "hstack", "vstack", "where", "copy_", "__setitem__", "index_put")
-    + ("index_put_", "index_copy", "scatter", "masked_scatter", "expand_as", "view_as", "type_as", "to", "maximum")
-    + ("minimum", "result_type", "equal", "broadcast_tensors")
-)
+_ADDS = {
+    *("add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "rsub", "__sub__", "__rsub__", "__isub__"),
+    *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "where", "masked_scatter", "maximum", "minimum"),
+    *("copy_", "__setitem__", "index_put", "index_put_", "index_copy", "scatter", "broadcast_tensors"),
+    *("expand_as", "view_as", "type_as", "to", "result_type", "equal"),
+}
 
 
 class TracingContext(RuleContext):
-    """A table whose rules are told where an operation stands, and what it gave; of several with weights, each needs one.
+    """A table whose rules are told where an operation stands in the pass, and what it gave.
 
-    What an operation of the ``model`` with weights belongs to is named where it has no row. A ``ledger`` is told what
+    Every operation with weights needs a row; of those of the ``model``, the layer is known. A ``ledger`` is told what
     operations do not send on.
     """
 
@@ -54,7 +54,9 @@ class TracingContext(RuleContext):
 
     def pass_by(self, function: Function, args: tuple[object, ...]) -> None:
         """Note an operation that multiplies what is explained with weights, and has no row."""
-        leaves = [x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else (arg,)) if isinstance(x, Tensor)]
+        leaves = [
+            x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else (arg,)) if isinstance(x, Tensor)
+        ]
         owners = [owner for x in leaves if (owner := owner_of(x)) is not None]
         if owners and len(owners) < len(leaves) and function.__name__ not in _ADDS and is_recorded(leaves):
             self.force.unruled[function] = owners[0]
@@ -103,7 +105,6 @@ class TracingContext(RuleContext):
             if owner is not None:
                 name = self._names.get(owner, "")
                 raise ValueError(
-                    f"rules have no row for {function.__name__} with the weights {name!r}{tuple(owner.shape)}; expected "
-                    "a table with a row for it, {**table, function: Rule(...)}, or a layer behind it."
+                    f"rules have no row for {function.__name__} with the weights {name!r} {tuple(owner.shape)}; "
+                    "expected a table with a row for it, {**table, function: Rule(...)}, or a layer behind it."
                 )
-

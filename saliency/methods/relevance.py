@@ -36,7 +36,9 @@ class RelevanceContext(TracingContext):
 
     completes = True
 
-    def __init__(self, rules: Rules = "epsilon_plus", model: Module | None = None, ledger: Ledger | None = None) -> None:
+    def __init__(
+        self, rules: Rules = "epsilon_plus", model: Module | None = None, ledger: Ledger | None = None
+    ) -> None:
         model = None if model is None else unwrap(model)
         if rules is None and model is not None:
             rules = default_rules(model)

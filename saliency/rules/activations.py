@@ -4,7 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saliency.engine.operations import ACTIVATIONS, Function, Operation, Pre, Row, Rule, Through, activation_rules, with_exported
+from saliency.engine.operations import (
+    ACTIVATIONS,
+    Function,
+    Operation,
+    Pre,
+    Row,
+    Rule,
+    Through,
+    activation_rules,
+    with_exported,
+)
 from saliency.rules.excitation import SQUASHING
 
 # The positive part of the gradient goes through the activation: dx = f'(x) max(0, dy); for ReLU where dy > 0 and x > 0.

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saliency.engine.operations import Function, Operation, Row, Rule, with_exported
-from saliency.rules.excitation import SUMS
 
 
 def enter_constants(op: Operation, gradient: Tensor, found: list[Tensor | None]) -> list[Tensor | None]:
@@ -21,7 +20,8 @@ def enter_constants(op: Operation, gradient: Tensor, found: list[Tensor | None])
 # For a table that a ledger is told of: no map is different with it.
 ADDING: dict[Function, Row] = dict.fromkeys(
     with_exported(
-        *(*SUMS, torch.sub, Tensor.sub, Tensor.sub_, torch.rsub, Tensor.__rsub__),
+        *(torch.add, Tensor.add, Tensor.add_),
+        *(torch.sub, Tensor.sub, Tensor.sub_, torch.rsub, Tensor.__rsub__),
         *(torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack),
         *(torch.where, Tensor.where, Tensor.masked_fill, Tensor.masked_fill_, F.pad),
     ),

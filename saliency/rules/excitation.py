@@ -18,7 +18,7 @@ _MEANS = with_exported(
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     *(torch.mean, Tensor.mean),
 )
-SUMS = with_exported(torch.add, Tensor.add, Tensor.add_)
+_SUMS = with_exported(torch.add, Tensor.add, Tensor.add_)
 PRODUCTS = with_exported(torch.mul, Tensor.mul, Tensor.mul_, torch.div, Tensor.div, Tensor.div_)
 _NORMALISATIONS = with_exported(
     *(F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm, F.group_norm, torch.group_norm),
@@ -165,7 +165,7 @@ def excitation_rules(
         **dict.fromkeys(ACTIVATIONS + SQUASHING + _NORMALISATIONS, Through(lambda probability: probability)),
         **dict.fromkeys(WEIGHTED, Rule(lambda op, probability: excite(op, probability, excitatory))),
         **dict.fromkeys(_MEANS, Rule(excite_mean)),
-        **dict.fromkeys(SUMS, Rule(sums)),
+        **dict.fromkeys(_SUMS, Rule(sums)),
         **dict.fromkeys(PRODUCTS, Rule(excite_product)),
     }
 

@@ -56,7 +56,9 @@ def _by_channel(values: Tensor, weight: Tensor) -> Tensor:
 def _parts_of(op: Operation, gradient: Tensor) -> _Parts:
     precision = torch.promote_types(gradient.dtype, torch.float32)
     x, result, gradient = (values.to(precision) for values in (op.tensors[0], op.result, gradient))
-    weight, bias = (None if x is None else x.to(precision) for x in (op.argument(1, "weight"), op.argument(2, "bias")))
+    weight: Tensor = op.argument(1, "weight").to(precision)
+    bias: Tensor | None = op.argument(2, "bias")
+    bias = None if bias is None else bias.to(precision)
     if op.standing.norm is not None:
         scale, shift = (values.to(precision) for values in op.standing.norm)
         factor, summand = _by_channel(scale, weight), _by_channel(shift, weight)
@@ -165,8 +167,8 @@ def gamma(gamma: float = 0.25, epsilon: float = EPSILON) -> Rule:
 
     def share(op: Operation, gradient: Tensor) -> Tensor:
         x, weight, bias, result, _ = parts = _parts_of(op, gradient)
-        raising = weight + gamma * weight.clamp(min=0), None if bias is None else bias + gamma * _positive(bias)
-        lowering = weight + gamma * weight.clamp(max=0), None if bias is None else bias + gamma * _negative(bias)
+        raising = weight + gamma * weight.clamp(min=0), None if bias is None else bias + gamma * bias.clamp(min=0)
+        lowering = weight + gamma * weight.clamp(max=0), None if bias is None else bias + gamma * bias.clamp(max=0)
         above, below = (torch.where(side, parts.relevance, 0) for side in (result > 0, result < 0))
         found = _share_by_sign(op, x, raising, lowering, above, epsilon)
         return (found + _share_by_sign(op, x, lowering, raising, below, epsilon)).to(gradient.dtype)

@@ -11,12 +11,13 @@ from saliency.engine.survey import BATCH_NORMS
 from saliency.rules.activations import pass_on
 
 
-def _centre(x: Tensor, gradient: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+def _centre(x: Tensor, gradient: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     r"""The derivative of :math:`(x - \bar x) / \sqrt{v + \epsilon}` where the variance :math:`v` is a constant."""
     precision = torch.promote_types(x.dtype, torch.float32)
     variance = x.to(precision).var(dims, correction=0, keepdim=True)
     scaled = gradient.to(precision) * (variance + eps).rsqrt()
-    return (scaled - scaled.mean(dims, keepdim=True)).to(gradient.dtype)
+    centred: Tensor = scaled - scaled.mean(dims, keepdim=True)
+    return centred.to(gradient.dtype)
 
 
 def _enter_bias(op: Operation, gradient: Tensor, bias: Tensor | None) -> None:
@@ -27,17 +28,19 @@ def _enter_bias(op: Operation, gradient: Tensor, bias: Tensor | None) -> None:
 def _through_layer_norm(op: Operation, gradient: Tensor) -> Tensor:
     shape, weight, bias = op.argument(1, "normalized_shape"), op.argument(2, "weight"), op.argument(3, "bias")
     _enter_bias(op, gradient, bias)
-    dims = [-i - 1 for i in range(len(shape))]
+    dims = tuple(range(-len(shape), 0))
     return _centre(op.tensors[0], gradient if weight is None else gradient * weight, dims, op.argument(4, "eps", 1e-5))
 
 
-def _through_groups(op: Operation, gradient: Tensor, groups: int, affine: Sequence[Tensor | None], eps: float) -> Tensor:
+def _through_groups(
+    op: Operation, gradient: Tensor, groups: int, affine: Sequence[Tensor | None], eps: float
+) -> Tensor:
     x = op.tensors[0]
     weight, bias = (None if values is None else values.view(-1, *[1] * (x.ndim - 2)) for values in affine)
     _enter_bias(op, gradient, bias)
     gradient = gradient if weight is None else gradient * weight
-    by_group = _centre(*(values.reshape(len(x), groups, -1) for values in (x, gradient)), [2], eps)
-    return by_group.view_as(x)
+    shape = (len(x), groups, -1)
+    return _centre(x.reshape(shape), gradient.reshape(shape), (2,), eps).view_as(x)
 
 
 def _through_group_norm(op: Operation, gradient: Tensor) -> Tensor:
@@ -71,7 +74,5 @@ NORMS: dict[Function, Row] = {
     **dict.fromkeys(with_exported(F.group_norm, torch.group_norm), Rule(_through_group_norm)),
     **dict.fromkeys(with_exported(F.instance_norm, torch.instance_norm), Rule(_through_instance_norm)),
     # Without a mean to be subtracted, elements are divided by what is constant.
-    **dict.fromkeys(
-        with_exported(F.rms_norm, torch.rms_norm, F.local_response_norm, F.normalize), Rule(pass_on)
-    ),
+    **dict.fromkeys(with_exported(F.rms_norm, torch.rms_norm, F.local_response_norm, F.normalize), Rule(pass_on)),
 }

@@ -94,9 +94,7 @@ def epsilon_alpha2_beta1_flat(epsilon: float = EPSILON) -> dict[Function, Row]:
     return relevance_rules(alpha_beta(2, 1, epsilon), rule_epsilon(epsilon), first=flat(epsilon))
 
 
-def epsilon_gamma_box(
-    low: Bound, high: Bound, gamma: float = 0.25, epsilon: float = EPSILON
-) -> dict[Function, Row]:
+def epsilon_gamma_box(low: Bound, high: Bound, gamma: float = 0.25, epsilon: float = EPSILON) -> dict[Function, Row]:
     """:func:`gamma` in convolutions, :func:`epsilon` in linear layers, :func:`z_box` in the first layer.
 
     ``low`` and ``high`` are the least and the largest values of the input: of normalised images black and white, one
