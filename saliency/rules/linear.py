@@ -7,6 +7,7 @@ kept away from 0, :math:`\tilde z = z + \epsilon \operatorname{sign} z`, and wha
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -48,6 +49,16 @@ class _Term(NamedTuple):
     sign: int = 1
 
 
+def _part_of(weight: Tensor, bias: Tensor | None, sign: int, factor: float | None = None) -> _Weights:
+    """The parts of a sign of weight and bias; with a ``factor``, these so many times on top of the whole."""
+
+    def change(values: Tensor) -> Tensor:
+        part = values.clamp(min=0) if sign > 0 else values.clamp(max=0)
+        return part if factor is None else torch.add(values, part, alpha=factor)
+
+    return change(weight), None if bias is None else change(bias)
+
+
 def _by_channel(values: Tensor, weight: Tensor) -> Tensor:
     """Values of each channel of a result, to be multiplied with it."""
     return values.view(-1, *[1] * (weight.ndim - 2))
@@ -62,7 +73,10 @@ def _parts_of(op: Operation, gradient: Tensor) -> _Parts:
     if op.standing.norm is not None:
         scale, shift = (values.to(precision) for values in op.standing.norm)
         factor, summand = _by_channel(scale, weight), _by_channel(shift, weight)
-        result, gradient = torch.addcmul(summand, result, factor), safe_divide(gradient, factor)
+        result, gradient = (
+            torch.addcmul(summand, result, factor),
+            gradient / torch.where(factor == 0, torch.inf, factor),
+        )
         weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
         bias = shift if bias is None else torch.addcmul(shift, bias, scale)
         if op.ledger is not None:  # the norm has entered its shift already
@@ -95,14 +109,16 @@ def _share(op: Operation, terms: Sequence[_Term], relevance: Tensor, epsilon: fl
     return list(torch.autograd.grad(results, inputs, [ratio] * len(results)))
 
 
-def _share_by_sign(op: Operation, x: Tensor, above: _Weights, below: _Weights, r: Tensor, epsilon: float) -> Tensor:
+def _share_by_sign(
+    op: Operation, x: Tensor, above: Callable[[], _Weights], below: Callable[[], _Weights], r: Tensor, epsilon: float
+) -> Tensor:
     """Share out relevance among inputs that meet other weights, without a bias, where they are negative.
 
     Of inputs that are known never to be so, that needs half the work.
     """
     if op.standing.origins[0].nonnegative:
-        return _share(op, [_Term(x, *above)], r, epsilon)[0]
-    found = _share(op, [_Term(x.clamp(min=0), *above), _Term(x.clamp(max=0), below[0])], r, epsilon)
+        return _share(op, [_Term(x, *above())], r, epsilon)[0]
+    found = _share(op, [_Term(x.clamp(min=0), *above()), _Term(x.clamp(max=0), below()[0])], r, epsilon)
     return torch.where(x < 0, found[1], found[0])
 
 
@@ -138,8 +154,9 @@ def alpha_beta(alpha: float = 2, beta: float = 1, epsilon: float = EPSILON) -> R
 
     def share(op: Operation, gradient: Tensor) -> Tensor:
         x, weight, bias, *_ = parts = _parts_of(op, gradient)
-        raising, lowering = (weight.clamp(min=0), _positive(bias)), (weight.clamp(max=0), _negative(bias))
-        found = _share_by_sign(op, x, raising, lowering, alpha * parts.relevance, epsilon)
+        raising, lowering = (partial(_part_of, weight, bias, sign) for sign in (1, -1))
+        relevance = parts.relevance if alpha == 1 else alpha * parts.relevance
+        found = _share_by_sign(op, x, raising, lowering, relevance, epsilon)
         if beta:
             found = found + _share_by_sign(op, x, lowering, raising, -beta * parts.relevance, epsilon)
         return found.to(gradient.dtype)
@@ -167,21 +184,12 @@ def gamma(gamma: float = 0.25, epsilon: float = EPSILON) -> Rule:
 
     def share(op: Operation, gradient: Tensor) -> Tensor:
         x, weight, bias, result, _ = parts = _parts_of(op, gradient)
-        raising = weight + gamma * weight.clamp(min=0), None if bias is None else bias + gamma * bias.clamp(min=0)
-        lowering = weight + gamma * weight.clamp(max=0), None if bias is None else bias + gamma * bias.clamp(max=0)
+        raising, lowering = (partial(_part_of, weight, bias, sign, gamma) for sign in (1, -1))
         above, below = (torch.where(side, parts.relevance, 0) for side in (result > 0, result < 0))
         found = _share_by_sign(op, x, raising, lowering, above, epsilon)
         return (found + _share_by_sign(op, x, lowering, raising, below, epsilon)).to(gradient.dtype)
 
     return Rule(share)
-
-
-def _positive(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.clamp(min=0)
-
-
-def _negative(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.clamp(max=0)
 
 
 def w_square(epsilon: float = EPSILON) -> Attributing:
@@ -226,8 +234,8 @@ def z_box(low: Bound, high: Bound, epsilon: float = EPSILON) -> Attributing:
         bounds = (_bound(name, value, x, weight) for name, value in (("low", low), ("high", high)))
         terms = [
             _Term(x, weight, bias),
-            _Term(next(bounds), weight.clamp(min=0), _positive(bias), -1),
-            _Term(next(bounds), weight.clamp(max=0), _negative(bias), -1),
+            _Term(next(bounds), *_part_of(weight, bias, 1), -1),
+            _Term(next(bounds), *_part_of(weight, bias, -1), -1),
         ]
         found = _share(op, terms, parts.relevance, epsilon)
         shares = [term.sign * term.x * dx for term, dx in zip(terms, found, strict=True)]
