@@ -131,6 +131,8 @@ def _origin_of(node: Node, sources: list[Origin]) -> Origin:
     if variable is not None:
         return Origin(not isinstance(variable, Parameter))
     stays = _STAYS_NONNEGATIVE.fullmatch(name) and getattr(node, "_saved_alpha", 1) > 0  # x - y is x + (-1) y
+    if (op := _operation(node)) is not None and name in ("add", "mul"):  # what was kept has no node for a number
+        stays = stays and len(sources) == 2 and op.argument(2, "alpha", 1) == 1
     nonnegative = bool(_NONNEGATIVE.fullmatch(name) or (stays and all(source.nonnegative for source in sources)))
     gates = {source.gate for source in sources if source.depends} if _STAYS_GATE.fullmatch(name) else set()
     gate = name if _GATES.fullmatch(name) else gates.pop() if len(gates) == 1 else ""

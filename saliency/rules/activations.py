@@ -27,7 +27,7 @@ DECONVNET = activation_rules(Through(torch.relu))
 
 # Functions of each element that are no activations, but may stand in one that is spelled out.
 _ELEMENTWISE = with_exported(
-    *(torch.pow, Tensor.pow, torch.square, Tensor.square, torch.sqrt, Tensor.sqrt),
+    *(torch.pow, Tensor.pow, Tensor.__pow__, torch.square, Tensor.square, torch.sqrt, Tensor.sqrt),
     *(torch.exp, Tensor.exp, torch.erf, Tensor.erf, torch.special.erf),
 )
 
