@@ -73,6 +73,12 @@ BACKWARD_COMPARISONS = [
     ),
     Comparison("gradient / forward and backward pass", one.forward_and_backward, {OURS: once(one.our_gradient)}),
     Comparison(
+        "relevance propagation, epsilon plus / forward and backward pass",
+        one.forward_and_backward,
+        {OURS: once(one.our_relevance), "zennit": once(one.zennit_relevance)},
+        time_goal=2.2,
+    ),
+    Comparison(
         "excitation backprop of one image at an earlier layer / our gradient there",
         one.earlier_gradient,
         {OURS: one.our_excitation_backprop},

@@ -10,6 +10,7 @@ from saliency.engine.driver import saliency
 from saliency.engine.search import find_layer
 from saliency.evaluation.networks.models import layer_shapes, load_network, recipe, unknown
 from saliency.methods import METHODS
+from saliency.rules import default_rules
 
 # Functions, tensors and what changes the form of the result cannot be written as NAME=VALUE.
 NOT_WRITTEN = {
@@ -87,10 +88,11 @@ def read_value(text: str) -> Any:
         return text
 
 
-def methods_table() -> str:
-    """Return name, purpose and paper of every method."""
+def methods_table(arch: str | None = None) -> str:
+    """Return name, purpose and paper of every method; and, of a network, the rules that relevance takes by default."""
     rows = [(name, (method.function.__doc__ or "").split("\n")[0], method.paper) for name, method in METHODS.items()]
-    return table(rows)
+    note = "" if arch is None else f"\nlrp of {arch}: rules={default_rules(load_network(arch))!r} where none are given"
+    return table(rows) + note
 
 
 def layers_table(arch: str) -> str:

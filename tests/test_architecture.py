@@ -21,7 +21,7 @@ BELOW = {
     "saliency.plot": ("saliency.engine", "saliency.images"),
     "saliency.evaluation": ("saliency.engine", "saliency.rules", "saliency.images", "saliency.scenes"),
     "saliency": ("saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers"),
-    "saliency.catalogue": ("saliency.engine", "saliency.evaluation", "saliency.methods"),
+    "saliency.catalogue": ("saliency.engine", "saliency.evaluation", "saliency.methods", "saliency.rules"),
     "saliency.cli": ("",),
     "saliency.__main__": ("",),
 }
