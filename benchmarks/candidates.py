@@ -145,6 +145,25 @@ def our_guided_backprop(work: Workload) -> Explain:
     return lambda target: saliency.guided_backprop(work.model, work.input, target)
 
 
+def our_relevance(work: Workload) -> Explain:
+    return lambda target: saliency.lrp(work.model, work.input, target, rules="epsilon_plus")
+
+
+def zennit_relevance(work: Workload) -> Explain:
+    from zennit.attribution import Gradient
+    from zennit.composites import EpsilonPlus
+    from zennit.torchvision import ResNetCanonizer
+
+    model, input = deepcopy(work.model), work.input.clone()
+
+    def explain(target: list[int]) -> Tensor:
+        with Gradient(model, EpsilonPlus(canonizers=[ResNetCanonizer()])) as attributor:
+            relevance: Tensor = attributor(input, torch.eye(1000, device=input.device)[target])[1]
+            return relevance
+
+    return explain
+
+
 def torchray_grad_cam(work: Workload) -> Explain:
     from torchray.attribution.grad_cam import grad_cam
 

@@ -79,6 +79,12 @@ BACKWARD_COMPARISONS = [
         time_goal=1.4,
     ),
     Comparison(
+        "relevance propagation, epsilon plus / forward and backward pass",
+        one.forward_and_backward,
+        {OURS: once(one.our_relevance), "zennit": once(one.zennit_relevance)},
+        time_goal=2.2,
+    ),
+    Comparison(
         "excitation backprop of one image at an earlier layer / our gradient there",
         one.earlier_gradient,
         {OURS: one.our_excitation_backprop},

@@ -85,6 +85,7 @@ from saliency.methods.paths import (
     smooth_gradient,
 )
 from saliency.methods.pooled_cam import cam
+from saliency.methods.relevance import Completeness, RelevanceContext, completeness, lrp
 from saliency.methods.relu_backprop import (
     DeConvNetContext,
     GuidedBackpropContext,
@@ -106,6 +107,7 @@ __all__ = [
     "METHODS",
     "PRESERVE_VARIANT",
     "Attribution",
+    "Completeness",
     "ContrastiveExcitationBackpropContext",
     "DeConvNetContext",
     "DeepLiftContext",
@@ -121,6 +123,7 @@ __all__ = [
     "Pre",
     "Probe",
     "ReLUContext",
+    "RelevanceContext",
     "Rule",
     "RuleContext",
     "ShapleyContext",
@@ -133,6 +136,7 @@ __all__ = [
     "augmented",
     "between",
     "cam",
+    "completeness",
     "conductance",
     "contrastive_excitation_backprop",
     "contrastive_reward",
@@ -186,6 +190,7 @@ __all__ = [
     "line",
     "linear_approx",
     "low_pass",
+    "lrp",
     "max_channels",
     "noise",
     "normalised",

@@ -38,6 +38,7 @@ KINDS = {
     "activation": "activation",  # no backward pass
     "cam": "grad_cam",  # a gradient at a layer that is searched for
     "rules": "guided_backprop",  # another backward pass
+    "relevance": "lrp",  # another backward pass, whose rules ask where operations stand
     "excitation": "excitation_backprop",  # another backward pass, of what is no gradient
     "path": "conductance",  # gradients on a path of the input
     "layer path": "integrated_gradients",  # gradients on a path of the layer's own
@@ -99,6 +100,7 @@ METHOD_CASES = (
     MethodCase("guided_grad_cam", "rules", layer=None, at_input=True),
     MethodCase("excitation_backprop", "excitation", layer=None, signed=True),
     MethodCase("contrastive_excitation_backprop", "excitation", layer=None),
+    MethodCase("lrp", "relevance", signed=True),
     MethodCase("grad_cam", "cam", layer=None),
     MethodCase("grad_cam_plus_plus", "cam", layer=None),
     MethodCase("layer_cam", "cam", layer=None),

@@ -350,6 +350,13 @@ def test_methods_are_listed_in_columns(capsys):
     assert len({line.index(method.paper) for line, method in zip(lines, METHODS.values(), strict=True)}) == 1
 
 
+def test_methods_with_the_rules_of_a_network(capsys):
+    assert main(["methods", "--model", "scenes"]) == 0
+    *rows, note = capsys.readouterr().out.splitlines()
+    assert len(rows) == len(METHODS)
+    assert note == "lrp of scenes: rules='epsilon_plus' where none are given"
+
+
 def test_layers_with_shapes_and_the_default(capsys):
     assert main(["layers", "--arch", "scenes"]) == 0
     *rows, note = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -7,12 +7,14 @@ import torch
 from saliency.engine.search import layer_candidates
 from saliency.evaluation.networks.models import load_network, recipe
 from saliency.methods import METHODS
+from saliency.rules import default_rules
 
 
-def methods_table() -> str:
-    """Return name, purpose and paper of every method."""
+def methods_table(arch: str | None = None) -> str:
+    """Return name, purpose and paper of every method; and, of a network, the rules that relevance takes by default."""
     rows = [(name, (method.function.__doc__ or "").split("\n")[0], method.paper) for name, method in METHODS.items()]
-    return table(rows)
+    note = "" if arch is None else f"\nlrp of {arch}: rules={default_rules(load_network(arch))!r} where none are given"
+    return table(rows) + note
 
 
 def layers_table(arch: str) -> str:

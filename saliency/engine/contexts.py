@@ -63,11 +63,10 @@ def make_context(context_builder: object) -> AbstractContextManager[object]:
     return context
 
 
-def carried_by(context_builder: object) -> str:
-    """What travels down in the context that a builder makes."""
+def told_by(context_builder: object, attribute: str, default: object) -> object:
+    """What the context that a builder makes says of itself."""
     context = context_builder if isinstance(context_builder, type) else make_context(context_builder)
-    carries: str = getattr(context, "carries", "gradient")
-    return carries
+    return getattr(context, attribute, default)
 
 
 class Patch:
@@ -143,6 +142,7 @@ class RuleContext(OwnMode):
 
     carries: ClassVar[str] = "gradient"  # or "relevance", "differences": what travels down is no derivative
     conserves: ClassVar[Conserved | None] = None
+    completes: ClassVar[bool] = False  # do activations times what comes back add up to the score?
 
     def __init__(self, rules: Table) -> None:
         super().__init__()
@@ -184,6 +184,8 @@ class RuleContext(OwnMode):
             or self._opened.call not in (None, here.call)
             or not (row.applies is None or row.applies(*args, **kwargs))
         ):
+            if row is None:
+                self.pass_by(func, args)
             return func(*args, **kwargs)
         before, here.in_rule = here.in_rule, here.call
         try:
@@ -198,10 +200,10 @@ class RuleContext(OwnMode):
         if not args and "input" in kwargs:
             args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
         if not is_recorded((*args, *kwargs.values())):
-            self._note(function, None)
+            self.note(function, None)
             return function(*args, **kwargs)
         self.ran += 1
-        if isinstance(args[0], Tensor) and args[0]._is_view() and is_inplace(function, *args, **kwargs):
+        if args and isinstance(args[0], Tensor) and args[0]._is_view() and is_inplace(function, *args, **kwargs):
             # Autograd would rewrite the history of the viewed tensor, past the rule.
             return args[0].copy_(self._execute(row, function, (args[0].clone(), *args[1:]), kwargs))
         return self.run_recorded(row, function, args, kwargs)
@@ -226,13 +228,17 @@ class RuleContext(OwnMode):
             self._made[memory_of(output)] = (op, version_of(output), output.shape)
         if self.last is not None:
             edges = (get_gradient_edge(x) for x in (input, output)) if input.requires_grad else ()
-            self._note(op.function, Noted(op, *edges) if input.requires_grad else None)
+            self.note(op.function, Noted(op, *edges) if input.requires_grad else None)
         for tensor, own in zip(op.tensors, op.parameters, strict=True):
             if not own:
                 self._keeping.setdefault(memory_of(tensor), []).append(op)
         return output
 
-    def _note(self, function: Function, noted: "Noted | None") -> None:
+    def pass_by(self, function: Function, args: tuple[object, ...]) -> None:
+        """An operation without a row is about to run."""
+
+    def note(self, function: Function, noted: "Noted | None") -> None:
+        """An operation that has a row has run; ``None`` where it is in front of the first site."""
         if self.last is not None:
             self.last.pop(function, None)  # the latest stands at the end
             self.last[function] = noted

@@ -14,7 +14,7 @@ from saliency.engine import maps, targets
 from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import check_count, check_flag, is_int, refuse_unknown, shown
 from saliency.engine.comparing import without_reference
-from saliency.engine.contexts import NullContext, carried_by
+from saliency.engine.contexts import NullContext, told_by
 from saliency.engine.finishing import Finish, check_finish
 from saliency.engine.gradients import GetGradient, How
 from saliency.engine.layers import Layer, Layers
@@ -232,12 +232,16 @@ def _check_combination(
     """Raise ``ValueError`` for options that mean nothing together."""
     path, attribution = walking.path, isinstance(gradient_to_saliency, Attribution)
     if path is None:
-        for argument, value in (
-            ("internal_batch_size", walking.size),
-            ("return_convergence_delta", walking.delta or None),
-        ):
-            if value is not None:
-                raise ValueError(f"{argument}={shown(value)} is not possible without a path; expected path=line(...).")
+        completes = walking.delta and attribution and not debug and told_by(how.context_builder, "completes", False)
+        if walking.size is not None:
+            raise ValueError(
+                f"internal_batch_size={shown(walking.size)} is not possible without a path; expected None."
+            )
+        if walking.delta and not completes:
+            raise ValueError(
+                "return_convergence_delta=True is not possible without a path; expected path=line(...), or an "
+                "attribution in a context that conserves the score, without debug=True."
+            )
         return
     if not isinstance(path, Path):
         raise ValueError(f"path={shown(path)} is not a path; expected line(...), noise(...), between(...) or None.")
@@ -263,7 +267,7 @@ def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
     """Raise ``ValueError`` for a context that sends back no derivatives, on a path that needs them."""
     if not callable(context_builder) or (path is None and not isinstance(context_builder, type)):
         return
-    carries = carried_by(context_builder)
+    carries = told_by(context_builder, "carries", "gradient")
     if carries == "differences" and (path is None or path.at_layer or not path.spans):
         raise without_reference(context_builder)
     if carries == "relevance" and path is not None and path.displaces:

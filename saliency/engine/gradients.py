@@ -10,11 +10,11 @@ from torch import Tensor
 from saliency.engine.call import Call
 from saliency.engine.checks import describe, shown
 from saliency.engine.contexts import NullContext, RuleContext
+from saliency.engine.maps import gradient_of
 from saliency.engine.probe import Probe
 from saliency.engine.record import ContextBuilder, Pass, SharedForward, recording
 from saliency.engine.silence import note_shares
 from saliency.engine.site import Site, SiteError
-from saliency.engine.state import own_copy
 from saliency.engine.targets import Targets, get_backward_gradient
 
 GetGradient: TypeAlias = Callable[[Tensor, Any], Tensor] | None
@@ -45,6 +45,28 @@ class How:
     probes: Sequence[Probe] = ()
 
 
+class Deltas(list[Tensor]):
+    """What attributions at each site miss of the score: (N,), for K targets (N, K)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._columns: list[list[Tensor]] = []
+
+    def add(self, samples: int, recorded: Pass, activations: Activations) -> None:
+        """Take what a pass has found for its next target."""
+        if recorded.sent is None or recorded.scores is None:
+            return
+        sent, scores = recorded.sent.detach(), recorded.scores.detach()
+        score = torch.where(sent == 0, 0, scores * sent).reshape(samples, -1).sum(1)
+        of_sites = [
+            score - torch.stack([(x * gradient_of(x)).reshape(samples, -1).sum(1) for x in tensors]).sum(0)
+            for tensors in activations
+        ]
+        self._columns.append(of_sites)
+        joined = [torch.stack(columns, 1) for columns in zip(*self._columns, strict=True)]
+        self[:] = [delta.squeeze(1) if delta.shape[1] == 1 else delta for delta in joined]
+
+
 def send_gradients(
     recorded: Pass, targets: Targets, tensors: Sequence[Tensor], watched: Sequence[Tensor], how: How
 ) -> Iterator[list[Tensor | None]]:
@@ -63,7 +85,7 @@ def send_gradients(
                 f"get_backward_gradient={shown(get)} returned {describe(gradient)}; expected "
                 f"a tensor of the output's shape {tuple(scores.shape)}."
             )
-        recorded.sent = gradient
+        recorded.scores, recorded.sent = scores, gradient
         found: list[Tensor | None] = [None] * (len(tensors) + len(watched))
         if scores.requires_grad:
             key = None if keys is None else (get, keys[k])
@@ -73,10 +95,13 @@ def send_gradients(
         yield found[: len(tensors)]
 
 
-def at_once(call: Call, targets: Targets, sites: Sequence[Site], how: How) -> Iterator[Activations]:
+def at_once(
+    call: Call, targets: Targets, sites: Sequence[Site], how: How, deltas: "Deltas | None" = None
+) -> Iterator[Activations]:
     """For every target the activations of one forward pass, with their gradients; each is found when it is asked for.
 
-    Without ``get_backward_gradient`` there is no backward pass, and the activations have no gradient.
+    Without ``get_backward_gradient`` there is no backward pass, and the activations have no gradient. ``deltas`` are
+    told what these miss.
     """
     kept = None if torch.is_grad_enabled() else how.shared
     record = recording if kept is None else kept.recording
@@ -85,7 +110,10 @@ def at_once(call: Call, targets: Targets, sites: Sequence[Site], how: How) -> It
         watched = [x for probe in how.probes for x in probe.data]
         every = (
             # Copies: what is made of them may overwrite them, and others are given the same.
-            _noted(call, sites, recorded, by_site(sites, recorded.tensors, map(own_copy, tensors), gradients, how))
+            _noted(
+                *(call, sites, recorded, deltas),
+                by_site(sites, recorded.tensors, map(recorded.factor, tensors), gradients, how),
+            )
             for gradients in send_gradients(recorded, targets, tensors, watched, how)
         )
         if isinstance(recorded.context, NullContext) or (
@@ -97,7 +125,12 @@ def at_once(call: Call, targets: Targets, sites: Sequence[Site], how: How) -> It
     yield from collected
 
 
-def _noted(call: Call, sites: Sequence[Site], recorded: Pass, activations: Activations) -> Activations:
+def _noted(
+    call: Call, sites: Sequence[Site], recorded: Pass, deltas: "Deltas | None", activations: Activations
+) -> Activations:
+    if deltas is not None:
+        with torch._C.DisableTorchFunction():
+            deltas.add(call.samples, recorded, activations)
     conserved = getattr(recorded.context, "conserves", None)
     if conserved is not None and recorded.sent is not None:
         with torch._C.DisableTorchFunction():  # the context is open

@@ -1,7 +1,7 @@
 """Operations: what is known of one that was run, and the rows of a table that say how its gradient comes back."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias, cast
@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.nn import Parameter
+
+from saliency.engine.arguments import places_in, put_tensors, tensor_at
+from saliency.engine.standing import Ledger, Origin, Standing, owner_of
 
 Function: TypeAlias = Callable[..., Any]  # a torch function, as a TorchFunctionMode sees it
 Gradients: TypeAlias = Tensor | Sequence[Tensor | None] | None
@@ -150,9 +152,10 @@ def activation_rules(rule: Row | Function) -> dict[Function, Row]:
 class Operation:
     """One operation that was run, with its arguments as they were: what a :class:`Rule` is given.
 
-    ``tensors`` are those among the arguments, in their order and detached; ``recorded`` says which of them a gradient
-    comes back to, ``parameters`` which are parameters or views of one. Nothing here refers to the graph that the
-    operation is part of.
+    ``tensors`` are those among the arguments, also in lists, in their order and detached; ``recorded`` says which of
+    them a gradient comes back to, ``parameters`` which are parameters or views of one, ``owner`` is the first of these.
+    ``standing`` is known where a context traces its pass. Nothing here refers to the graph that the operation is part
+    of.
 
     >>> op = Operation(torch.add, (torch.ones(1), torch.tensor([3.0])), {"alpha": 2})
     >>> op.run(torch.zeros(1), torch.ones(1)), op.argument(2, "alpha")
@@ -160,19 +163,23 @@ class Operation:
     """
 
     __slots__ = (
-        *("_graph", "_versions", "args", "function", "inplace", "kwargs"),
-        *("parameters", "places", "recorded", "source"),
+        *("_graph", "_versions", "args", "function", "inplace", "kwargs", "layer"),
+        *("ledger", "owner", "parameters", "places", "recorded", "source", "standing"),
     )
 
     def __init__(self, function: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         self.function, self.args, self.kwargs = function, list(args), dict(kwargs)
         self.source: Operation | None = None  # what made the first tensor, and makes it again when that is asked for
-        places: list[int | str] = [at for at, value in enumerate(args) if isinstance(value, Tensor)]
-        self.places = places + [name for name, value in kwargs.items() if isinstance(value, Tensor)]
+        self.places = [*places_in(enumerate(args)), *places_in(kwargs.items())]
         self.inplace = is_inplace(function, *args, **kwargs)
-        self.parameters = [isinstance(x, Parameter) or isinstance(x._base, Parameter) for x in self.tensors]
+        owners = [owner_of(x) for x in self.tensors]
+        self.owner = next((owner for owner in owners if owner is not None), None)
+        self.parameters = [owner is not None for owner in owners]
         self.recorded = [x.requires_grad and not own for x, own in zip(self.tensors, self.parameters, strict=True)]
-        self._graph: tuple[Tensor, list[Tensor]] | None = None
+        self.standing = Standing([Origin(recorded) for recorded in self.recorded])
+        self.ledger: Ledger | None = None
+        self.layer = ""  # the name of what its weights belong to
+        self._graph: tuple[Tensor, list[Tensor], int] | None = None  # of this operation alone: result, leaves, version
         self._versions: list[int] = []
 
     @property
@@ -182,8 +189,7 @@ class Operation:
         return kept if self.source is None else [self.source.run(*self.source.tensors), *kept[1:]]
 
     def _kept(self) -> list[Tensor]:
-        values = (self.args[place] if isinstance(place, int) else self.kwargs[place] for place in self.places)
-        return [value for value in values if isinstance(value, Tensor)]
+        return [tensor_at(self.args, self.kwargs, place) for place in self.places]
 
     def argument(self, position: int, name: str, default: object = None) -> Any:
         """An argument, given by position or by name."""
@@ -196,25 +202,34 @@ class Operation:
 
     def _call(self, tensors: Sequence[Tensor]) -> Any:
         args, kwargs = list(self.args), dict(self.kwargs)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            if isinstance(place, int):
-                args[place] = tensor
-            else:
-                kwargs[place] = tensor
+        put_tensors(args, kwargs, self.places, tensors)
         return self.function(*args, **kwargs)
 
-    def derivative(self, gradient: Tensor) -> list[Tensor | None]:
-        """The gradients that the operation itself sends back, one for each tensor among its arguments."""
-        output, leaves = self._graph or self._make_graph()
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        found = iter(torch.autograd.grad(output, wanted, gradient, retain_graph=True, allow_unused=True))
-        return [next(found) if leaf.requires_grad else None for leaf in leaves]
+    @property
+    def result(self) -> Tensor:
+        """What the operation gave: kept, or made again where it was not, or was overwritten since."""
+        graph = self._graph
+        if graph is not None and version_of(graph[0]) == graph[2]:
+            return graph[0].detach()
+        made: Tensor = self.run(*self.tensors)
+        return made
 
-    def _make_graph(self) -> tuple[Tensor, list[Tensor]]:
+    def derivative(self, gradient: Tensor, of: Collection[int] | None = None) -> list[Tensor | None]:
+        """The gradients that the operation itself sends back, one for each tensor among its arguments, or for some."""
+        output, leaves, _ = self._graph or self._make_graph()
+        asked = [leaf.requires_grad and (of is None or i in of) for i, leaf in enumerate(leaves)]
+        wanted = [leaf for leaf, is_asked in zip(leaves, asked, strict=True) if is_asked]
+        found = iter(
+            torch.autograd.grad(output, wanted, gradient, retain_graph=True, allow_unused=True) if wanted else ()
+        )
+        return [next(found) if is_asked else None for is_asked in asked]
+
+    def _make_graph(self) -> tuple[Tensor, list[Tensor], int]:
         with torch.enable_grad():
             pairs = zip(self.tensors, self.recorded, strict=True)
             leaves = [tensor.detach().requires_grad_(recorded) for tensor, recorded in pairs]
-            return self.run(*leaves), leaves
+            output: Tensor = self.run(*leaves)
+            return output, leaves, version_of(output)
 
     def execute(self, tensors: Sequence[Tensor], graph: bool) -> Tensor:
         """Run the operation on its tensors, which are kept, detached; with ``graph``, so is the graph of it alone."""
@@ -240,11 +255,7 @@ class Operation:
         self._replace([tensor.clone() if memory_of(tensor) == memory else tensor for tensor in kept])
 
     def _replace(self, tensors: Sequence[Tensor]) -> None:
-        for place, tensor in zip(self.places, tensors, strict=True):
-            if isinstance(place, int):
-                self.args[place] = tensor
-            else:
-                self.kwargs[place] = tensor
+        put_tensors(self.args, self.kwargs, self.places, tensors)
         self._versions = [version_of(tensor) for tensor in tensors]
 
     def check_unchanged(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.jit import ScriptModule
+from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from saliency.engine.call import Call, check_parameters
@@ -17,7 +18,8 @@ from saliency.engine.probe import Probe, add_hook
 from saliency.engine.sending import differentiate, keep_relu
 from saliency.engine.silence import note_idle
 from saliency.engine.site import Site, SiteError
-from saliency.engine.state import evaluating, model_device
+from saliency.engine.state import evaluating, model_device, own_copy
+from saliency.engine.tracing import TracingContext
 from saliency.engine.watching import Grid, Watching, shows_own_grid
 
 # What was asked of a kept pass (rules, kind of context, target), with the gradients by the tensor they belong to.
@@ -30,7 +32,16 @@ class Pass:
 
     def __init__(self, output: object, tensors: list[list[Tensor]], context: AbstractContextManager[object]) -> None:
         self.output, self.tensors, self.context = output, tensors, context
-        self.sent: Tensor | None = None  # the gradient that was sent into the output last
+        self.scores: Tensor | None = None  # what a gradient was sent into last
+        self.sent: Tensor | None = None  # that gradient
+
+    def factor(self, x: Tensor) -> Tensor:
+        """What the gradient at a tensor is multiplied with to get an attribution: a copy of the tensor.
+
+        It is 1 where the context sends back the attribution itself.
+        """
+        whole = isinstance(self.context, TracingContext) and self.context.attributes(x)
+        return torch.ones_like(x.detach()) if whole else own_copy(x)
 
     def gradients(
         self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool, key: Hashable = None
@@ -131,11 +142,11 @@ def _check(call: Call, context_builder: object, grad: bool) -> AbstractContextMa
     return context
 
 
-class _Recorder(RuleContext):
+class _Recorder(TracingContext):
     """Record every watched operation, whatever the rule that its gradient will come back by."""
 
-    def __init__(self, functions: Collection[Function]) -> None:
-        super().__init__(dict.fromkeys(functions, Rule(Operation.derivative)))
+    def __init__(self, functions: Collection[Function], model: Module) -> None:
+        super().__init__(dict.fromkeys(functions, Rule(Operation.derivative)), model)
         self.force.table = {}
         self.last = {}
         self.seen: set[Function] = set()
@@ -144,7 +155,7 @@ class _Recorder(RuleContext):
         self.seen.add(function)
         if function in RELUS:
             return keep_relu(self.force, function, args, kwargs)
-        return self.keep(Operation(function, args, kwargs), graph=True)
+        return super().run_recorded(row, function, args, kwargs)
 
     def suits(self, context: AbstractContextManager[object]) -> bool:
         """Can a backward pass run under the rules of this context?"""
@@ -162,7 +173,7 @@ class SharedForward:
 
     def __init__(self, call: Call, sites: Sequence[Site], functions: Collection[Function]) -> None:
         self._call, self._sites, self._places = call, sites, [_place(site) for site in sites]
-        self._recorder = _Recorder(functions)
+        self._recorder = _Recorder(functions, call.model)
         self._state = _state_of(call)
         self._given = _versions((_given(call), self._state))
         self._precision = _autocast(call)
@@ -186,6 +197,8 @@ class SharedForward:
             return
         if isinstance(context, RuleContext) and context.last is not None:
             context.last = dict(self._recorder.last or {})
+        if isinstance(context, TracingContext):
+            context.force, context.surveys = self._recorder.force, self._recorder.surveys
         self._recorder.force.table = getattr(context, "rules", {})
         if grad and isinstance(context, RuleContext) and context.rules.keys().isdisjoint(self._recorder.seen):
             note_idle(call.notices, context, sites)

@@ -9,6 +9,7 @@ from torch.autograd.function import FunctionCtx
 from torch.autograd.graph import GradientEdge, saved_tensors_hooks
 from torch.nn import Parameter
 
+from saliency.engine.choices import Attributing, Chosen
 from saliency.engine.interrupts import interruptible, is_interrupted, uninterrupted
 from saliency.engine.operations import Function, Gradients, Operation, Pre, Row, Rule, Through
 
@@ -26,11 +27,15 @@ class Force:
     def __init__(self, table: Mapping[Function, Row]) -> None:
         self.table = table
         self.last = False  # is this the last backward pass? Then what operations keep is let go as it comes back
+        self.begun = False  # did an operation with weights run in front of the first site?
+        self.unruled: dict[Function, Parameter] = {}  # what ran that has weights and no row
+        self.ended: list[tuple[Operation, Tensor]] = []  # where an attribution came back, and which
 
     def row(self, op: Operation) -> Row | None:
         """The row of an operation."""
         row = self.table.get(op.function)
-        return row if row is None or row.applies is None or row.applies(*op.args, **op.kwargs) else None
+        row = row if row is None or row.applies is None or row.applies(*op.args, **op.kwargs) else None
+        return row.row(op) if isinstance(row, Chosen) else row
 
 
 def _refuse_create_graph(function: Function) -> None:
@@ -96,6 +101,9 @@ class _Kept(torch.autograd.Function):
             sent: Tensor = row.function(gradient)
             # Another tensor, such as a slope, gets its own derivative.
             found = [sent, *op.derivative(gradient)[1:]] if any(op.recorded[1:]) else sent
+        if isinstance(row, Attributing) and isinstance(found, Tensor):
+            ctx.force.ended.append((op, found))
+            found = [None] * len(op.places)
         if found is None:
             found = op.derivative(row.function(gradient) if isinstance(row, Pre) else gradient)
         others = len(op.places) - 1
@@ -183,7 +191,10 @@ def _copy(saved: Tensor) -> Tensor:
 def is_recorded(values: Sequence[object]) -> bool:
     """Will a backward pass come through here? In front of the first probe there is none."""
     return torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad and not isinstance(x, Parameter) for x in values
+        x.requires_grad and not isinstance(x, Parameter)
+        if isinstance(x, Tensor)
+        else isinstance(x, (list, tuple)) and is_recorded(x)
+        for x in values
     )
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from saliency.engine.call import Call
 from saliency.engine.comparing import compare
-from saliency.engine.contexts import NullContext, RuleContext, carried_by, make_context
+from saliency.engine.contexts import NullContext, RuleContext, make_context, told_by
 from saliency.engine.folds import Steps
-from saliency.engine.gradients import Activations, How, at_once, by_site, send_gradients
+from saliency.engine.gradients import Activations, Deltas, How, at_once, by_site, send_gradients
 from saliency.engine.maps import gradient_of
 from saliency.engine.paths import Path, Walk, starts_of
 from saliency.engine.record import Pass, recording
@@ -73,7 +73,8 @@ def along(call: Call, targets: Targets, sites: Sequence[Site], walking: Walking,
     """Activations and gradients at the sites: at once, or on a path of the input, or on one of each layer's own."""
     path = walking.path
     if path is None:
-        return Walked(at_once(call, targets, sites, how), [])
+        deltas = Deltas()
+        return Walked(at_once(call, targets, sites, how, deltas if walking.delta else None), deltas)
     if not path.at_layer or not any(site.name for site in sites):
         return _along_inputs(call, targets, sites, path, walking, how)
     each = [
@@ -150,7 +151,7 @@ def _step(
     gradients, they are those between the starts and the ends: the points themselves do not matter.
     """
     point, *ends = rows
-    if carried_by(how.context_builder) == "differences":
+    if told_by(how.context_builder, "carries", "gradient") == "differences":
         start, end = ends
         with compare(start(), end(), sites, how.context_builder) as (recorded, first):
             tensors = [x.detach() for at_site in recorded.tensors for x in at_site]
@@ -243,7 +244,7 @@ def _along_layer(call: Call, targets: Targets, site: Site, path: Path, walking: 
             x = walk(samples, steps).points[0].requires_grad_()
             with torch.enable_grad(), make_context(how.context_builder) as context:
                 before = getattr(context, "ran", 0)
-                recorded = Pass(tail.run(x), [[x]], NullContext())
+                recorded = Pass(tail.run(x), [[x]], context if isinstance(context, RuleContext) else NullContext())
                 if isinstance(context, RuleContext) and context.ran == before:
                     note_idle(call.notices, context, [site])
                 for k, gradients in enumerate(send_gradients(recorded, own.rows(samples), [x], [], how)):

@@ -27,6 +27,7 @@ from saliency.methods.paths import (
 )
 from saliency.methods.perturbing import explain
 from saliency.methods.pooled_cam import cam
+from saliency.methods.relevance import lrp
 from saliency.methods.relu_backprop import deconvnet, guided_backprop, guided_grad_cam
 from saliency.methods.scored_cam import ablation_cam, is_cam, recipro_cam, score_cam, ss_cam
 
@@ -77,6 +78,7 @@ METHODS: dict[str, Method] = {
     "contrastive_excitation_backprop": Method(
         contrastive_excitation_backprop, "Zhang et al., Excitation Backprop, ECCV 2016", sets=("context_builder",)
     ),
+    "lrp": Method(lrp, "Bach et al., On Pixel-Wise Explanations, PLOS ONE 2015", sets=("context_builder", *_REDUCES)),
     "grad_cam": Method(grad_cam, "Selvaraju et al., Grad-CAM, ICCV 2017", sets=_REDUCES),
     "grad_cam_plus_plus": Method(grad_cam_plus_plus, "Chattopadhay et al., Grad-CAM++, WACV 2018", sets=_REDUCES),
     "layer_cam": Method(layer_cam, "Jiang et al., LayerCAM, TIP 2021", sets=_REDUCES),

@@ -21,8 +21,9 @@ from saliency.engine.probe import Probe, add_hook
 from saliency.engine.record import ContextBuilder
 from saliency.engine.sending import differentiate
 from saliency.engine.signatures import MapOptions, Maps, RuleOptions, WalkOptions, typed
+from saliency.engine.survey import WEIGHTED
 from saliency.engine.targets import Target
-from saliency.rules.excitation import CONSERVED, WEIGHTED, excite, positive_part, table_of
+from saliency.rules.excitation import CONSERVED, excite, positive_part, table_of
 
 
 class ExcitationOptions(MapOptions, WalkOptions, total=False):

@@ -14,10 +14,11 @@ from saliency.engine.layers import Layers
 from saliency.engine.maps import Reduction, gradient_of, sum_channels
 from saliency.engine.operations import Operation
 from saliency.engine.signatures import BackwardOptions, Maps, typed
+from saliency.engine.survey import WEIGHTED
 from saliency.engine.targets import Target
 from saliency.methods.cam import reduced, reducing
 from saliency.methods.noting import NotingContext
-from saliency.rules.excitation import EXCITATION, MEANS, WEIGHTED
+from saliency.rules.excitation import EXCITATION, MEANS
 
 
 class _Met(NamedTuple):

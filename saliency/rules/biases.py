@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saliency.engine.operations import ACTIVATIONS, Operation, with_exported
-from saliency.rules.excitation import NORMALISATIONS, PRODUCTS, SQUASHING, SUMS, WEIGHTED
+from saliency.engine.survey import WEIGHTED
+from saliency.rules.excitation import NORMALISATIONS, PRODUCTS, SQUASHING, SUMS
 from saliency.rules.unfused import attend
 
 _LINEAR = with_exported(F.linear)

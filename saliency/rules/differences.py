@@ -12,8 +12,9 @@ from torch import Tensor
 
 from saliency.engine.comparing import Compared, Multilinear
 from saliency.engine.operations import Function, Row, Rule, activation_rules, with_exported
+from saliency.engine.survey import WEIGHTED
 from saliency.rules import pairs
-from saliency.rules.excitation import SQUASHING, WEIGHTED
+from saliency.rules.excitation import SQUASHING
 from saliency.rules.pairs import gradients, on_graph, precise, quotient, slope, spelled
 
 ELEMENTWISE = with_exported(

@@ -11,12 +11,8 @@ from saliency.engine.checks import shown
 from saliency.engine.contexts import Conserved
 from saliency.engine.operations import ACTIVATIONS, Function, Gradients, Operation, Row, Rule, Through, with_exported
 from saliency.engine.state import full_precision
+from saliency.engine.survey import WEIGHTED
 
-WEIGHTED = with_exported(
-    *(F.linear, F.conv1d, F.conv2d, F.conv3d),
-    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-    torch.ops.aten.convolution.default,
-)
 MEANS = with_exported(
     *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),

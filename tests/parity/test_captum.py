@@ -3,10 +3,14 @@
 from copy import deepcopy
 
 import pytest
+import torch
+from torch import nn
 
 import saliency
+from saliency import rules
+from tests.cases import Net
 from tests.parity.agreement import assert_agree
-from tests.parity.networks import CASES, images, network
+from tests.parity.networks import CASES, images, network, randomise
 
 peer = pytest.importorskip("captum.attr")
 
@@ -90,3 +94,36 @@ def test_guided_grad_cam(mode, name, layer):
     theirs = peer.GuidedGradCam(copy, copy.get_submodule(layer))
     theirs = theirs.attribute(input.clone(), target, interpolate_mode=mode)
     assert_agree(saliency.guided_grad_cam(model, input, target, layer, interpolate_mode=mode, reduction=None), theirs)
+
+
+class TestRelevance:
+    """Relevance propagation with rules by layer.
+
+    Captum's gamma and alpha rules leave the bias as it is, where the papers' count its positive part alone: they agree
+    without biases, and where the score is positive, as all else is behind ReLU.
+    """
+
+    def network(self, bias: bool) -> nn.Module:
+        first, second = nn.Conv2d(3, 4, 3, bias=bias), nn.Conv2d(4, 5, 3, padding=1, bias=bias)
+        linear = nn.Linear(45, 8, bias=bias), nn.ReLU(), nn.Dropout(), nn.Linear(8, 10, bias=bias)
+        convolutional = first, nn.ReLU(), nn.MaxPool2d(2), second, nn.ReLU(), nn.AdaptiveAvgPool2d(3)
+        parts = {"a": nn.Sequential(*convolutional), "b": nn.Sequential(*linear)}
+        return randomise(Net(lambda s, x: s.b(s.a(x).flatten(1)), **parts))
+
+    @pytest.mark.parametrize("chosen", ["eeee", "gggg", "eaae", "gaee", "eega"])
+    def test_rules_by_layer(self, chosen):
+        from captum.attr._utils import lrp_rules as theirs
+
+        model, input = self.network(bias=chosen == "eeee"), images(14).abs()
+        own = {"e": rules.epsilon(1e-9), "g": rules.gamma(0.25, 1e-9), "a": rules.z_plus(1e-9)}
+        layers = dict(zip(("a.0", "a.3", "b.0", "b.3"), chosen, strict=True))
+        table = rules.relevance_rules(own["e"], own["e"], layers={name: own[rule] for name, rule in layers.items()})
+        target = model(input).argmax(1)
+        found, delta = saliency.lrp(model, input, target, "", table, reduction=None, return_convergence_delta=True)
+        copy = deepcopy(model)
+        make = {"e": theirs.EpsilonRule, "g": theirs.GammaRule, "a": theirs.Alpha1_Beta0_Rule}
+        for name, rule in layers.items():
+            copy.get_submodule(name).rule = make[rule]()
+        expected, their_delta = peer.LRP(copy).attribute(input.clone(), target, return_convergence_delta=True)
+        assert_agree(found, expected)
+        torch.testing.assert_close(delta, their_delta, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,156 @@
+"""Survey: what the graph of a pass says of its operations, and of the tensors that they were given."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+from torch.nn import Parameter
+
+from saliency.engine.graph import node_of
+from saliency.engine.operations import Operation, with_exported
+from saliency.engine.standing import Origin, Standing
+
+_CONVOLUTIONS = with_exported(F.conv1d, F.conv2d, F.conv3d)
+WEIGHTED = with_exported(
+    *(F.linear, F.conv1d, F.conv2d, F.conv3d),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    torch.ops.aten.convolution.default,
+)
+BATCH_NORMS = with_exported(F.batch_norm, torch.batch_norm)
+
+# Names of operations, as autograd has them, in lower case: of copies, of what is never negative, of what is not where
+# its own arguments are not, of weights for others (attention, gates, one over a norm), and of what leaves them such.
+_SAME = re.compile("alias|clone")
+_COPIES = (
+    "alias|clone|expand|flip|permute|pixelshuffle|reshapealias|select|slice|split.*|squeeze|t|tocopy|transpose|unbind"
+    "|unsafesplit.*|unsafeview|unsqueeze|view|cat|stack"
+)
+_MOVES = re.compile(_COPIES)
+_NONNEGATIVE = re.compile("relu|relu6|sigmoid|hardsigmoid|softmax")
+_STAYS_NONNEGATIVE = re.compile(
+    f"{_COPIES}|add|mul|mean|sum|(adaptive)?(max|avg)pool.*|upsample(nearest|linear|bilinear|trilinear).*"
+)
+_GATES = re.compile("sigmoid|hardsigmoid|softmax|rsqrt|reciprocal|linalgvectornorm|norm|std")
+_STAYS_GATE = re.compile(f"{_COPIES}|add|mul|div|(adaptive)?(max|avg)pool.*|mean|upsample.*|linear|conv.*|index")
+
+
+class Survey:
+    """Tell every operation of a score's graph where it stands; ``begun`` says that others with weights ran before.
+
+    It holds the graph, which no operation may refer to.
+    """
+
+    def __init__(self, score: Tensor, begun: bool) -> None:
+        self.root = node_of(score)
+        order = list(_sources_first(self.root))
+        self._readers = Counter(source for node in order for source, _ in node.next_functions if source is not None)
+        self._nodes: dict[Operation, Node] = {op: node for node in order if (op := _operation(node)) is not None}
+        origins: dict[Node | None, Origin] = {None: Origin(False)}
+        for node in order:
+            origins[node] = _origin_of(node, [origins[source] for source, _ in node.next_functions])
+        found = {op: [origins[source] for source, _ in node.next_functions] for op, node in self._nodes.items()}
+        weighted = [op for op in self._nodes if op.function in WEIGHTED and found[op][0].depends]
+        weighted.sort(key=lambda op: self._nodes[op]._sequence_nr())
+        norms = dict(self._merged())
+        for op, own in found.items():
+            first = bool(weighted) and op is weighted[0] and not begun
+            op.standing = Standing(own, first, bool(weighted) and op is weighted[-1], norms.get(op))
+
+    @property
+    def operations(self) -> Iterable[Operation]:
+        """Those that were kept."""
+        return self._nodes
+
+    def _merged(self) -> Iterator[tuple[Operation, tuple[Tensor, Tensor]]]:
+        """Convolutions, or linear layers of a batch of rows, whose result only a batch norm reads; and what it does."""
+        for norm in self._nodes:
+            if norm.function in BATCH_NORMS and not norm.argument(5, "training", False):
+                chain = self._chain(norm)
+                op = _operation(chain[-1])
+                alone = all(self._readers[node] == 1 for node in chain)
+                if op is not None and alone and _has_channels_second(op, norm):
+                    yield op, _affine(norm)
+
+    def input_edge(self, op: Operation) -> GradientEdge:
+        """Where the gradient of an operation's first tensor goes."""
+        node, at = self._nodes[op].next_functions[0]
+        return GradientEdge(cast(Node, node), at)
+
+    def copied(self, op: Operation) -> set[Node]:
+        """The nodes of an operation's first tensor, and of what that is a copy of, in parts or in another order."""
+        return set(_sources_first(self.input_edge(op).node, lambda node: bool(_MOVES.fullmatch(_name(node)))))
+
+    def in_front(self, op: Operation) -> set[Node]:
+        """The nodes that an operation's first tensor was computed from."""
+        return set(_sources_first(self.input_edge(op).node))
+
+    def _chain(self, op: Operation) -> list[Node]:
+        """The nodes whose result is an operation's first tensor as it is; the last of them computed it."""
+        nodes = [self.input_edge(op).node]
+        while _SAME.fullmatch(_name(nodes[-1])):
+            nodes.append(cast(Node, nodes[-1].next_functions[0][0]))
+        return nodes
+
+
+def _sources_first(root: Node | None, through: Callable[[Node], bool] = lambda node: True) -> Iterator[Node]:
+    """All nodes that can be reached, each behind those that it was computed from; no further than ``through`` some."""
+    seen: set[Node] = set()
+    stack = [(root, False)]
+    while stack:
+        node, done = stack.pop()
+        if node is None or (node in seen and not done):
+            continue
+        if done:
+            yield node
+            continue
+        seen.add(node)
+        stack.append((node, True))
+        stack.extend((source, False) for source, _ in node.next_functions if through(node))
+
+
+def _operation(node: Node) -> Operation | None:
+    op = getattr(node, "op", None)
+    return op if isinstance(op, Operation) else None
+
+
+def _name(node: Node) -> str:
+    op = _operation(node)
+    function = getattr(node, "function", None) if op is None else op.function  # of ReLU, which keeps no operation
+    name: str = node.name().partition("Backward")[0] if function is None else function.__name__
+    return name.partition(".")[0].replace("_", "").lower()
+
+
+def _origin_of(node: Node, sources: list[Origin]) -> Origin:
+    """What a node has computed, from where that comes."""
+    name, variable = _name(node), getattr(node, "variable", None)
+    if variable is not None:
+        return Origin(not isinstance(variable, Parameter))
+    stays = _STAYS_NONNEGATIVE.fullmatch(name) and getattr(node, "_saved_alpha", 1) > 0  # x - y is x + (-1) y
+    if (op := _operation(node)) is not None and name in ("add", "mul"):  # what was kept has no node for a number
+        stays = stays and len(sources) == 2 and op.argument(2, "alpha", 1) == 1
+    nonnegative = bool(_NONNEGATIVE.fullmatch(name) or (stays and all(source.nonnegative for source in sources)))
+    gates = {source.gate for source in sources if source.depends} if _STAYS_GATE.fullmatch(name) else set()
+    gate = name if _GATES.fullmatch(name) else gates.pop() if len(gates) == 1 else ""
+    return Origin(any(source.depends for source in sources), nonnegative, gate)
+
+
+def _has_channels_second(op: Operation, norm: Operation) -> bool:
+    """Does an operation make channels where the norm that reads its result has them?"""
+    if op.function in _CONVOLUTIONS:
+        return bool(norm.tensors[0].ndim == op.argument(1, "weight").ndim)
+    return op.function is F.linear and bool(norm.tensors[0].ndim == 2)
+
+
+def _affine(norm: Operation) -> tuple[Tensor, Tensor]:
+    """Scale and shift of a batch norm in evaluation mode, by channel."""
+    names = ("running_mean", "running_var", "weight", "bias")
+    order = names if norm.function is F.batch_norm else (*names[2:], *names[:2])
+    mean, variance, weight, bias = (norm.argument(order.index(name) + 1, name) for name in names)
+    scale = (variance + norm.argument(7, "eps", 1e-5)).rsqrt()
+    scale = scale if weight is None else scale * weight
+    return scale, -mean * scale if bias is None else bias - mean * scale

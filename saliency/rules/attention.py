@@ -1,0 +1,64 @@
+"""Attention: relevance through products of two tensors that depend on the image, attention's among them."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saliency.engine.operations import Function, Operation, Row, Rule, with_exported
+from saliency.rules.activations import PASSING
+from saliency.rules.constants import enter_constants
+from saliency.rules.excitation import PRODUCTS
+
+_DIVISIONS = with_exported(torch.div, Tensor.div, Tensor.div_, torch.true_divide, Tensor.true_divide)
+_MATRIX_PRODUCTS = with_exported(
+    *(torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm, torch.einsum),
+    *(torch.baddbmm, Tensor.baddbmm, torch.addcmul, Tensor.addcmul),
+)
+_SOFTMAX = with_exported(F.softmax, torch.softmax, Tensor.softmax)
+_ATTENTION = with_exported(F.scaled_dot_product_attention)
+_ARGUMENTS = ("query", "key", "value", "attn_mask")
+
+
+def _share_product(op: Operation, gradient: Tensor, spared: Collection[str]) -> list[Tensor | None]:
+    """Share out between the factors that depend on the image; a gate gets nothing, unless its kind is ``spared``."""
+    adds = op.function.__name__.startswith(("baddbmm", "addcmul"))  # the product to the first of its tensors
+    factors = [i for i, origin in enumerate(op.standing.origins) if origin.depends and not (adds and i == 0)]
+    getting = [i for i in factors if op.standing.origins[i].gate in ("", *spared)] or factors
+    found = op.derivative(gradient, of=[*getting, 0] if adds else getting)
+    found = [dx / len(getting) if dx is not None and i in getting else dx for i, dx in enumerate(found)]
+    return enter_constants(op, gradient, found) if adds else found
+
+
+def _share_quotient(op: Operation, gradient: Tensor) -> list[Tensor | None]:
+    """All to what is divided."""
+    return op.derivative(gradient, of=[0]) if isinstance(op.args[0], Tensor) else [None]
+
+
+def _share_attention(op: Operation, gradient: Tensor, shares: Mapping[str, float]) -> list[Tensor | None]:
+    """The part ``shares`` of its own gradient to each of the arguments of attention, by name."""
+    names = [_ARGUMENTS[at] if isinstance(at, int) else at for at, _ in op.places]
+    found = op.derivative(gradient, of=[i for i, name in enumerate(names) if name in shares])
+    return [None if dx is None else dx * shares[name] for name, dx in zip(names, found, strict=True)]
+
+
+def _rows(spared: Collection[str], shares: Mapping[str, float]) -> dict[Function, Row]:
+    products = Rule(lambda op, gradient: _share_product(op, gradient, spared))
+    return {
+        **dict.fromkeys((*PRODUCTS, *_MATRIX_PRODUCTS), products),
+        **dict.fromkeys(_DIVISIONS, Rule(_share_quotient)),
+        **dict.fromkeys(_ATTENTION, Rule(lambda op, gradient: _share_attention(op, gradient, shares))),
+    }
+
+
+# Attention is a constant: through the values alone. It conserves relevance.
+# Ali et al., XAI for Transformers: Better Explanations through Conservative Propagation, ICML 2022.
+CP = {**PASSING, **_rows((), {"value": 1.0})}
+
+# Each of two factors gets half; softmax sends back its own gradient, which does not conserve relevance.
+# Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML 2024.
+ATTN_LRP = {
+    **{function: row for function, row in PASSING.items() if function not in _SOFTMAX},
+    **_rows(("softmax",), {"query": 0.25, "key": 0.25, "value": 0.5, "attn_mask": 0.5}),
+}
