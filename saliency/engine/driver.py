@@ -238,10 +238,8 @@ def _check_combination(
                 f"internal_batch_size={shown(walking.size)} is not possible without a path; expected None."
             )
         if walking.delta and not completes:
-            raise ValueError(
-                "return_convergence_delta=True is not possible without a path; expected path=line(...), or an "
-                "attribution in a context that conserves the score, without debug=True."
-            )
+            conserving = "an attribution in a context that conserves the score, without debug=True"
+            _refuse_without_path("return_convergence_delta", True, f"path=line(...), or {conserving}")
         return
     if not isinstance(path, Path):
         raise ValueError(f"path={shown(path)} is not a path; expected line(...), noise(...), between(...) or None.")
@@ -261,6 +259,10 @@ def _check_combination(
             f"gradient_to_saliency={shown(gradient_to_saliency)} is not possible on a path whose fold is an "
             "attribution; expected Attribution(sum_channels), Attribution(max_channels) or Attribution(None)."
         )
+
+
+def _refuse_without_path(argument: str, value: object, expected: str) -> NoReturn:
+    raise ValueError(f"{argument}={shown(value)} is not possible without a path; expected {expected}.")
 
 
 def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
