@@ -19,7 +19,17 @@ CENTRE = "centre"
 # Dozens or hundreds of passes for an image, or more: only if they are asked for, by name or with 'all'.
 LONG = (
     *("integrated_gradients", "internal_influence", "conductance", "gradient_shap", "smooth_gradient"),
-    *("feature_ablation", "occlusion", "score_cam", "ss_cam", "is_cam", "rise", "extremal_perturbation"),
+    *(
+        "expected_gradients",
+        "deep_lift_shap",
+        "feature_ablation",
+        "occlusion",
+        "score_cam",
+        "ss_cam",
+        "is_cam",
+        "rise",
+        "extremal_perturbation",
+    ),
 )
 # Its map of an image depends on the rest of the batch, and so on the batch size: only if it is asked for by name.
 BATCHED = ("feature_permutation",)
@@ -40,7 +50,8 @@ TORCHRAY_LAYERS: dict[str, dict[str, dict[str, str]]] = {
 SMOOTH = dict.fromkeys(
     (
         *("gradient", "gradient_x_activation", "linear_approx", "deconvnet", "guided_backprop", "guided_grad_cam"),
-        *("integrated_gradients", "gradient_shap", "smooth_gradient"),
+        *("integrated_gradients", "gradient_shap", "expected_gradients", "smooth_gradient"),
+        *("deep_lift", "deep_lift_shap"),
     ),
     0.02,
 ) | {"extremal_perturbation": 0.09}

@@ -57,6 +57,7 @@ _REDUCES = ("gradient_to_saliency",)
 _WALKS = ("gradient_to_saliency", "path")
 _READS = ("gradient_to_saliency", "get_backward_gradient")
 _SENDS = ("gradient_to_saliency", "context_builder")
+_COMPARES = (*_WALKS, "context_builder", "shared")
 
 METHODS: dict[str, Method] = {
     "gradient": Method(gradient, "Simonyan et al., Deep Inside Convolutional Networks, ICLR workshop 2014"),
@@ -107,12 +108,8 @@ METHODS: dict[str, Method] = {
     "expected_gradients": Method(
         expected_gradients, "Erion et al., Expected Gradients, Nature Machine Intelligence 2021", sets=_WALKS
     ),
-    "deep_lift": Method(
-        deep_lift, "Shrikumar et al., Learning Important Features, ICML 2017", sets=(*_WALKS, "context_builder")
-    ),
-    "deep_lift_shap": Method(
-        deep_lift_shap, "Lundberg and Lee, A Unified Approach, NeurIPS 2017", sets=(*_WALKS, "context_builder")
-    ),
+    "deep_lift": Method(deep_lift, "Shrikumar et al., Learning Important Features, ICML 2017", sets=_COMPARES),
+    "deep_lift_shap": Method(deep_lift_shap, "Lundberg and Lee, A Unified Approach, NeurIPS 2017", sets=_COMPARES),
     "smooth_gradient": Method(smooth_gradient, "Smilkov et al., SmoothGrad, 2017", sets=_WALKS),
     "feature_ablation": Method(feature_ablation, "Zeiler and Fergus, Visualizing, ECCV 2014", explain),
     "feature_permutation": Method(feature_permutation, "Breiman, Random Forests, Machine Learning 2001", explain),

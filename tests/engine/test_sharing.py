@@ -18,7 +18,7 @@ from tests.test_contract import explain, needs, skip_if_not_made_for
 
 pytestmark = NOTICES
 
-SHARING = [case for case in METHOD_CASES if METHODS[case.name].engine is saliency and "batch" not in case.lacks]
+SHARING = [case for case in METHOD_CASES if "shared" in METHODS[case.name].options and "batch" not in case.lacks]
 
 
 class CountConvolutions(TorchDispatchMode):
