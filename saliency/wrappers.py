@@ -100,6 +100,8 @@ def fused(method: Method, fuse: str = "max", gamma: float | None = 2.0) -> Metho
         smooth: float = 0,
         **options: Any,
     ) -> Any:
+        if options.get("debug"):
+            raise ValueError("debug=True is not possible for a map of several layers; expected debug=False.")
         image = make_call(model, input).image_of()
         check_map_options(resize, resize_mode, smooth, None, image)
         maps = method(model, input, target, saliency_layer, **options)
