@@ -83,7 +83,7 @@ def fused(method: Method, fuse: str = "max", gamma: float | None = 2.0) -> Metho
     RefineCAM's. Values are in [0, 1]. Jiang et al., LayerCAM, TIP 2021. Raises ``ValueError`` for another ``fuse``.
 
     >>> maps = lambda model, x, target, layers: [x, 2 - x]
-    >>> fused(maps, "mean", gamma=None)(None, torch.tensor([[[0.0, 2.0]]]), 0, ["a", "b"])
+    >>> fused(maps, "mean", gamma=None)(torch.nn.Identity(), torch.tensor([[[0.0, 2.0]]]), 0, ["a", "b"])
     tensor([[[0.5000, 0.5000]]])
     """
     _check_method(method, "fused(layer_cam)(model, input, target, ['layer3', 'layer4'])")
