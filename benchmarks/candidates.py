@@ -137,6 +137,27 @@ def our_grad_cam_of_all_targets(work: Workload) -> Run:
     return lambda: saliency.grad_cam(work.model, work.input, work.targets, work.layer)
 
 
+CAMS = ("cam", "grad_cam", "grad_cam_plus_plus", "layer_cam", "xgrad_cam", "hires_cam", "eigen_grad_cam")
+FURTHER_CAMS = ("eigen_cam", "kpca_cam", "fem", "finer_cam", "shapley_cam")
+
+
+def our(method: str) -> Library:
+    """A method of the table, at the layer."""
+    function = saliency.METHODS[method].function
+    return lambda work: lambda target: function(work.model, work.input, target, work.layer)
+
+
+def our_cams_of_one_pass(work: Workload) -> Run:
+    """Seven CAMs that share a recorded pass."""
+
+    def run() -> list[Any]:
+        shared = saliency.shared_forward(work.model, work.input, [work.layer])
+        functions = (saliency.METHODS[name].function for name in CAMS)
+        return [function(work.model, work.input, work.target, work.layer, shared=shared) for function in functions]
+
+    return run
+
+
 def our_gradient(work: Workload) -> Explain:
     return lambda target: saliency.gradient(work.model, work.input, target)
 

@@ -64,6 +64,19 @@ GRAD_CAM_COMPARISONS = [
     ),
 ]
 
+CAM_COMPARISONS = [
+    *(
+        Comparison(f"{name} / forward pass", one.forward, {OURS: once(one.our(name))}, time_goal=1.05)
+        for name in (*one.CAMS, *one.FURTHER_CAMS)
+    ),
+    Comparison(
+        f"{len(one.CAMS)} CAMs of one image from one pass / forward pass",
+        of_one_image(one.forward),
+        {OURS: of_one_image(one.our_cams_of_one_pass)},
+        time_goal=1.3,
+    ),
+]
+
 BACKWARD_COMPARISONS = [
     Comparison(
         "guided backpropagation / our gradient",
@@ -217,6 +230,7 @@ OVERHEAD_COMPARISONS = [
 
 COMPARISONS = [
     *GRAD_CAM_COMPARISONS,
+    *CAM_COMPARISONS,
     *BACKWARD_COMPARISONS,
     *PATH_COMPARISONS,
     *PERTURBATION_COMPARISONS,

@@ -41,7 +41,6 @@ from saliency.methods.cam_gradients import (
     ShapleyContext,
     finer_cam,
     get_finer_gradient,
-    gradient_to_smooth_grad_cam_plus_plus_saliency,
     shapley_cam,
     smooth_grad_cam_plus_plus,
 )
@@ -174,7 +173,6 @@ __all__ = [
     "gradient_to_layer_cam_saliency",
     "gradient_to_linear_approx_saliency",
     "gradient_to_saliency",
-    "gradient_to_smooth_grad_cam_plus_plus_saliency",
     "gradient_to_xgrad_cam_saliency",
     "gradient_x_activation",
     "guided_backprop",

@@ -10,7 +10,7 @@ from torch.nn import Module
 from typing_extensions import Unpack
 
 from saliency.engine import paths
-from saliency.engine.call import Input
+from saliency.engine.call import Input, check_inputs
 from saliency.engine.checks import check_count, check_maps_type, is_number, shown
 from saliency.engine.contexts import RuleContext
 from saliency.engine.driver import saliency
@@ -22,7 +22,7 @@ from saliency.engine.operations import Instead
 from saliency.engine.paths import Path
 from saliency.engine.record import ContextBuilder
 from saliency.engine.signatures import BackwardOptions, MapOptions, Maps, PassOptions, PathOptions, typed
-from saliency.engine.targets import Target, get_backward_gradient, target_error
+from saliency.engine.targets import Target, Targets, get_backward_gradient, target_error
 from saliency.methods.cam import grad_cam, reduced, reducing, sum_positions
 from saliency.rules.unfused import attend
 
@@ -79,7 +79,7 @@ def finer_cam(
     check_count("num_references", num_references)
     if not is_number(gamma):
         raise ValueError(f"gamma={shown(gamma)} is not a weight of the other classes; expected a number.")
-    if callable(target) or (isinstance(target, list) and any(map(callable, target))):
+    if Targets(target, len(check_inputs(input)[0])).of_functions:
         raise target_error(target, "is a function of the output, and not a class that is compared with others")
     finer = partial(get_finer_gradient, gamma=float(gamma), num_references=num_references)
     return grad_cam(model, input, target, saliency_layer, reduction, get_backward_gradient=finer, **options)
@@ -149,7 +149,7 @@ def _moments(steps: Steps) -> Tensor:
 MOMENTS = Fold(_moments)  # the means of g, g^2 and g^3: x.grad, x.grad.grad and x.grad.grad.grad
 
 
-def gradient_to_smooth_grad_cam_plus_plus_saliency(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
+def _grad_cam_plus_plus_of_means(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
     """Grad-CAM++ of mean powers of the gradient."""
     first = gradient_of(x)
     second = gradient_of(first)
@@ -182,5 +182,5 @@ def smooth_grad_cam_plus_plus(
     Options and errors: see :func:`saliency` and :func:`~saliency.engine.paths.noise`.
     """
     noise = paths.noise(n_samples, stdevs, seed, fold=MOMENTS)
-    to_map = reducing(gradient_to_smooth_grad_cam_plus_plus_saliency, reduction)
+    to_map = reducing(_grad_cam_plus_plus_of_means, reduction)
     return saliency(model, input, target, saliency_layer, gradient_to_saliency=to_map, path=noise, **options)

@@ -76,6 +76,8 @@ def refine_cam(
     Other CAMs: ``fused(method, 'product', gamma=None)``. How to Evaluate and Refine your CAM, 2026.
     Options and errors: see :func:`saliency`.
     """
+    if options.get("debug"):
+        raise ValueError("debug=True is not possible for a map of several layers; expected debug=False.")
     call = make_call(model, input, options.get("additional_forward_args"), options.get("forward_kwargs"))
     check_map_options(resize, resize_mode, smooth, layout, call.image)
     layers = _stages(call, target) if saliency_layer is None else as_list(saliency_layer)

@@ -91,6 +91,7 @@ def fused(method: Method, fuse: str = "max", gamma: float | None = 2.0) -> Metho
         smooth: float = 0,
         **options: Any,
     ) -> Any:
+        refuse_probes(options)
         image = make_call(model, input).image_of()
         check_map_options(resize, resize_mode, smooth, None, image)
         maps = method(model, input, target, saliency_layer, **options)

@@ -21,10 +21,10 @@ from saliency.evaluation.running.store import read_results
 from saliency.images import to_picture
 from saliency.scenes import CLASSES, make_scene, make_scenes, scene_network
 
-# Percentage points above the centre point. Activation shows every object, whatever the class that is asked for. The
-# noise of SS-CAM, of the paper's standard deviation 2 on masks in [0, 1], is averaged over 2 samples here; the paper
-# has 35. Feature permutation shows what differs from the other images of a batch.
-MARGINS = dict.fromkeys(METHODS, 40) | {"activation": 10, "ss_cam": 10}
+# Percentage points above the centre point. Activation, its components and its outliers show every object, whatever the
+# class that is asked for. The noise of SS-CAM, of the paper's standard deviation 2 on masks in [0, 1], is averaged over
+# 2 samples here; the paper has 35. Feature permutation shows what differs from the other images of a batch.
+MARGINS = dict.fromkeys(METHODS, 40) | dict.fromkeys(("activation", "eigen_cam", "kpca_cam", "fem", "ss_cam"), 10)
 del MARGINS["deconvnet"], MARGINS["internal_influence"], MARGINS["feature_permutation"]  # see below
 FEW = {
     **{name: ("n_steps=8",) for name in METHODS if "n_steps" in METHODS[name].options},

@@ -132,7 +132,8 @@ class Clock:
 
 def work():
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 6))
+    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), pool, torch.nn.Linear(4, 6))
     targets = torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])
     return candidates.Workload(model.eval(), torch.randn(2, 3, 8, 8), [0, 5], targets, "1", "0")
 

@@ -176,6 +176,8 @@ def of_image(target: Any, i: int) -> Any:
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "feature_permutation"])
 def test_every_image_has_its_own(method, target):
     """As one call for each image."""
+    if method == "finer_cam" and callable(target[0]):
+        pytest.skip("it compares classes")
     net, x = cnn(), rand(2, 3, 8, 9)
     options = {"rise": FEW, "extremal_perturbation": SEARCH}.get(method, {})
     function = METHODS[method].function
