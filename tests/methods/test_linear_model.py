@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saliency import METHODS
+from saliency.rules import epsilon_plus
 from tests.cases import NOTICES
 
 CLASS = 2
@@ -131,6 +132,7 @@ EXPECTED = {
     "guided_grad_cam": lambda of: largest(of.w * cam(per_channel(of.w) / 18, of)),
     "gradient_x_activation": lambda of: summed(of.w * of.x),
     "linear_approx": lambda of: summed(of.w * of.x),
+    "lrp": lambda of: summed(of.w * of.x),
     "activation": lambda of: summed(of.x),
     "excitation_backprop": lambda of: summed(won(of.w, of.x)),
     "contrastive_excitation_backprop": lambda of: summed(won(of.w, of.x) - won(-of.w, of.x)).relu(),
@@ -175,6 +177,7 @@ def options(name: str, of: Linear) -> dict[str, object]:
         "conductance": {"baselines": of.start, "method": "riemann_trapezoid"},  # from the one end to the other
         "occlusion": {"baselines": of.start, "sliding_window_shapes": 1, "strides": 1},
         "fem": {"k": 1},
+        "lrp": {"rules": epsilon_plus(epsilon=0)},
         "ss_cam": {"std": 0, "num_samples": 3},
         "is_cam": {"num_samples": 3},
         "rise": {"filter_masks": MASKS, "scores": "raw"},
