@@ -12,6 +12,7 @@ from saliency.engine.checks import describe, shown
 from saliency.engine.contexts import NullContext, RuleContext
 from saliency.engine.probe import Probe
 from saliency.engine.record import ContextBuilder, Pass, SharedForward, recording
+from saliency.engine.sending import Sought
 from saliency.engine.silence import note_shares
 from saliency.engine.site import Site, SiteError
 from saliency.engine.state import own_copy
@@ -46,7 +47,7 @@ class How:
 
 
 def send_gradients(
-    recorded: Pass, targets: Targets, tensors: Sequence[Tensor], watched: Sequence[Tensor], how: How
+    recorded: Pass, targets: Targets, tensors: Sequence[Sought], watched: Sequence[Tensor], how: How
 ) -> Iterator[list[Tensor | None]]:
     """For every target the gradients at the tensors; those that are ``watched`` are given theirs in place."""
     get = how.get_backward_gradient

@@ -14,6 +14,7 @@ from saliency.engine.operations import Function, Gradients, Operation, Pre, Row,
 
 Args: TypeAlias = Sequence[object]
 Kwargs: TypeAlias = Mapping[str, object]
+Sought: TypeAlias = Tensor | GradientEdge  # where a gradient is asked for
 _T = TypeVar("_T")
 
 
@@ -189,7 +190,7 @@ def is_recorded(values: Sequence[object]) -> bool:
 
 def differentiate(
     roots: Sequence[tuple[Tensor | GradientEdge, Tensor]],
-    tensors: Sequence[Tensor] | Sequence[GradientEdge],
+    tensors: Sequence[Sought],
     retain: bool,
 ) -> list[Tensor | None]:
     """The gradients at the tensors of several roots together, each with the gradient that is sent into it.
@@ -201,4 +202,5 @@ def differentiate(
     """
     outputs, gradients = zip(*roots, strict=True)
     with interruptible(), torch._C.DisableTorchFunction():  # each rule has been chosen
-        return list(torch.autograd.grad(outputs, tensors, gradients, retain_graph=retain, allow_unused=True))
+        found = torch.autograd.grad(outputs, tensors, gradients, retain_graph=retain, allow_unused=True)  # type: ignore[arg-type]
+        return list(found)
