@@ -24,6 +24,14 @@ from saliency.engine.search import find_layer
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
 from saliency.methods import METHODS, Method
 from saliency.methods.ablation import feature_ablation, feature_permutation, occlusion
+from saliency.methods.attended import AttentionMaps, attention_maps, outlier_tokens
+from saliency.methods.attention import (
+    attention_rollout,
+    gradient_attention,
+    raw_attention,
+    transformer_attribution,
+)
+from saliency.methods.attention_gradients import grad_eclip, legrad
 from saliency.methods.cam import (
     grad_cam,
     grad_cam_plus_plus,
@@ -89,6 +97,7 @@ __all__ = [
     "FADE_PERTURBATION",
     "METHODS",
     "PRESERVE_VARIANT",
+    "AttentionMaps",
     "Attribution",
     "ContrastiveExcitationBackpropContext",
     "DeConvNetContext",
@@ -110,6 +119,8 @@ __all__ = [
     "ablation_cam",
     "activation",
     "attach_debug_probes",
+    "attention_maps",
+    "attention_rollout",
     "between",
     "conductance",
     "contrastive_excitation_backprop",
@@ -126,7 +137,9 @@ __all__ = [
     "get_pointing_gradient",
     "grad_cam",
     "grad_cam_plus_plus",
+    "grad_eclip",
     "gradient",
+    "gradient_attention",
     "gradient_shap",
     "gradient_to_contrastive_excitation_backprop_saliency",
     "gradient_to_excitation_backprop_saliency",
@@ -147,12 +160,15 @@ __all__ = [
     "internal_influence",
     "is_cam",
     "layer_cam",
+    "legrad",
     "line",
     "linear_approx",
     "max_channels",
     "noise",
     "occlusion",
+    "outlier_tokens",
     "random_masks",
+    "raw_attention",
     "recipro_cam",
     "resize_saliency",
     "rise",
@@ -165,5 +181,6 @@ __all__ = [
     "smooth_gradient",
     "ss_cam",
     "sum_channels",
+    "transformer_attribution",
     "xgrad_cam",
 ]

@@ -70,7 +70,7 @@ def note_one_position(call: Call, site: Site, targets: Targets, x: Tensor) -> No
 
 
 def note_map(call: Call, site: Site, targets: Targets, maps: Sequence[Tensor], elsewhere: bool = True) -> None:
-    """Note that the maps of a layer are zero everywhere, or are not finite. ``elsewhere``: another layer may do better."""
+    """Note that the maps of a layer are zero everywhere, or not finite, and what other layer to use, ``elsewhere``."""
     filled = [x for x in maps if x.is_floating_point() and x.numel()]
     ranges = [side.to(filled[0].device, non_blocking=True) for x in filled for side in torch.aminmax(x)]
     if ranges:

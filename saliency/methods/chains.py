@@ -49,24 +49,36 @@ def check_whole(call: Call, attention: Attention) -> None:
 def residuals(call: Call, streams: Streams, numbers: Sequence[int], attentions: Sequence[Attention]) -> list[bool]:
     """Of each attention of a chain, whether its queries are among its keys. Raises ``ValueError`` for what is none.
 
-    Behind those among all tokens, class tokens may join in front of them (class attention), or a query that is no token
-    may read them out (attention pooling).
+    Behind those among all tokens, class tokens may join in front of them, for good or for class attention alone, or a
+    query that is no token may read them out (attention pooling).
     """
     found: list[bool] = []
-    tokens = next((of.keys for of in attentions if of.queries == of.keys), None)
+    square = [of for of in attentions if of.queries == of.keys]
+    tokens = square[0].keys if square else None
     for number, attention in zip(numbers, attentions, strict=True):
+        if streams.is_cross(number):
+            raise refused(call, attention, "has cross attention")
+    for attention in attentions:
         check_whole(call, attention)
         queries, keys = attention.queries, attention.keys
         learnt = not streams.looks_at_image(attention.reads[0])
-        if streams.is_cross(number):
-            raise refused(call, attention, "has cross attention")
-        if queries == keys == tokens or (tokens is not None and keys == tokens + queries):
+        if queries == keys == tokens:
+            found.append(True)
+        elif queries == keys and _in_front(square[0]) == _in_front(attention) - keys + square[0].keys:
+            found.append(True)
+            tokens = keys
+        elif tokens is not None and keys == tokens + queries:
             found.append(True)
         elif (keys == tokens and learnt) or len(attentions) == 1:
             found.append(False)
         else:
             raise refused(call, attention, f"has {queries} queries of {keys} tokens, where there were {tokens},")
     return found
+
+
+def _in_front(attention: Attention) -> int:
+    """How many of its keys stand in front of those of the image, as far as the pass has shown."""
+    return next((grid.start for grid in reversed(attention.seen) if grid.tokens == attention.keys), 0)
 
 
 def follow(steps: Sequence[Step], read: Tensor, transition: Transition) -> Tensor:

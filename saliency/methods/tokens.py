@@ -163,6 +163,14 @@ def _one_layer(call: Call, layer: Layers) -> Module:
     return call.model if layer is None or layer == "" else resolve_layer(call.model, layer)  # type: ignore[arg-type]
 
 
+def no_attention(call: Call) -> ValueError:
+    """The error of a network that does not attend."""
+    return ValueError(
+        f"model={type(call.model).__name__} has no attention; expected a transformer that attends by a softmax over "
+        "tokens: F.scaled_dot_product_attention, nn.MultiheadAttention, or softmax and matrix products."
+    )
+
+
 class _Observing(NamedTuple):
     """What is asked of a pass."""
 
@@ -195,10 +203,7 @@ def _explain(asked: _Observing, relevance: Relevance, finish: Finish, again: boo
 def _observe(asked: _Observing, how: How, recorded: Pass, found: Sequence[Attention]) -> Observed:
     call = asked.call
     if not found:
-        raise ValueError(
-            f"model={type(call.model).__name__} has no attention; expected a transformer that attends by a softmax "
-            "over tokens: F.scaled_dot_product_attention, nn.MultiheadAttention, or softmax and matrix products."
-        )
+        raise no_attention(call)
     image = recorded.tensors[0][sum(x.is_floating_point() for x in call.inputs[: call.image_at])]
     streams = Streams(found, [node for node in [node_of(image)] if node is not None])
     scores = [node for scores, _ in asked.targets.select(recorded.output) if (node := node_of(scores)) is not None]
