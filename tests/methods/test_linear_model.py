@@ -14,7 +14,9 @@ from saliency import METHODS
 from tests.cases import NOTICES
 
 CLASS = 2
-WITHOUT = {"extremal_perturbation": "the result of a search, over masks that are smooth"}
+WITHOUT = {"extremal_perturbation": "the result of a search, over masks that are smooth"} | {
+    name: "for networks that have attention" for name, method in METHODS.items() if method.needs_attention
+}
 KERNEL = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=torch.float64) / 16
 MASKS = torch.rand(5, 1, 6, 3, generator=torch.Generator().manual_seed(2)).double()
 
