@@ -15,7 +15,6 @@ from saliency.engine.attention import (
     Attention,
     FusedAttention,
     SpelledAttention,
-    Where,
     by_head,
     edge_of,
 )
@@ -96,7 +95,8 @@ class Attending(OwnMode):
         self._images = images
         self._copies = copies
         self._followed: dict[int, _Followed] = {}
-        self._around: list[tuple[str, Module, int]] = []  # the modules that run now, and what was found before
+        # The modules that run now, with their names, and how many were found before.
+        self._around: list[tuple[str, Module | None, int]] = [("", None, 0)]
 
     def __torch_function__(
         self, func: Function, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -171,7 +171,8 @@ class Attending(OwnMode):
                 scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
                 causal=bool(given.get("is_causal", False)),
                 seen=self.watch.of(query),
-                where=self._where(),
+                layer=self._around[-1][0],
+                module=self._around[-1][1],
             )
         )
 
@@ -195,7 +196,8 @@ class Attending(OwnMode):
                 matrix=own,
                 order=matrix.order,
                 seen=self.watch.of(weights),
-                where=self._where(),
+                layer=self._around[-1][0],
+                module=self._around[-1][1],
             )
         )
 
@@ -205,10 +207,6 @@ class Attending(OwnMode):
 
     def _add(self, attention: Attention) -> None:
         self.found.append(attention)
-
-    def _where(self) -> Where:
-        names, modules, _ = zip(*self._around, strict=True) if self._around else ((), (), ())
-        return Where(modules, names)
 
     @contextmanager
     def around(self, model: Module) -> Iterator[None]:

@@ -6,7 +6,7 @@ at what the kernel returned.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -21,25 +21,14 @@ from saliency.engine.watching import Grid
 _AT_ONCE = 2**18  # weights that are computed together where there are several heads: what a cache holds
 
 
-class Where:
-    """Where in the model an attention is: the modules around it, outermost first, and the names of those."""
-
-    def __init__(self, modules: Sequence[Module], names: Sequence[str]) -> None:
-        self.modules, self.names = tuple(modules), tuple(names)
-
-    @property
-    def name(self) -> str:
-        """The innermost module's name."""
-        return self.names[-1] if self.names else ""
-
-
 @dataclass(eq=False, kw_only=True)
 class Attention:
     """One attention of a forward pass: of (N, heads, queries, keys).
 
     ``edge`` is where the gradient is taken that :meth:`derivative` needs, ``output`` the result's; ``reads`` are the
     nodes of the graph that made the queries and the keys, ``values`` the values. ``seen`` are the grids that the pass
-    had shown so far. ``query``, ``key`` and ``value`` are (N, heads, tokens, channels), where they are known.
+    had shown so far, ``module`` is the innermost around it, and ``layer`` its name. ``query``, ``key`` and ``value``
+    are (N, heads, tokens, channels), where they are known.
     """
 
     shape: tuple[int, int, int, int]
@@ -52,7 +41,8 @@ class Attention:
     key: Tensor | None
     value: Tensor | None
     seen: list[Grid]
-    where: Where
+    layer: str
+    module: Module | None
     block: "Block | None" = field(default=None)
     versions: list[tuple[Tensor, int]] = field(init=False)
 

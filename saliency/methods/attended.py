@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import overload
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -28,7 +29,7 @@ class AttentionMaps(Sequence[Tensor]):
 
     def __init__(self, attentions: Sequence[Attention]) -> None:
         self._attentions = attentions
-        self.names = [attention.where.name for attention in attentions]
+        self.names = [attention.layer for attention in attentions]
 
     def __len__(self) -> int:
         return len(self._attentions)
@@ -119,7 +120,9 @@ def outlier_tokens(
             f"{(len(norms), 'K', *norms.shape[2:])}, as without resize."
         )
     flat = norms.flatten(2)
-    outlying = (flat > flat.mean(2, keepdim=True) + deviations * flat.std(2, keepdim=True, correction=0)).to(flat)
+    rounding = 16 * torch.finfo(flat.dtype).eps * flat.amax(2, keepdim=True)  # equal norms have no outliers
+    limit = flat.mean(2, keepdim=True) + deviations * flat.std(2, keepdim=True, correction=0) + rounding
+    outlying = (flat > limit).to(flat)
     mass = saliency_map.to(flat).flatten(2).abs()
     share = safe_divide((mass * outlying).sum(2), mass.sum(2))
     return share / outlying.mean(2)

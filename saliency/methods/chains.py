@@ -28,7 +28,7 @@ class Step(NamedTuple):
 def refused(call: Call, attention: Attention, what: str) -> ValueError:
     """The error of a network whose attentions are no chain."""
     return ValueError(
-        f"model={type(call.model).__name__} {what} in layer {attention.where.name!r}, through which relevance is not "
+        f"model={type(call.model).__name__} {what} in layer {attention.layer!r}, through which relevance is not "
         "followed; expected attention among all tokens of an image, which are the same in every layer, as in ViT."
     )
 

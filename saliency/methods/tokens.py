@@ -27,7 +27,7 @@ from saliency.engine.sending import keeping_copies
 from saliency.engine.signatures import CallOptions, FinishOptions, Maps
 from saliency.engine.silence import note_map
 from saliency.engine.site import Site, make_site
-from saliency.engine.state import evaluating
+from saliency.engine.state import evaluating, modules_of
 from saliency.engine.streams import Streams
 from saliency.engine.targets import Target, Targets
 from saliency.methods.chains import check_whole, residuals
@@ -160,7 +160,8 @@ def _one_layer(call: Call, layer: Layers) -> Module:
             f"saliency_layer={shown(layer)} is several layers; expected one, in which the attentions begin that are "
             "followed (start_layer counts them)."
         )
-    return call.model if layer is None or layer == "" else resolve_layer(call.model, layer)  # type: ignore[arg-type]
+    whole = layer is None or (isinstance(layer, str) and not layer)
+    return call.model if whole else resolve_layer(call.model, layer)  # type: ignore[arg-type]
 
 
 def no_attention(call: Call) -> ValueError:
@@ -192,8 +193,8 @@ def _explain(asked: _Observing, relevance: Relevance, finish: Finish, again: boo
         recorded = stack.enter_context(record(call, [site], NullContext, attending=attending))
         observed = _observe(asked, how, recorded, attending.found)
         first = observed.chain[0]
-        name, module = first.where.name or type(call.model).__name__, first.where.modules[-1]
-        at_tokens = Site(name, module, "output", 1, seen=first.seen)
+        name = first.layer or type(call.model).__name__
+        at_tokens = Site(name, first.module or call.model, "output", 1, seen=first.seen)
         made = relevance(observed)
         whole = finish.layout == "layer"
         maps = [finish.maps(at_tokens, [x if whole else x[..., None]])[0] for x in made]
@@ -216,9 +217,10 @@ def _observe(asked: _Observing, how: How, recorded: Pass, found: Sequence[Attent
         )
     for attention in attentions:
         attention.check_unchanged()
-    chosen = [at for at, of in enumerate(attentions) if asked.module is call.model or asked.module in of.where.modules]
+    inside = modules_of(asked.module)
+    chosen = [at for at, of in enumerate(attentions) if of.module in inside]
     if not chosen:
-        names = ", ".join(dict.fromkeys(of.where.name for of in attentions))
+        names = ", ".join(dict.fromkeys(of.layer for of in attentions))
         raise ValueError(f"saliency_layer={shown(asked.layer)} holds no attention; expected one of {names}.")
     if asked.start is None:
         chosen = chosen[-1:]
