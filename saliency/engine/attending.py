@@ -106,15 +106,21 @@ class Attending(OwnMode):
             with seen_by(self):
                 return opened(func)(*args, **kwargs)
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and not result.is_nested:
+        if isinstance(result, Tensor):
             with torch._C.DisableTorchFunction():  # shapes are asked for, which is no operation of the model
-                if func in _FUSED:
-                    self._add_fused(result, {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs})
-                elif func in _PRODUCTS:
-                    self._multiply(func, result, args, kwargs)
-                elif self._followed or func in _SOFTMAX:
-                    self._follow(func, result, args, kwargs)
+                if not result.is_nested:
+                    self._note(func, result, args, kwargs)
         return result
+
+    def _note(self, function: Function, result: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if function in _FUSED:
+            self._add_fused(result, {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs})
+        elif function in _PRODUCTS:
+            self._multiply(function, result, args, kwargs)
+        elif self._followed or function in _SOFTMAX:
+            self._follow(function, result, args, kwargs)
+        if self.found and result.ndim == 3:
+            self.found[-1].note_tokens(result)
 
     def _follow(self, function: Function, result: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Keep track of a matrix through what is no product."""
@@ -219,16 +225,21 @@ class Attending(OwnMode):
             name, _, before = self._around.pop()
             if len(self.found) == before + 1:
                 with torch._C.DisableTorchFunction():
-                    self.found[before].note_block(module, name, output)
+                    self.found[before].note_block(module, name, output, self._copies)
 
         with ExitStack() as stack:
             for name, module in model.named_modules():
-                if isinstance(module, ScriptModule):  # takes no hook, and shows nothing
+                if isinstance(module, ScriptModule) or _is_elementary(module):
                     continue
                 begin = partial(_ignoring, partial(enter, name, module))
                 stack.callback(add_hook(module.register_forward_pre_hook, begin).remove)
                 stack.callback(add_hook(module.register_forward_hook, leave).remove)
             yield
+
+
+def _is_elementary(module: Module) -> bool:
+    """Does no attention happen in a layer? Those of PyTorch without parts do not attend, and there are many."""
+    return not module._modules and type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _ignoring(function: Callable[[], None], *args: object) -> None:

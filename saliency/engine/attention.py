@@ -8,6 +8,7 @@ at what the kernel returned.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class Attention:
     ``edge`` is where the gradient is taken that :meth:`derivative` needs, ``output`` the result's; ``reads`` are the
     nodes of the graph that made the queries and the keys, ``values`` the values. ``seen`` are the grids that the pass
     had shown so far, ``module`` is the innermost around it, and ``layer`` its name. ``query``, ``key`` and ``value``
-    are (N, heads, tokens, channels), where they are known.
+    are (N, heads, tokens, channels), where they are known. ``behind`` is where the gradient is taken at the last tensor
+    (N, queries, ...) that was made behind it.
     """
 
     shape: tuple[int, int, int, int]
@@ -43,7 +45,8 @@ class Attention:
     seen: list[Grid]
     layer: str
     module: Module | None
-    block: "Block | None" = field(default=None)
+    block: "Block | None" = None
+    behind: GradientEdge | None = None
     versions: list[tuple[Tensor, int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,7 +55,7 @@ class Attention:
     def check_unchanged(self) -> None:
         """Raise ``RuntimeError`` where the model has overwritten something since, as autograd does."""
         if any(version_of(x) != version for x, version in self.versions):
-            raise RuntimeError("what an attention needs has been modified by an inplace operation")
+            raise overwritten()
 
     @property
     def device(self) -> torch.device:
@@ -83,26 +86,43 @@ class Attention:
         """The score's derivative by those weights, of its ``gradient`` at the :attr:`edge`."""
         raise NotImplementedError
 
-    def note_block(self, module: Module, name: str, output: object) -> None:
+    def note_tokens(self, x: Tensor) -> None:
+        """Note a tensor that was made behind it, if it may be of its queries; later ones come later."""
+        images, _, queries, _ = self.shape
+        if x.ndim == 3 and x.requires_grad and x.shape[:2] == (images, queries) != (queries, images):
+            self.behind = get_gradient_edge(x)
+
+    def note_block(self, module: Module, name: str, output: object, copies: bool) -> None:
         """Note what a module around it returned, if that is its tokens; larger modules come later."""
         images, _, queries, _ = self.shape
         x = next((x for x in tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()), None)
         if x is not None and x.requires_grad and x.ndim == 3 and x.shape[:2] in ((images, queries), (queries, images)):
-            self.block = Block(module=module, name=name, tokens=x.detach().clone(), edge=get_gradient_edge(x))
+            kept = x.detach().clone() if copies else x.detach()
+            self.block = Block(module, name, kept, get_gradient_edge(x), version_of(kept))
 
     def by_query(self, gradient: Tensor) -> Tensor:
         """A gradient at the :attr:`edge` as (N, heads, queries, ...)."""
         return by_head(gradient, self.shape[0])
 
 
-@dataclass(eq=False, kw_only=True)
-class Block:
+class Block(NamedTuple):
     """The largest module around an attention that holds no other: what it returned, and where a gradient goes in."""
 
     module: Module
     name: str
     tokens: Tensor
     edge: GradientEdge
+    version: int
+
+    def check_unchanged(self) -> None:
+        """Raise ``RuntimeError`` where the model has overwritten the tokens since, as autograd does."""
+        if version_of(self.tokens) != self.version:
+            raise overwritten()
+
+
+def overwritten() -> RuntimeError:
+    """What autograd says of it: then the model is run again, and all that is kept is copied."""
+    return RuntimeError("what an attention needs has been modified by an inplace operation")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -117,7 +137,8 @@ class FusedAttention(Attention):
     causal: bool
 
     def weights(self, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
-        logits = _precise(self.query[:, heads][:, :, rows]) @ _precise(self._shared(self.key, heads)).mT * self.scale
+        query = _precise(self.query[:, heads][:, :, rows]) * self.scale
+        logits = query @ _precise(self._shared(self.key, heads)).mT
         kept = None if self.mask is None else self.mask.expand(self.shape)[:, heads][:, :, rows]
         if self.causal:
             ones = torch.ones(self.shape[2:], dtype=torch.bool, device=logits.device)

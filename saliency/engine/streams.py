@@ -16,8 +16,9 @@ class Streams:
 
     def __init__(self, found: Sequence[Attention], given: Iterable[Node]) -> None:
         self.image = len(found)
-        self._known = dict.fromkeys(given, 1 << self.image)
-        self._known |= {of.output.node: 1 << at for at, of in enumerate(found) if of.output is not None}
+        self._begins = dict.fromkeys(given, 1 << self.image)
+        self._begins |= {of.output.node: 1 << at for at, of in enumerate(found) if of.output is not None}
+        self._known = dict(self._begins)
         self.reads = [self._leading_to(of.reads) for of in found]
         self.values = [self._leading_to([of.values]) for of in found]
 
@@ -60,6 +61,18 @@ class Streams:
                 found.add(at)
                 stack.extend(() if at == self.image else self.reads[at] | self.values[at])
         return found if images else found - {self.image}
+
+    def is_all_behind(self, scores: Iterable[Node], node: Node) -> bool:
+        """Is a node on every way from what was attended to, and from the image, to the scores?"""
+        seen, stack = {node}, list(scores)
+        while stack:
+            at = stack.pop()
+            if at in self._begins:
+                return False
+            if at not in seen:
+                seen.add(at)
+                stack.extend(sources(at))
+        return True
 
     def looks_at_image(self, node: Node | None) -> bool:
         """Is something made of the image? What is learnt is not."""

@@ -18,10 +18,11 @@ from saliency.methods.chains import Rows, Step, follow, parts
 from saliency.methods.cross_attention import follow_queries
 from saliency.methods.tokens import AttentionOptions, Observed, explain_tokens
 
-_FUSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mean": torch.add,
-    "max": torch.maximum,
-    "min": torch.minimum,
+# How heads become one: those in an axis, and two such.
+_FUSIONS: dict[str, tuple[Callable[[Tensor, int], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "mean": (torch.sum, torch.add),
+    "max": (torch.amax, torch.maximum),
+    "min": (torch.amin, torch.minimum),
 }
 
 
@@ -32,9 +33,9 @@ def _check_fusion(head_fusion: object) -> None:
 
 def _fused(step: Step, head_fusion: str, rows: Rows = slice(None)) -> Tensor:
     """The heads' attention as one, (N, rows, keys)."""
-    fuse, heads = _FUSIONS[head_fusion], step.attention.heads()
-    every = (head for part in heads for head in step.attention.weights(part, rows).unbind(1))
-    return reduce(fuse, every) / (step.attention.shape[1] if head_fusion == "mean" else 1)
+    fuse, join = _FUSIONS[head_fusion]
+    fused = reduce(join, (fuse(step.attention.weights(part, rows), 1) for part in step.attention.heads()))
+    return fused / step.attention.shape[1] if head_fusion == "mean" else fused
 
 
 @typed

@@ -65,6 +65,7 @@ def _block_of(attention: Attention, observed: Observed) -> Block:
         raise refused(
             observed.call, attention, "has no layer of one attention that returns tokens (N, tokens, channels)"
         )
+    attention.block.check_unchanged()
     return attention.block
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 from torch.nn import Module
 
 from saliency.engine.attending import Attending
@@ -52,6 +52,7 @@ class Observed(NamedTuple):
     recorded: Pass
     how: How
     streams: Streams
+    scores: list[Node]
     numbers: list[int]  # of all that the score is made of
     attentions: list[Attention]  # those
     chosen: list[int]  # which of them are explained
@@ -88,20 +89,23 @@ class Observed(NamedTuple):
         """
         own, last = self.chain[-1], self.attentions[-1]
         of = last if last.queries == own.queries else own
-        asked = [*edges, of.edge]
+        # Behind the attention tokens go their own ways: at the last of those the gradient takes no time.
+        tokens = of.behind is not None and self.streams.is_all_behind(self.scores, of.behind.node)
+        asked = [*edges, of.behind if tokens else of.edge]
         known = [at for at, edge in enumerate(asked) if edge is not None]
         for found in send_gradients(self.recorded, self.targets, [edge for edge in asked if edge], [], self.how):
             gradients: list[Tensor | None] = [None] * len(asked)
             for at, gradient in zip(known, found, strict=True):
                 gradients[at] = gradient
-            yield gradients[:-1], _read(of, gradients[-1])
+            yield gradients[:-1], _read(of, gradients[-1], tokens)
 
 
-def _read(attention: Attention, gradient: Tensor | None) -> Tensor:
+def _read(attention: Attention, gradient: Tensor | None, tokens: bool) -> Tensor:
     images, _, queries, _ = attention.shape
     if gradient is None:  # the attention is not made of the image, as among object queries before they have seen it
         return torch.full((images, queries), 1 / queries, device=attention.device)
-    reads = attention.by_query(gradient).ne(0).flatten(3).any(3).any(1)
+    by_query = gradient[:, None] if tokens else attention.by_query(gradient)
+    reads = by_query.ne(0).flatten(3).any(3).any(1)
     shares = reads.to(torch.promote_types(gradient.dtype, torch.float32))
     return shares / shares.sum(1, keepdim=True).clamp(min=1)
 
@@ -230,4 +234,4 @@ def _observe(asked: _Observing, how: How, recorded: Pass, found: Sequence[Attent
         if asked.start >= len(chosen):
             raise ValueError(f"start_layer={asked.start} is none of the attentions; expected 0 to {len(chosen) - 1}.")
         chosen = chosen[asked.start :]
-    return Observed(call, asked.targets, recorded, how, streams, numbers, attentions, chosen, asked.layout)
+    return Observed(call, asked.targets, recorded, how, streams, scores, numbers, attentions, chosen, asked.layout)
