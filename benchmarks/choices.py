@@ -24,6 +24,8 @@ LONG = (
 )
 # Its map of an image depends on the rest of the batch, and so on the batch size: only if it is asked for by name.
 BATCHED = ("feature_permutation",)
+# For networks that have attention: only if they are asked for, by name or with 'attention'.
+ATTENTION = tuple(name for name, method in METHODS.items() if method.needs_attention)
 TORCHRAY = (
     *("gradient", "deconvnet", "guided_backprop", "grad_cam", "linear_approx"),
     *("excitation_backprop", "contrastive_excitation_backprop"),
@@ -56,15 +58,17 @@ SCENES_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def choose_names(asked: Sequence[str] | None) -> list[str]:
-    """The names of the methods; ``'all'``, ``'torchray'``, ``'baselines'`` and each of these are understood.
+    """The names of the methods; ``'all'``, ``'torchray'``, ``'attention'``, ``'baselines'`` and each of these are known.
 
-    None is the centre and all that are quick. Left out of it, and of all, is :data:`BATCHED`.
+    None is the centre and all that are quick. Left out of that and of ``'all'`` are :data:`BATCHED` and
+    :data:`ATTENTION`.
 
     >>> choose_names(["centre", "grad_cam", "torchray"])[:3]
     ['centre', 'grad_cam', 'gradient']
     """
     names: list[str] = []
-    groups = {"torchray": TORCHRAY, "all": [method for method in METHODS if method not in BATCHED]}
+    every = [method for method in METHODS if method not in (*BATCHED, *ATTENTION)]
+    groups = {"torchray": TORCHRAY, "attention": ATTENTION, "all": every}
     groups |= {"baselines": list(BASELINES), **{name: [name] for name in BASELINES}}
     for name in asked or [CENTRE, *(method for method in groups["all"] if method not in LONG)]:
         names += groups[name] if name in groups else choose_methods([name])
@@ -124,13 +128,13 @@ def _own_options(name: str, cam_layer: str | None) -> dict[str, Any]:
     options: dict[str, Any] = {"smooth": SMOOTH[name]} if name in SMOOTH else {}
     if is_path_method(name):
         options["internal_batch_size"] = POINTS_AT_ONCE
-    elif "shared" in METHODS[name].options:
+    elif "shared" in METHODS[name].options and name not in ATTENTION:  # they ask for a pass from the input on
         options["shared"] = True
     # An activation has no gradient to choose.
     if "get_backward_gradient" in METHODS[name].options and name != "activation":
         options["get_backward_gradient"] = get_pointing_gradient
     layer = signature(METHODS[name].function).parameters.get("saliency_layer")
-    if cam_layer is not None and layer is not None and layer.default is None:
+    if cam_layer is not None and layer is not None and layer.default is None and name not in ATTENTION:
         options["saliency_layer"] = cam_layer
     return options
 

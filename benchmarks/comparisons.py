@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from benchmarks import candidates as one
 from benchmarks import many_passes as many
+from benchmarks import transformers as vits
 from benchmarks.candidates import GRAD_CAM_PEERS, GUIDED_PEERS, OURS, Candidate, of_one_image, once, one_after_the_other
 
 
@@ -190,6 +191,36 @@ PERTURBATION_COMPARISONS = [
     ),
 ]
 
+ATTENTION_COMPARISONS = [
+    Comparison(
+        "attention rollout of a ViT / forward pass",
+        vits.with_vit(one.forward),
+        {OURS: vits.with_vit(vits.our_rollout)},
+        time_goal=1.10,
+    ),
+    Comparison(
+        f"transformer attribution of {vits.CLASSES} classes of a ViT / as many gradients",
+        vits.with_vit(vits.gradients_one_after_the_other),
+        {OURS: vits.with_vit(vits.our_transformer_attribution_of_all_targets)},
+        time_goal=1.2,
+    ),
+    Comparison(
+        f"transformer attribution of {vits.CLASSES} classes of a ViT / as many gradients from one forward pass",
+        vits.with_vit(vits.gradients_of_one_forward_pass),
+        {OURS: vits.with_vit(vits.our_transformer_attribution_of_all_targets)},
+        time_goal=1.2,
+    ),
+    *(
+        Comparison(
+            f"transformer attribution of one image, {(side // vits.PATCH) ** 2 + 1} tokens / attention spelled out",
+            vits.with_vit(vits.spelled_out, vits.TINY, side),
+            {OURS: vits.with_vit(vits.our_transformer_attribution, vits.TINY, side)},
+            memory_goal=0.25,
+        )
+        for side in (512, 768)
+    ),
+]
+
 SIDE = 32  # of an image on which a network computes so little that all that surrounds it shows, as on a GPU
 
 
@@ -234,5 +265,6 @@ COMPARISONS = [
     *BACKWARD_COMPARISONS,
     *PATH_COMPARISONS,
     *PERTURBATION_COMPARISONS,
+    *ATTENTION_COMPARISONS,
     *OVERHEAD_COMPARISONS,
 ]

@@ -25,6 +25,14 @@ from saliency.engine.search import find_layer, layer_candidates
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
 from saliency.methods import METHODS, Method
 from saliency.methods.ablation import feature_ablation, feature_permutation, occlusion
+from saliency.methods.attended import AttentionMaps, attention_maps, outlier_tokens
+from saliency.methods.attention import (
+    attention_rollout,
+    gradient_attention,
+    raw_attention,
+    transformer_attribution,
+)
+from saliency.methods.attention_gradients import grad_eclip, legrad
 from saliency.methods.cam import (
     grad_cam,
     grad_cam_plus_plus,
@@ -105,6 +113,7 @@ __all__ = [
     "FADE_PERTURBATION",
     "METHODS",
     "PRESERVE_VARIANT",
+    "AttentionMaps",
     "Attribution",
     "Completeness",
     "ContrastiveExcitationBackpropContext",
@@ -132,6 +141,8 @@ __all__ = [
     "ablation_cam",
     "activation",
     "attach_debug_probes",
+    "attention_maps",
+    "attention_rollout",
     "augmented",
     "between",
     "cam",
@@ -162,7 +173,9 @@ __all__ = [
     "get_pointing_gradient",
     "grad_cam",
     "grad_cam_plus_plus",
+    "grad_eclip",
     "gradient",
+    "gradient_attention",
     "gradient_shap",
     "gradient_to_contrastive_excitation_backprop_saliency",
     "gradient_to_excitation_backprop_saliency",
@@ -185,6 +198,7 @@ __all__ = [
     "kpca_cam",
     "layer_cam",
     "layer_candidates",
+    "legrad",
     "line",
     "linear_approx",
     "low_pass",
@@ -193,8 +207,10 @@ __all__ = [
     "noise",
     "normalised",
     "occlusion",
+    "outlier_tokens",
     "positive_sum",
     "random_masks",
+    "raw_attention",
     "recipro_cam",
     "refine_cam",
     "resize_saliency",
@@ -210,5 +226,6 @@ __all__ = [
     "smooth_gradient",
     "ss_cam",
     "sum_channels",
+    "transformer_attribution",
     "xgrad_cam",
 ]

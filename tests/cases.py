@@ -44,6 +44,7 @@ KINDS = {
     "layer path": "integrated_gradients",  # gradients on a path of the layer's own
     "differences": "deep_lift",  # another backward pass, of differences to an earlier pass
     "scores": "feature_ablation",  # scores of changed inputs, or of a layer's changed activations
+    "attention": "transformer_attribution",  # attentions of a pass, of networks that have any
     "masks": "rise",  # scores of masked inputs
     "search": "extremal_perturbation",  # changes of the input that are optimised
 }
@@ -132,9 +133,18 @@ METHOD_CASES = (
     MethodCase("is_cam", "scores", {"num_samples": 2}, layer=None, lacks=("probes", "batch")),
     MethodCase("ablation_cam", "scores", layer=None, lacks=("probes", "batch")),
     MethodCase("recipro_cam", "scores", layer=None, signed=True, lacks=("probes", "batch")),
+    MethodCase("raw_attention", "attention", uses_target=False, lacks=("layers", "probes")),
+    MethodCase("attention_rollout", "attention", uses_target=False, lacks=("layers", "probes")),
+    MethodCase("gradient_attention", "attention", signed=True, lacks=("layers", "probes")),
+    MethodCase("transformer_attribution", "attention", lacks=("layers", "probes")),
+    MethodCase("legrad", "attention", lacks=("layers", "probes", "batch")),
+    MethodCase("grad_eclip", "attention", lacks=("layers", "probes")),
     MethodCase("rise", "masks", _FEW_MASKS, at_input=True, signed=True, lacks=("layer", "layers", "probes", "batch")),
     MethodCase("extremal_perturbation", "search", _FEW_STEPS, lacks=("layers", "batch")),
 )
+# Methods that explain any network, and those that need one with attention; their contract: test_attention_contract.py
+GENERAL = tuple(case for case in METHOD_CASES if case.kind != "attention")
+ATTENTION = tuple(case for case in METHOD_CASES if case.kind == "attention")
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -448,7 +458,7 @@ MODEL_CASES = (
 
 
 def crossed(
-    name: str, values: Iterable[Any], few: Iterable[Any], methods: Iterable[MethodCase] = METHOD_CASES
+    name: str, values: Iterable[Any], few: Iterable[Any], methods: Iterable[MethodCase] = GENERAL
 ) -> pytest.MarkDecorator:
     """Parametrise by ``method`` and another argument: one method of each kind takes all values, the others a few."""
     values, few = list(values), list(few)

@@ -18,16 +18,16 @@ from torch.overrides import _get_current_function_mode_stack
 import saliency
 from saliency.engine.maps import imsmooth
 from tests import cases
-from tests.cases import KINDS, METHOD_CASES, MethodCase, ModelCase, crossed, on_models
+from tests.cases import GENERAL, KINDS, METHOD_CASES, MethodCase, ModelCase, crossed, on_models
 
 pytestmark = cases.NOTICES
 
-METHODS = [pytest.param(case, id=case.name) for case in METHOD_CASES]
-TARGETED = [pytest.param(case, id=case.name) for case in METHOD_CASES if case.uses_target]
-FAMILIES = [case for case in METHOD_CASES if case.name in ("gradient", "guided_backprop", "deconvnet", "grad_cam")]
+METHODS = [pytest.param(case, id=case.name) for case in GENERAL]
+TARGETED = [pytest.param(case, id=case.name) for case in GENERAL if case.uses_target]
+FAMILIES = [case for case in GENERAL if case.name in ("gradient", "guided_backprop", "deconvnet", "grad_cam")]
 # By rules that replace operations, or that keep what another pass has made.
 RULED = ("deconvnet", "excitation_backprop", "contrastive_excitation_backprop", "deep_lift", "deep_lift_shap")
-NOT_RULED = [case for case in METHOD_CASES if case.name not in RULED]
+NOT_RULED = [case for case in GENERAL if case.name not in RULED]
 FEW_METHODS = [pytest.param(case, id=case.name) for case in FAMILIES]
 
 
@@ -465,7 +465,7 @@ FOR_ALL = ("none", "K targets", "debug", "resize and smooth", "forward interrupt
     ("method", "mishap"),
     [
         pytest.param(method, mishap, id=f"{method.name}, {mishap}")
-        for method in METHOD_CASES
+        for method in GENERAL
         for mishap in MISHAPS
         if mishap in FOR_ALL or method in FAMILIES
     ],
@@ -1031,10 +1031,10 @@ def test_models_are_copied_and_saved_after_a_call():
     """No hook, closure or context stays behind that could not be pickled or copied."""
     model = cases.IN_PLACE.model()
     before = set(vars(model))
-    for method in METHOD_CASES:
+    for method in GENERAL:
         explain(method, cases.IN_PLACE, model)
     twin = copy.deepcopy(model)
     assert set(vars(twin)) == before
     assert not any(isinstance(value, types.FunctionType) for value in vars(model).values())
-    grad_cam = next(method for method in METHOD_CASES if method.name == "grad_cam")
+    grad_cam = next(method for method in GENERAL if method.name == "grad_cam")
     assert torch.equal(grad_cam(twin, cases.IN_PLACE.input(), 1), explain(grad_cam, cases.IN_PLACE))

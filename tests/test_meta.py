@@ -9,12 +9,12 @@ import torch
 
 import saliency
 from tests import cases
-from tests.cases import METHOD_CASES, ModelCase
+from tests.cases import GENERAL, ModelCase
 from tests.test_contract import needs, skip_if_not_made_for
 
 pytestmark = cases.NOTICES
 
-METHODS = [pytest.param(case, id=case.name) for case in METHOD_CASES]
+METHODS = [pytest.param(case, id=case.name) for case in GENERAL]
 MODELS = [pytest.param(case, id=case.name) for case in (cases.IN_PLACE, cases.RESIDUAL, cases.TRANSFORMER)]
 TARGET = torch.tensor([[0, 3, 1], [2, 1, 1]])
 

@@ -9,7 +9,7 @@ from torch import Tensor
 import saliency
 from saliency import Warp, augmented, low_pass, normalised, smooth_grad
 from tests import cases
-from tests.cases import METHOD_CASES, NOTICES
+from tests.cases import GENERAL, NOTICES
 
 
 def recorder(inputs: list):
@@ -23,7 +23,7 @@ def recorder(inputs: list):
     return method
 
 
-@pytest.mark.parametrize("method", METHOD_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("method", GENERAL, ids=lambda case: case.name)
 @NOTICES
 def test_without_noise_it_is_the_method(method):
     case = cases.IN_PLACE
@@ -34,7 +34,7 @@ def test_without_noise_it_is_the_method(method):
         torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("method", METHOD_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("method", GENERAL, ids=lambda case: case.name)
 @NOTICES
 def test_it_is_the_mean_over_the_noisy_inputs(method):
     case, inputs = cases.IN_PLACE, []

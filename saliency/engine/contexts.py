@@ -28,7 +28,7 @@ from saliency.engine.operations import (
     relu_rules,
     version_of,
 )
-from saliency.engine.sending import Force, differentiate, is_recorded, keep_operation, send_through
+from saliency.engine.sending import Force, Sought, differentiate, is_recorded, keep_operation, send_through
 
 
 @contextmanager
@@ -162,7 +162,7 @@ class RuleContext(OwnMode):
         return not own and not any(isinstance(row, Instead) for row in self.rules.values())
 
     def send_back(
-        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool
     ) -> list[Tensor | None]:
         """The gradients at the tensors of ``scores`` whose own gradient is given, under the rules in force."""
         self.force.last = not retain

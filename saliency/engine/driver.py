@@ -22,7 +22,7 @@ from saliency.engine.layouts import Layout
 from saliency.engine.maps import Attribution, Resize, join_targets
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe, attach_debug_probes
-from saliency.engine.record import ContextBuilder, SharedForward
+from saliency.engine.record import ContextBuilder, SharedForward, check_shared
 from saliency.engine.sending import keeping_copies
 from saliency.engine.signatures import Maps, typed
 from saliency.engine.silence import note_map, note_one_position
@@ -186,8 +186,7 @@ def _explain(
 
 def _check_pieces(how: How, gradient_to_saliency: object, flags: Sequence[object]) -> None:
     """Raise ``ValueError`` for a piece of the driver that is none."""
-    if not (how.shared is None or isinstance(how.shared, SharedForward)):
-        raise ValueError(f"shared={shown(how.shared)} is not a recorded pass; expected shared_forward(...) or None.")
+    check_shared(how.shared)
     if not (how.get_backward_gradient is None or callable(how.get_backward_gradient)):
         raise ValueError(
             f"get_backward_gradient={shown(how.get_backward_gradient)} is not a function; expected one of output and "

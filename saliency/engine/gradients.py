@@ -13,6 +13,7 @@ from saliency.engine.contexts import NullContext, RuleContext
 from saliency.engine.maps import gradient_of
 from saliency.engine.probe import Probe
 from saliency.engine.record import ContextBuilder, Pass, SharedForward, recording
+from saliency.engine.sending import Sought
 from saliency.engine.silence import note_shares
 from saliency.engine.site import Site, SiteError
 from saliency.engine.targets import Targets, get_backward_gradient
@@ -68,7 +69,7 @@ class Deltas(list[Tensor]):
 
 
 def send_gradients(
-    recorded: Pass, targets: Targets, tensors: Sequence[Tensor], watched: Sequence[Tensor], how: How
+    recorded: Pass, targets: Targets, tensors: Sequence[Sought], watched: Sequence[Tensor], how: How
 ) -> Iterator[list[Tensor | None]]:
     """For every target the gradients at the tensors; those that are ``watched`` are given theirs in place."""
     get = how.get_backward_gradient

@@ -18,7 +18,8 @@ def node_of(x: Tensor) -> Node | None:
     return get_gradient_edge(x).node if x.requires_grad else None
 
 
-def _sources(node: Node) -> list[Node]:
+def sources(node: Node) -> list[Node]:
+    """The nodes whose results went into a node."""
     return [source for source, _ in node.next_functions if source is not None]
 
 
@@ -35,7 +36,7 @@ def _walk(start: Iterable[Node], follow: Callable[[Node], Iterable[Node]]) -> se
 
 
 def _copied_from(node: Node) -> list[Node]:
-    return _sources(node) if _COPIES.fullmatch(node.name()) else []
+    return sources(node) if _COPIES.fullmatch(node.name()) else []
 
 
 def origins(node: Node) -> set[str]:
@@ -57,7 +58,7 @@ def depends_on(score: Tensor, x: Tensor) -> bool:
     (True, False)
     """
     start = node_of(score)
-    return start is not None and node_of(x) in _walk([start], _sources)
+    return start is not None and node_of(x) in _walk([start], sources)
 
 
 class Graph:
@@ -76,14 +77,14 @@ class Graph:
         """``outputs`` are the tensors that the model returned, ``given`` the nodes of those that it was given."""
         start = [node for x in [score] if (node := node_of(x)) is not None]
         returned = {node for x in outputs if (node := node_of(x)) is not None}
-        self._nodes = _walk(start, _sources)
+        self._nodes = _walk(start, sources)
         readers: dict[Node, list[Node]] = {node: [] for node in self._nodes}
         for node in self._nodes:
-            for source in _sources(node):
+            for source in sources(node):
                 readers[source].append(node)
         self._dependent = _walk((node for node in given if node in self._nodes), readers.__getitem__)
         # A model may return its hidden states too: what counts is the output that the score is made of.
-        read = _walk(start, lambda node: [] if node in returned else _sources(node)) & returned
+        read = _walk(start, lambda node: [] if node in returned else sources(node)) & returned
         self._returned = _walk(read, _copied_from)
 
     def __contains__(self, node: Node) -> bool:

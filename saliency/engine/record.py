@@ -10,12 +10,13 @@ from torch.jit import ScriptModule
 from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_leaves
 
+from saliency.engine.attending import Attending
 from saliency.engine.call import Call, check_parameters
 from saliency.engine.checks import shown
 from saliency.engine.contexts import NullContext, RuleContext, make_context
 from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, memory_of, version_of
 from saliency.engine.probe import Probe, add_hook
-from saliency.engine.sending import differentiate, keep_relu
+from saliency.engine.sending import Sought, differentiate, keep_relu
 from saliency.engine.silence import note_idle
 from saliency.engine.site import Site, SiteError
 from saliency.engine.state import evaluating, model_device, own_copy
@@ -23,7 +24,7 @@ from saliency.engine.tracing import TracingContext
 from saliency.engine.watching import Grid, Watching, shows_own_grid
 
 # What was asked of a kept pass (rules, kind of context, target), with the gradients by the tensor they belong to.
-Found: TypeAlias = list[tuple[list[object], dict[Tensor, Tensor | None]]]
+Found: TypeAlias = list[tuple[list[object], dict[Sought, Tensor | None]]]
 ContextBuilder: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 
@@ -44,7 +45,7 @@ class Pass:
         return torch.ones_like(x.detach()) if whole else own_copy(x)
 
     def gradients(
-        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool, key: Hashable = None
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool, key: Hashable = None
     ) -> list[Tensor | None]:
         """The gradients at the tensors, of ``scores`` whose own is given; equal keys say that it is equal."""
         if isinstance(self.context, RuleContext):
@@ -87,22 +88,29 @@ class _SiteProbe(Probe):
 
 
 @contextmanager
-def recording(call: Call, sites: Sequence[Site], context_builder: ContextBuilder, grad: bool = True) -> Iterator[Pass]:
+def recording(
+    call: Call,
+    sites: Sequence[Site],
+    context_builder: ContextBuilder,
+    grad: bool = True,
+    attending: Attending | None = None,
+) -> Iterator[Pass]:
     """Run the model with probes on the sites; give the pass, inside the context.
 
     With ``grad`` a graph is recorded from the first site on; the network in front of it leaves none.
-    The grids that it shows are noted for the sites that need them.
+    The grids that it shows are noted for the sites that need them, and attentions where ``attending`` is asked to.
     Raises ``ValueError`` for a site that the forward pass does not reach, and for TorchScript under a rule context.
     """
     context = _check(call, context_builder, grad)
     watch = Watching() if any(site.seen is not None for site in sites) else None
+    watch = watch if attending is None else attending.watch
     with ExitStack() as stack:
         probes = [_SiteProbe(site, grad, watch) for site in sites]
         for probe in probes:
             stack.callback(probe.remove)
         own, before = call.own(), getattr(context, "ran", 0)
         with context:
-            with nullcontext() if watch is None else _watching(watch, sites):
+            with nullcontext() if watch is None else _watching(watch, sites, own.model, attending):
                 output = own.run()
             if grad and isinstance(context, RuleContext) and context.ran == before:
                 note_idle(call.notices, context, sites)
@@ -110,8 +118,12 @@ def recording(call: Call, sites: Sequence[Site], context_builder: ContextBuilder
 
 
 @contextmanager
-def _watching(watch: Watching, sites: Sequence[Site]) -> Iterator[None]:
+def _watching(watch: Watching, sites: Sequence[Site], model: Module, attending: Attending | None) -> Iterator[None]:
     """Watch the pass, or only while the layers run, where they show their own grids: each operation costs a little."""
+    if attending is not None:
+        with attending.around(model), attending, watch:  # what multi-head attention reshapes inside is not watched
+            yield
+        return
 
     def begin(*args: object) -> None:
         watch.__enter__()  # type: ignore[no-untyped-call]
@@ -177,14 +189,23 @@ class SharedForward:
         self._state = _state_of(call)
         self._given = _versions((_given(call), self._state))
         self._precision = _autocast(call)
-        with evaluating(call.model, call.modules), recording(call, sites, lambda: self._recorder) as recorded:
+        self._attending = Attending(call.samples)
+        with (
+            evaluating(call.model, call.modules),
+            recording(call, sites, lambda: self._recorder, attending=self._attending) as recorded,
+        ):
             self._pass = recorded
         self._output = _versions(recorded.output)
         self._found: Found = []
 
     @contextmanager
     def recording(
-        self, call: Call, sites: Sequence[Site], context_builder: ContextBuilder, grad: bool = True
+        self,
+        call: Call,
+        sites: Sequence[Site],
+        context_builder: ContextBuilder,
+        grad: bool = True,
+        attending: Attending | None = None,
     ) -> Iterator[Pass]:
         """As :func:`recording`; another call, or a context that is not a table of rules, gets a pass of its own."""
         context = _check(call, context_builder, grad)
@@ -192,9 +213,11 @@ class SharedForward:
         if not (
             self._is_own(call) and all(place in self._places for place in places) and self._recorder.suits(context)
         ):
-            with recording(call, sites, lambda: context, grad) as own:
+            with recording(call, sites, lambda: context, grad, attending) as own:
                 yield own
             return
+        if attending is not None:
+            attending.found[:] = self._attending.found
         if isinstance(context, RuleContext) and context.last is not None:
             context.last = dict(self._recorder.last or {})
         if isinstance(context, TracingContext):
@@ -223,6 +246,12 @@ class SharedForward:
         )
 
 
+def check_shared(shared: object) -> None:
+    """Raise ``ValueError`` for what is no kept pass."""
+    if not (shared is None or isinstance(shared, SharedForward)):
+        raise ValueError(f"shared={shown(shared)} is not a recorded pass; expected shared_forward(...) or None.")
+
+
 class _KeptPass(Pass):
     """What an earlier method has asked of a kept pass is not computed again."""
 
@@ -233,7 +262,7 @@ class _KeptPass(Pass):
         self._found = found
 
     def gradients(
-        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool, key: Hashable = None
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool, key: Hashable = None
     ) -> list[Tensor | None]:
         known = self._known(key)
         missing = [x for x in tensors if x not in known]
@@ -241,13 +270,13 @@ class _KeptPass(Pass):
             known |= zip(missing, super().gradients(scores, gradient, missing, True), strict=True)
         return [None if (dx := known[x]) is None else dx.clone() for x in tensors]
 
-    def _known(self, key: Hashable) -> dict[Tensor, Tensor | None]:
+    def _known(self, key: Hashable) -> dict[Sought, Tensor | None]:
         """The gradients that were found under the same rules, for the same target."""
         asked = [getattr(self.context, "rules", None), type(self.context), key]
         for (rules, *rest), known in self._found if key is not None else ():
             if rules is asked[0] and rest == asked[1:]:
                 return known
-        found: dict[Tensor, Tensor | None] = {}
+        found: dict[Sought, Tensor | None] = {}
         if key is not None:
             self._found.append((asked, found))
         return found

@@ -15,6 +15,7 @@ from saliency.engine.operations import Function, Gradients, Operation, Pre, Row,
 
 Args: TypeAlias = Sequence[object]
 Kwargs: TypeAlias = Mapping[str, object]
+Sought: TypeAlias = Tensor | GradientEdge  # where a gradient is asked for
 _T = TypeVar("_T")
 
 
@@ -200,7 +201,7 @@ def is_recorded(values: Sequence[object]) -> bool:
 
 def differentiate(
     roots: Sequence[tuple[Tensor | GradientEdge, Tensor]],
-    tensors: Sequence[Tensor] | Sequence[GradientEdge],
+    tensors: Sequence[Sought],
     retain: bool,
 ) -> list[Tensor | None]:
     """The gradients at the tensors of several roots together, each with the gradient that is sent into it.
@@ -212,4 +213,5 @@ def differentiate(
     """
     outputs, gradients = zip(*roots, strict=True)
     with interruptible(), torch._C.DisableTorchFunction():  # each rule has been chosen
-        return list(torch.autograd.grad(outputs, tensors, gradients, retain_graph=retain, allow_unused=True))
+        found = torch.autograd.grad(outputs, tensors, gradients, retain_graph=retain, allow_unused=True)  # type: ignore[arg-type]
+        return list(found)

@@ -20,21 +20,30 @@ Maps: TypeAlias = Any  # a Tensor; a list of them for a list of layers, a tuple 
 P = ParamSpec("P")
 
 
-class ModelOptions(TypedDict, total=False):
-    """How the model is called, and which side of a layer is meant. All of these options: see ``saliency``."""
+class CallOptions(TypedDict, total=False):
+    """How the model is called. All of these options: see ``saliency``."""
 
     additional_forward_args: object
     forward_kwargs: Mapping[str, object] | None
+
+
+class ModelOptions(CallOptions, total=False):
+    """How the model is called, and which side of a layer is meant."""
+
     attribute_to_layer_input: bool
 
 
-class MapOptions(ModelOptions, total=False):
+class FinishOptions(TypedDict, total=False):
     """What becomes of a map."""
 
     resize: Resize
     resize_mode: str
     smooth: float
     layout: Layout
+
+
+class MapOptions(ModelOptions, FinishOptions, total=False):
+    """How the model is called, and what becomes of a map."""
 
 
 class PassOptions(ModelOptions, total=False):

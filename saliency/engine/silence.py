@@ -69,12 +69,12 @@ def note_one_position(call: Call, site: Site, targets: Targets, x: Tensor) -> No
         call.notices.look(known, lambda values: ("zero", text), lambda values: _other_layer(call, site, targets))
 
 
-def note_map(call: Call, site: Site, targets: Targets, maps: Sequence[Tensor]) -> None:
-    """Note that the maps of a layer are zero everywhere, or are not finite."""
+def note_map(call: Call, site: Site, targets: Targets, maps: Sequence[Tensor], elsewhere: bool = True) -> None:
+    """Note that the maps of a layer are zero everywhere, or not finite, and what other layer to use, ``elsewhere``."""
     filled = [x for x in maps if x.is_floating_point() and x.numel()]
     ranges = [side.to(filled[0].device, non_blocking=True) for x in filled for side in torch.aminmax(x)]
     if ranges:
-        advise = partial(_advise, call, site, targets)
+        advise = partial(_advise, call, site if elsewhere else site._replace(name=""), targets)
         call.notices.look(torch.stack(ranges), partial(_judge_map, site.said), advise)
 
 

@@ -7,6 +7,13 @@ from typing import NamedTuple
 from saliency.engine.driver import saliency
 from saliency.engine.signatures import Maps
 from saliency.methods.ablation import feature_ablation, feature_permutation, occlusion
+from saliency.methods.attention import (
+    attention_rollout,
+    gradient_attention,
+    raw_attention,
+    transformer_attribution,
+)
+from saliency.methods.attention_gradients import grad_eclip, legrad
 from saliency.methods.cam import grad_cam, grad_cam_plus_plus, hires_cam, layer_cam, xgrad_cam
 from saliency.methods.cam_gradients import finer_cam, shapley_cam, smooth_grad_cam_plus_plus
 from saliency.methods.components import eigen_cam, eigen_grad_cam, fem, kpca_cam
@@ -30,6 +37,7 @@ from saliency.methods.pooled_cam import cam
 from saliency.methods.relevance import lrp
 from saliency.methods.relu_backprop import deconvnet, guided_backprop, guided_grad_cam
 from saliency.methods.scored_cam import ablation_cam, is_cam, recipro_cam, score_cam, ss_cam
+from saliency.methods.tokens import explain_tokens
 
 
 class Method(NamedTuple):
@@ -39,6 +47,11 @@ class Method(NamedTuple):
     paper: str
     engine: Callable[..., object] = saliency  # what the function hands further options to
     sets: tuple[str, ...] = ()  # the options of the engine that are the method's own matter
+
+    @property
+    def needs_attention(self) -> bool:
+        """Does it explain networks alone that have attention?"""
+        return self.engine is explain_tokens
 
     @property
     def options(self) -> frozenset[str]:
@@ -119,6 +132,18 @@ METHODS: dict[str, Method] = {
     "is_cam": Method(is_cam, "Naidu et al., IS-CAM, 2020", explain),
     "ablation_cam": Method(ablation_cam, "Desai and Ramaswamy, Ablation-CAM, WACV 2020", explain),
     "recipro_cam": Method(recipro_cam, "Byun and Lee, Recipro-CAM, 2022", explain),
+    "raw_attention": Method(raw_attention, "Bahdanau et al., Jointly Learning to Align, ICLR 2015", explain_tokens),
+    "attention_rollout": Method(
+        attention_rollout, "Abnar and Zuidema, Quantifying Attention Flow, ACL 2020", explain_tokens
+    ),
+    "gradient_attention": Method(
+        gradient_attention, "Serrano and Smith, Is Attention Interpretable?, ACL 2019", explain_tokens
+    ),
+    "transformer_attribution": Method(
+        transformer_attribution, "Chefer et al., Generic Attention-model Explainability, ICCV 2021", explain_tokens
+    ),
+    "legrad": Method(legrad, "Bousselham et al., LeGrad, 2024", explain_tokens),
+    "grad_eclip": Method(grad_eclip, "Zhao et al., Gradient-based Explanation for CLIP, ICML 2024", explain_tokens),
     "rise": Method(rise_class, "Petsiuk et al., RISE, BMVC 2018", rise_class),
     "extremal_perturbation": Method(
         extremal_perturbation_map, "Fong et al., Extremal Perturbations, ICCV 2019", extremal_perturbation

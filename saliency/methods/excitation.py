@@ -19,7 +19,7 @@ from saliency.engine.layers import Layer, Layers, resolve_layer
 from saliency.engine.maps import gradient_of, sum_channels
 from saliency.engine.probe import Probe, add_hook
 from saliency.engine.record import ContextBuilder
-from saliency.engine.sending import differentiate
+from saliency.engine.sending import Sought, differentiate
 from saliency.engine.signatures import MapOptions, Maps, RuleOptions, WalkOptions, typed
 from saliency.engine.survey import WEIGHTED
 from saliency.engine.targets import Target
@@ -216,7 +216,7 @@ class _OpposingContext(ContrastiveExcitationBackpropContext):
     conserves = CONSERVED._replace(least=-CONSERVED.most)
 
     def send_back(
-        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool
     ) -> list[Tensor | None]:
         """Winning probabilities less those under the opposite weights of the classifier."""
         try:
@@ -225,7 +225,8 @@ class _OpposingContext(ContrastiveExcitationBackpropContext):
             if any(dx is not None for dx in super().send_back(scores, gradient, tensors, retain=True)):
                 raise
             return [None] * len(tensors)  # the classifier is not to blame where no gradient comes to any layer
-        if self._site is not None and any(_sequence(x.grad_fn) > _sequence(self._site.node) for x in tensors[:1]):
+        nodes = [x.grad_fn if isinstance(x, Tensor) else x.node for x in tensors[:1]]
+        if self._site is not None and any(_sequence(node) > _sequence(self._site.node) for node in nodes):
             raise _BehindContrastError
         return super().send_back(scores, gradient, tensors, retain)
 

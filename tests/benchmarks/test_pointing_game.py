@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.choices import BATCHED, CENTRE, LONG, TORCHRAY, choose_metrics, choose_names, make_methods
+from benchmarks.choices import ATTENTION, BATCHED, CENTRE, LONG, TORCHRAY, choose_metrics, choose_names, make_methods
 from benchmarks.pointing_game import build_parser, main
 from saliency import METHODS, get_pointing_gradient, max_channels
 from saliency.cli.options import is_path_method
@@ -24,7 +24,9 @@ from saliency.scenes import CLASSES, make_scene, make_scenes, scene_network
 # Percentage points above the centre point. Activation, its components and its outliers show every object, whatever the
 # class that is asked for. The noise of SS-CAM, of the paper's standard deviation 2 on masks in [0, 1], is averaged over
 # 2 samples here; the paper has 35. Feature permutation shows what differs from the other images of a batch.
-MARGINS = dict.fromkeys(METHODS, 40) | dict.fromkeys(("activation", "eigen_cam", "kpca_cam", "fem", "ss_cam"), 10)
+MARGINS = dict.fromkeys((name for name in METHODS if name not in ATTENTION), 40) | dict.fromkeys(
+    ("activation", "eigen_cam", "kpca_cam", "fem", "ss_cam"), 10
+)
 del MARGINS["deconvnet"], MARGINS["internal_influence"], MARGINS["feature_permutation"]  # see below
 FEW = {
     **{name: ("n_steps=8",) for name in METHODS if "n_steps" in METHODS[name].options},
@@ -259,10 +261,11 @@ def test_a_network_that_scores_no_classes_is_named(played, monkeypatch):
 
 
 def test_names_and_their_groups():
-    assert set(choose_names(None)) == {CENTRE, *METHODS} - set(LONG) - set(BATCHED)
+    assert set(choose_names(None)) == {CENTRE, *METHODS} - set(LONG) - set(BATCHED) - set(ATTENTION)
     assert choose_names(["torchray"]) == list(TORCHRAY)
     assert choose_names(["rise", "torchray", "centre", "gradient"]) == ["rise", *TORCHRAY, "centre"]
-    assert set(choose_names(["all"])) == set(METHODS) - set(BATCHED)
+    assert set(choose_names(["all"])) == set(METHODS) - set(BATCHED) - set(ATTENTION)
+    assert choose_names(["attention"]) == list(ATTENTION)
     assert choose_names(["feature_permutation"]) == ["feature_permutation"]
     assert set(choose_metrics(["all"], [], None)) == set(METRICS)
     assert choose_metrics(None, ["pointing_game.tolerance=3"], 5) == {"pointing_game": {"tolerance": 3}}
@@ -295,7 +298,7 @@ def test_layers_of_torchray(arch):
     assert asked["grad_cam"][1]["saliency_layer"] == "layer2"
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in BATCHED])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in (*BATCHED, *ATTENTION)])
 def test_every_method_takes_the_options_that_the_benchmark_gives_it(method):
     function, options = make_methods([method], [], few([method]), "scenes", None, torchray=False)[method]
     explainer = Explainer(function, options)

@@ -18,6 +18,7 @@ CLASS = 2
 WITHOUT = {
     "extremal_perturbation": "the result of a search, over masks that are smooth",
     "cam": "nothing is pooled",
+    **{name: "for networks that have attention" for name, method in METHODS.items() if method.needs_attention},
 }
 KERNEL = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=torch.float64) / 16
 MASKS = torch.rand(5, 1, 6, 3, generator=torch.Generator().manual_seed(2)).double()

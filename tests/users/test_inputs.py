@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 import saliency
 from saliency import METHODS, feature_ablation, grad_cam, gradient, guided_grad_cam, integrated_gradients, smooth_grad
+from tests import cases
 from tests.users.networks import Net, cnn, gradients, rand
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -137,7 +138,7 @@ def _in_window(generator: saliency.MaskGenerator, position: int, cell: int) -> b
 
 
 @pytest.mark.parametrize("size", [(16,), (6, 8, 10)], ids=str)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [case.name for case in cases.GENERAL])
 def test_every_method_explains_a_signal_and_a_volume(method, size):
     found = METHODS[method].function(
         head(len(size)), rand(2, 2, *size), 1, resize=True, smooth=0.05, **QUICK.get(method, {})
@@ -298,7 +299,7 @@ def test_dicts_and_nested_lists_are_built_by_a_module(wrap):
         gradient(cnn(), wrap(rand(1, 3, 6, 6)), 1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [case.name for case in cases.GENERAL])
 def test_further_arguments_reach_every_method(method):
     """A dict with tensors in a list as a further argument, and one that has to be given by its name."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import saliency
 from saliency import METHODS, feature_ablation, grad_cam, guided_grad_cam, integrated_gradients
+from tests import cases
 from tests.users.networks import cnn, rand
 
 QUICK = {
@@ -159,7 +160,7 @@ def values(option: str) -> Any:
     return found.get(option, option in (*flags, "materialize_grads", "jitter") or None)
 
 
-PASSED = [(name, option) for name, method in METHODS.items() for option in sorted(method.options)]
+PASSED = [(case.name, option) for case in cases.GENERAL for option in sorted(METHODS[case.name].options)]
 
 
 @pytest.mark.parametrize(("name", "option"), PASSED)

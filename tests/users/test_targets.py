@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import saliency
 from saliency import METHODS, feature_ablation, grad_cam, gradient
+from tests import cases
 from tests.cases import shown
 from tests.users.networks import Net, cnn, gradients, rand
 
@@ -100,7 +101,7 @@ def test_a_function_is_given_an_output_of_boxes_as_it_is():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [case.name for case in cases.GENERAL])
 def test_labels_are_no_indices(method, labels):
     options = {"rise": FEW, "extremal_perturbation": SEARCH}.get(method, {})
     with pytest.raises(ValueError, match=r"^target=.*labels do: pass target\.float\(\) or indices; expected"):
@@ -173,7 +174,7 @@ def of_image(target: Any, i: int) -> Any:
 
 
 @pytest.mark.parametrize("target", PER_IMAGE, ids=["functions", "differences", "tuples", "ints", "tensor"])
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "feature_permutation"])
+@pytest.mark.parametrize("method", [case.name for case in cases.GENERAL if case.name != "feature_permutation"])
 def test_every_image_has_its_own(method, target):
     """As one call for each image."""
     if method == "finer_cam" and callable(target[0]):

@@ -1,0 +1,197 @@
+"""Attention: who attends to whom in a forward pass, and how a score changes with it, in the model as it is.
+
+A fused attention, ``F.scaled_dot_product_attention``, is never spelled out: its weights are computed from queries and
+keys when they are asked for, a few heads at a time, and the score's derivative by them from the values and the gradient
+at what the kernel returned.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.nn import Module
+from torch.utils._pytree import tree_leaves
+
+from saliency.engine.operations import version_of
+from saliency.engine.watching import Grid
+
+_AT_ONCE = 2**18  # weights that are computed together where there are several heads: what a cache holds
+
+
+@dataclass(eq=False, kw_only=True)
+class Attention:
+    """One attention of a forward pass: of (N, heads, queries, keys).
+
+    ``edge`` is where the gradient is taken that :meth:`derivative` needs, ``output`` the result's; ``reads`` are the
+    nodes of the graph that made the queries and the keys, ``values`` the values. ``seen`` are the grids that the pass
+    had shown so far, ``module`` is the innermost around it, and ``layer`` its name. ``query``, ``key`` and ``value``
+    are (N, heads, tokens, channels), where they are known. ``behind`` is where the gradient is taken at the last tensor
+    (N, queries, ...) that was made behind it.
+    """
+
+    shape: tuple[int, int, int, int]
+    in_parts: bool  # has it further axes, of windows or blocks?
+    edge: GradientEdge | None
+    output: GradientEdge | None
+    reads: tuple[Node | None, ...]
+    values: Node | None
+    query: Tensor | None
+    key: Tensor | None
+    value: Tensor | None
+    seen: list[Grid]
+    layer: str
+    module: Module | None
+    block: "Block | None" = None
+    behind: GradientEdge | None = None
+    versions: list[tuple[Tensor, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.versions = [(x, version_of(x)) for x in vars(self).values() if isinstance(x, Tensor)]
+
+    def check_unchanged(self) -> None:
+        """Raise ``RuntimeError`` where the model has overwritten something since, as autograd does."""
+        if any(version_of(x) != version for x, version in self.versions):
+            raise overwritten()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.versions[0][0].device
+
+    @property
+    def queries(self) -> int:
+        """How many tokens attend."""
+        return self.shape[2]
+
+    @property
+    def keys(self) -> int:
+        """How many tokens are attended to."""
+        return self.shape[3]
+
+    def heads(self) -> Iterator[slice]:
+        """All heads, a few at a time: as many as do not take much memory, or one."""
+        images, heads, queries, keys = self.shape
+        step = max(1, min(heads, _AT_ONCE // max(1, images * queries * keys)))
+        yield from (slice(at, min(at + step, heads)) for at in range(0, heads, step))
+
+    def weights(self, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
+        """The attention (N, heads, rows, keys) of some heads, and of some of the queries."""
+        raise NotImplementedError
+
+    def derivative(self, gradient: Tensor, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
+        """The score's derivative by those weights, of its ``gradient`` at the :attr:`edge`."""
+        raise NotImplementedError
+
+    def note_tokens(self, x: Tensor) -> None:
+        """Note a tensor that was made behind it, if it may be of its queries; later ones come later."""
+        images, _, queries, _ = self.shape
+        if x.ndim == 3 and x.requires_grad and x.shape[:2] == (images, queries) != (queries, images):
+            self.behind = get_gradient_edge(x)
+
+    def note_block(self, module: Module, name: str, output: object, copies: bool) -> None:
+        """Note what a module around it returned, if that is its tokens; larger modules come later."""
+        images, _, queries, _ = self.shape
+        x = next((x for x in tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()), None)
+        if x is not None and x.requires_grad and x.ndim == 3 and x.shape[:2] in ((images, queries), (queries, images)):
+            kept = x.detach().clone() if copies else x.detach()
+            self.block = Block(module, name, kept, get_gradient_edge(x), version_of(kept))
+
+    def by_query(self, gradient: Tensor) -> Tensor:
+        """A gradient at the :attr:`edge` as (N, heads, queries, ...)."""
+        return by_head(gradient, self.shape[0])
+
+
+class Block(NamedTuple):
+    """The largest module around an attention that holds no other: what it returned, and where a gradient goes in."""
+
+    module: Module
+    name: str
+    tokens: Tensor
+    edge: GradientEdge
+    version: int
+
+    def check_unchanged(self) -> None:
+        """Raise ``RuntimeError`` where the model has overwritten the tokens since, as autograd does."""
+        if version_of(self.tokens) != self.version:
+            raise overwritten()
+
+
+def overwritten() -> RuntimeError:
+    """What autograd says of it: then the model is run again, and all that is kept is copied."""
+    return RuntimeError("what an attention needs has been modified by an inplace operation")
+
+
+@dataclass(eq=False, kw_only=True)
+class FusedAttention(Attention):
+    """An attention by one kernel: softmax(q kᵀ · scale + mask) v."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+    causal: bool
+
+    def weights(self, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
+        query = _precise(self.query[:, heads][:, :, rows]) * self.scale
+        logits = query @ _precise(self._shared(self.key, heads)).mT
+        kept = None if self.mask is None else self.mask.expand(self.shape)[:, heads][:, :, rows]
+        if self.causal:
+            ones = torch.ones(self.shape[2:], dtype=torch.bool, device=logits.device)
+            kept = ones.tril()[rows]
+        if kept is not None:
+            logits = logits.masked_fill(~kept, -math.inf) if kept.dtype == torch.bool else logits + kept
+        weights = logits.softmax(-1)
+        return weights if kept is None else weights.nan_to_num(0.0)  # who may attend to nobody does not
+
+    def derivative(self, gradient: Tensor, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
+        sent = self.by_query(gradient)[:, heads][:, :, rows]
+        return _precise(sent) @ _precise(self._shared(self.value, heads)).mT
+
+    def _shared(self, x: Tensor, heads: slice) -> Tensor:
+        """Keys or values of some heads: a group of heads may share them."""
+        group = self.shape[1] // x.shape[1]
+        return x[:, heads] if group == 1 else x[:, torch.arange(self.shape[1], device=x.device)[heads] // group]
+
+
+@dataclass(eq=False, kw_only=True)
+class SpelledAttention(Attention):
+    """An attention of single operations: ``matrix`` is what meets the values, with its axes in an ``order``."""
+
+    matrix: Tensor
+    order: tuple[int, ...]
+
+    def weights(self, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
+        return _precise(self.by_query(self.matrix)[:, heads][:, :, rows])
+
+    def derivative(self, gradient: Tensor, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
+        return _precise(self.by_query(gradient)[:, heads][:, :, rows])
+
+    def by_query(self, gradient: Tensor) -> Tensor:
+        return by_head(gradient.permute(self.order), self.shape[0])
+
+
+def _precise(x: Tensor) -> Tensor:
+    """At least float32: a row of float16 weights does not add up."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def by_head(x: Tensor, images: int) -> Tensor:
+    """As (N, heads, tokens, channels): the heads of an image may stand behind each other in one axis.
+
+    >>> by_head(torch.zeros(6, 5, 4), images=2).shape
+    torch.Size([2, 3, 5, 4])
+    """
+    if x.ndim < 4:
+        x = x.reshape(-1, *x.shape[-2:])
+        return x.unflatten(0, (images, -1)) if len(x) % images == 0 else x[:, None]
+    return x.flatten(0, x.ndim - 4)
+
+
+def edge_of(x: Tensor) -> GradientEdge | None:
+    """Where in the graph the gradient of a tensor is taken, as it is now: it may be overwritten later."""
+    return get_gradient_edge(x) if x.requires_grad else None

@@ -1,0 +1,87 @@
+"""Streams: which attentions a score is made of, and which of them feed which."""
+
+from collections.abc import Iterable, Sequence
+
+from torch.autograd.graph import Node
+
+from saliency.engine.attention import Attention
+from saliency.engine.graph import sources
+
+
+class Streams:
+    """Of each attention of a pass, what its queries and keys are made of, and its values: sets of numbers.
+
+    They are those of the attentions that lead there through no other one, and ``image`` where the image does.
+    """
+
+    def __init__(self, found: Sequence[Attention], given: Iterable[Node]) -> None:
+        self.image = len(found)
+        self._begins = dict.fromkeys(given, 1 << self.image)
+        self._begins |= {of.output.node: 1 << at for at, of in enumerate(found) if of.output is not None}
+        self._known = dict(self._begins)
+        self.reads = [self._leading_to(of.reads) for of in found]
+        self.values = [self._leading_to([of.values]) for of in found]
+
+    def _leading_to(self, nodes: Iterable[Node | None]) -> frozenset[int]:
+        bits = 0
+        for node in nodes:
+            bits |= 0 if node is None else self._bits(node)
+        return frozenset(at for at in range(self.image + 1) if bits >> at & 1)
+
+    def _bits(self, start: Node) -> int:
+        """One walk through the graph in all: what a node is made of is remembered."""
+        stack, known = [start], self._known
+        while stack:
+            node = stack[-1]
+            missing = [] if node in known else [source for source in sources(node) if source not in known]
+            stack += missing
+            if not missing:
+                stack.pop()
+            if not missing and node not in known:
+                known[node] = 0
+                for source in sources(node):
+                    known[node] |= known[source]
+        return known[start]
+
+    def of(self, scores: Iterable[Node]) -> list[int]:
+        """The numbers of all attentions that the scores are made of and that look at the image, or feed one that does.
+
+        What else there is, as the text of a prompt, is left out.
+        """
+        behind = self._closed(self._leading_to(scores))
+        return sorted(self._closed({at for at in behind if self.image in self._closed({at}, images=True)}))
+
+    def _closed(self, numbers: Iterable[int], images: bool = False) -> set[int]:
+        """With those that they are made of."""
+        found: set[int] = set()
+        stack = list(numbers)
+        while stack:
+            at = stack.pop()
+            if at not in found:
+                found.add(at)
+                stack.extend(() if at == self.image else self.reads[at] | self.values[at])
+        return found if images else found - {self.image}
+
+    def is_all_behind(self, scores: Iterable[Node], node: Node) -> bool:
+        """Is a node on every way from what was attended to, and from the image, to the scores?"""
+        seen, stack = {node}, list(scores)
+        while stack:
+            at = stack.pop()
+            if at in self._begins:
+                return False
+            if at not in seen:
+                seen.add(at)
+                stack.extend(sources(at))
+        return True
+
+    def looks_at_image(self, node: Node | None) -> bool:
+        """Is something made of the image? What is learnt is not."""
+        return self.image in self._closed(self._leading_to([node]), images=True)
+
+    def behind(self, at: int) -> set[int]:
+        """The attentions that an attention's values are made of."""
+        return self._closed(self.values[at])
+
+    def is_cross(self, at: int) -> bool:
+        """Do its queries come from elsewhere than its values?"""
+        return self.reads[at] != self.values[at]
