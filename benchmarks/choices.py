@@ -58,7 +58,7 @@ SCENES_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def choose_names(asked: Sequence[str] | None) -> list[str]:
-    """The names of the methods; ``'all'``, ``'torchray'``, ``'attention'``, ``'baselines'`` and each of these are known.
+    """The names of the methods, and of groups: ``'all'``, ``'torchray'``, ``'attention'``, ``'baselines'``.
 
     None is the centre and all that are quick. Left out of that and of ``'all'`` are :data:`BATCHED` and
     :data:`ATTENTION`.

@@ -13,6 +13,7 @@ from saliency.engine.checks import shown
 from saliency.engine.contexts import RuleContext
 from saliency.engine.operations import Function, Operation, Row, Rule, Table
 from saliency.engine.record import ContextBuilder, Pass, recording
+from saliency.engine.sending import Sought
 from saliency.engine.site import Site
 from saliency.engine.state import model_device, random_state
 
@@ -65,7 +66,7 @@ class ComparingContext(RuleContext):
         return found[0]
 
     def send_back(
-        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool
     ) -> list[Tensor | None]:
         """As any other context, where there is an earlier pass to compare with."""
         if self._earlier is None:

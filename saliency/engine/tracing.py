@@ -11,7 +11,7 @@ from saliency.engine.choices import Attributing
 from saliency.engine.contexts import Noted, RuleContext
 from saliency.engine.graph import node_of
 from saliency.engine.operations import Function, Operation, Row, Table
-from saliency.engine.sending import differentiate, is_recorded
+from saliency.engine.sending import Sought, differentiate, is_recorded
 from saliency.engine.standing import Ledger, owner_of
 from saliency.engine.survey import WEIGHTED, Survey
 
@@ -62,7 +62,7 @@ class TracingContext(RuleContext):
             self.force.unruled[function] = owners[0]
 
     def send_back(
-        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool
     ) -> list[Tensor | None]:
         """The gradients at the tensors; the attribution, where that is what a rule gives of an input."""
         survey = self._survey(scores)
@@ -72,6 +72,8 @@ class TracingContext(RuleContext):
         for op, attribution in ended:
             edge, copied, in_front = survey.input_edge(op), survey.copied(op), survey.in_front(op)
             for i, x in enumerate(tensors):
+                if not isinstance(x, Tensor):
+                    continue  # where no activation is asked about
                 if node_of(x) in copied:  # what came on other ways is a gradient
                     (own,), dx = differentiate([(edge, attribution)], [x], retain=True), found[i]
                     found[i] = own if own is None or dx is None else own + x.detach() * dx

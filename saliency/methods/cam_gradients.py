@@ -21,6 +21,7 @@ from saliency.engine.maps import Reduction, gradient_of, positive_sum, safe_divi
 from saliency.engine.operations import Instead
 from saliency.engine.paths import Path
 from saliency.engine.record import ContextBuilder
+from saliency.engine.sending import Sought
 from saliency.engine.signatures import BackwardOptions, MapOptions, Maps, PassOptions, PathOptions, typed
 from saliency.engine.targets import Target, Targets, get_backward_gradient, target_error
 from saliency.methods.cam import grad_cam, reduced, reducing, sum_positions
@@ -104,12 +105,12 @@ class ShapleyContext(RuleContext):
         return self
 
     def send_back(
-        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool
     ) -> list[Tensor | None]:
         """The gradients, each less half of the product of the Hessian with the activation itself."""
         found: list[Tensor | None] = []
         with interruptible(), torch._C.DisableTorchFunction():
-            for x in tensors:
+            for x in (x for x in tensors if isinstance(x, Tensor)):
                 (dx,) = torch.autograd.grad(scores, x, gradient, create_graph=True, allow_unused=True)
                 product = None  # where the gradient is a constant
                 if dx is not None and dx.requires_grad:

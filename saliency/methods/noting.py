@@ -7,6 +7,7 @@ from torch import Tensor
 
 from saliency.engine.contexts import RuleContext
 from saliency.engine.operations import Function, Operation, Rule
+from saliency.engine.sending import Sought
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ class NotingContext(RuleContext, Generic[T]):
         super().__init__(dict.fromkeys(functions, Rule(self._listener)))
 
     def send_back(
-        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Tensor], retain: bool
+        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool
     ) -> list[Tensor | None]:
         """The gradients; behind that of the layer, the first of the tensors, those of probes in front of it."""
         self.noted.clear()

@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from saliency import METHODS, ReLUContext, guided_grad_cam, saliency, shared_forward
 from saliency.engine.contexts import RuleContext
-from tests.cases import METHOD_CASES, MODEL_CASES, NOTICES
+from tests.cases import GENERAL, MODEL_CASES, NOTICES
 from tests.test_contract import explain, needs, skip_if_not_made_for
 
 pytestmark = NOTICES
 
-SHARING = [case for case in METHOD_CASES if "shared" in METHODS[case.name].options and "batch" not in case.lacks]
+SHARING = [case for case in GENERAL if "shared" in METHODS[case.name].options and "batch" not in case.lacks]
 
 
 class CountConvolutions(TorchDispatchMode):
