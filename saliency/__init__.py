@@ -20,8 +20,8 @@ from saliency.engine.maps import (
 from saliency.engine.operations import Instead, Pre, Rule, Through
 from saliency.engine.paths import between, line, noise
 from saliency.engine.probe import Probe, attach_debug_probes
-from saliency.engine.record import SharedForward
 from saliency.engine.search import find_layer, layer_candidates
+from saliency.engine.shared import SharedForward
 from saliency.engine.targets import get_backward_gradient, get_pointing_gradient
 from saliency.methods import METHODS, Method
 from saliency.methods.ablation import feature_ablation, feature_permutation, occlusion

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,9 @@ from saliency.engine.opening import COMPOSITE, opened, seen_by
 from saliency.engine.operations import Function, with_exported
 from saliency.engine.probe import add_hook
 from saliency.engine.watching import Watching
+
+Args: TypeAlias = tuple[Any, ...]  # of a torch function
+Kwargs: TypeAlias = Mapping[str, Any]
 
 _FUSED = frozenset(with_exported(F.scaled_dot_product_attention))
 _SOFTMAX = frozenset(with_exported(torch.softmax, F.softmax, Tensor.softmax, torch.special.softmax))
@@ -98,9 +101,7 @@ class Attending(OwnMode):
         # The modules that run now, with their names, and how many were found before.
         self._around: list[tuple[str, Module | None, int]] = [("", None, 0)]
 
-    def __torch_function__(
-        self, func: Function, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         kwargs = kwargs or {}
         if func in COMPOSITE:
             with seen_by(self):
@@ -112,7 +113,7 @@ class Attending(OwnMode):
                     self._note(func, result, args, kwargs)
         return result
 
-    def _note(self, function: Function, result: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _note(self, function: Function, result: Tensor, args: Args, kwargs: Kwargs) -> None:
         if function in _FUSED:
             self._add_fused(result, {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs})
         elif function in _PRODUCTS:
@@ -122,7 +123,7 @@ class Attending(OwnMode):
         if self.found and result.ndim == 3:
             self.found[-1].note_tokens(result)
 
-    def _follow(self, function: Function, result: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _follow(self, function: Function, result: Tensor, args: Args, kwargs: Kwargs) -> None:
         """Keep track of a matrix through what is no product."""
         x = next((x for x in (*args[:3], kwargs.get("input")) if id(x) in self._followed), None)
         known = self._followed[id(x)] if isinstance(x, Tensor) else _Followed(result)
@@ -140,7 +141,7 @@ class Attending(OwnMode):
         if len(self._followed) > _KEPT:
             del self._followed[next(iter(self._followed))]
 
-    def _multiply(self, function: Function, result: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _multiply(self, function: Function, result: Tensor, args: Args, kwargs: Kwargs) -> None:
         """A product of matrices: logits, or an attention with its values."""
         factors = _factors(function, args, kwargs)
         if factors is None:
@@ -156,7 +157,7 @@ class Attending(OwnMode):
         followed = self._followed.get(id(x))
         return followed is not None and followed.is_softmax
 
-    def _add_fused(self, result: Tensor, given: Mapping[str, Any]) -> None:
+    def _add_fused(self, result: Tensor, given: Kwargs) -> None:
         q, k, v, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
         query, key, value = (by_head(self._own(x), self._images) for x in (q, k, v))
         if mask is not None and q.ndim == 3 and mask.ndim == 3:
@@ -251,7 +252,7 @@ def _shape(query: Tensor, keys: int) -> tuple[int, int, int, int]:
     return images, heads, queries, keys
 
 
-def _factors(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[_Factor, _Factor] | None:
+def _factors(function: Function, args: Args, kwargs: Kwargs) -> tuple[_Factor, _Factor] | None:
     """The two factors of a product of matrices; ``None`` where it is another one."""
     if function in _EINSUM:
         equation, *given = args

@@ -22,8 +22,9 @@ from saliency.engine.layouts import Layout
 from saliency.engine.maps import Attribution, Resize, join_targets
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe, attach_debug_probes
-from saliency.engine.record import ContextBuilder, SharedForward, check_shared
+from saliency.engine.record import ContextBuilder
 from saliency.engine.sending import keeping_copies
+from saliency.engine.shared import SharedForward, check_shared
 from saliency.engine.signatures import Maps, typed
 from saliency.engine.silence import note_map, note_one_position
 from saliency.engine.site import Site, SiteError, make_site

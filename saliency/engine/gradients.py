@@ -12,8 +12,9 @@ from saliency.engine.checks import describe, shown
 from saliency.engine.contexts import NullContext, RuleContext
 from saliency.engine.maps import gradient_of
 from saliency.engine.probe import Probe
-from saliency.engine.record import ContextBuilder, Pass, SharedForward, recording
+from saliency.engine.record import ContextBuilder, Pass, recording
 from saliency.engine.sending import Sought
+from saliency.engine.shared import SharedForward
 from saliency.engine.silence import note_shares
 from saliency.engine.site import Site, SiteError
 from saliency.engine.targets import Targets, get_backward_gradient

@@ -1,6 +1,6 @@
-"""One forward pass with probes on its sites: run for one method, or recorded and kept for many."""
+"""One forward pass with probes on its sites."""
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
@@ -8,23 +8,19 @@ import torch
 from torch import Tensor
 from torch.jit import ScriptModule
 from torch.nn import Module
-from torch.utils._pytree import tree_flatten, tree_leaves
 
 from saliency.engine.attending import Attending
 from saliency.engine.call import Call, check_parameters
 from saliency.engine.checks import shown
-from saliency.engine.contexts import NullContext, RuleContext, make_context
-from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, memory_of, version_of
+from saliency.engine.contexts import RuleContext, make_context
 from saliency.engine.probe import Probe, add_hook
-from saliency.engine.sending import Sought, differentiate, keep_relu
+from saliency.engine.sending import Sought, differentiate
 from saliency.engine.silence import note_idle
 from saliency.engine.site import Site, SiteError
-from saliency.engine.state import evaluating, model_device, own_copy
+from saliency.engine.state import own_copy
 from saliency.engine.tracing import TracingContext
 from saliency.engine.watching import Grid, Watching, shows_own_grid
 
-# What was asked of a kept pass (rules, kind of context, target), with the gradients by the tensor they belong to.
-Found: TypeAlias = list[tuple[list[object], dict[Sought, Tensor | None]]]
 ContextBuilder: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 
@@ -101,7 +97,7 @@ def recording(
     The grids that it shows are noted for the sites that need them, and attentions where ``attending`` is asked to.
     Raises ``ValueError`` for a site that the forward pass does not reach, and for TorchScript under a rule context.
     """
-    context = _check(call, context_builder, grad)
+    context = check_call(call, context_builder, grad)
     watch = Watching() if any(site.seen is not None for site in sites) else None
     watch = watch if attending is None else attending.watch
     with ExitStack() as stack:
@@ -144,7 +140,7 @@ def _watching(watch: Watching, sites: Sequence[Site], model: Module, attending: 
         yield
 
 
-def _check(call: Call, context_builder: object, grad: bool) -> AbstractContextManager[object]:
+def check_call(call: Call, context_builder: object, grad: bool) -> AbstractContextManager[object]:
     """The context, if the model can run in it."""
     name = type(call.model).__name__
     check_parameters(call, grad)
@@ -152,159 +148,3 @@ def _check(call: Call, context_builder: object, grad: bool) -> AbstractContextMa
     if isinstance(context, RuleContext) and any(isinstance(part, ScriptModule) for part in call.modules):
         raise ValueError(f"model={name} holds TorchScript, which no rule reaches; an nn.Module does not.")
     return context
-
-
-class _Recorder(TracingContext):
-    """Record every watched operation, whatever the rule that its gradient will come back by."""
-
-    def __init__(self, functions: Collection[Function], model: Module) -> None:
-        super().__init__(dict.fromkeys(functions, Rule(Operation.derivative)), model)
-        self.force.table = {}
-        self.last = {}
-        self.seen: set[Function] = set()
-
-    def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
-        self.seen.add(function)
-        if function in RELUS:
-            return keep_relu(self.force, function, args, kwargs)
-        return super().run_recorded(row, function, args, kwargs)
-
-    def suits(self, context: AbstractContextManager[object]) -> bool:
-        """Can a backward pass run under the rules of this context?"""
-        if not isinstance(context, RuleContext):
-            return type(context) is NullContext
-        fits = context.rules.keys() <= self.rules.keys()
-        return fits and context.is_table and not any(isinstance(context.rules.get(relu), Rule) for relu in RELUS)
-
-
-class SharedForward:
-    """One forward pass that is recorded and kept: every backward pass through it runs under its own rules.
-
-    The operations of the graph that are among ``functions`` look up their rule when the gradient comes back.
-    """
-
-    def __init__(self, call: Call, sites: Sequence[Site], functions: Collection[Function]) -> None:
-        self._call, self._sites, self._places = call, sites, [_place(site) for site in sites]
-        self._recorder = _Recorder(functions, call.model)
-        self._state = _state_of(call)
-        self._given = _versions((_given(call), self._state))
-        self._precision = _autocast(call)
-        self._attending = Attending(call.samples)
-        with (
-            evaluating(call.model, call.modules),
-            recording(call, sites, lambda: self._recorder, attending=self._attending) as recorded,
-        ):
-            self._pass = recorded
-        self._output = _versions(recorded.output)
-        self._found: Found = []
-
-    @contextmanager
-    def recording(
-        self,
-        call: Call,
-        sites: Sequence[Site],
-        context_builder: ContextBuilder,
-        grad: bool = True,
-        attending: Attending | None = None,
-    ) -> Iterator[Pass]:
-        """As :func:`recording`; another call, or a context that is not a table of rules, gets a pass of its own."""
-        context = _check(call, context_builder, grad)
-        places = [_place(site) for site in sites]
-        if not (
-            self._is_own(call) and all(place in self._places for place in places) and self._recorder.suits(context)
-        ):
-            with recording(call, sites, lambda: context, grad, attending) as own:
-                yield own
-            return
-        if attending is not None:
-            attending.found[:] = self._attending.found
-        if isinstance(context, RuleContext) and context.last is not None:
-            context.last = dict(self._recorder.last or {})
-        if isinstance(context, TracingContext):
-            context.force, context.surveys = self._recorder.force, self._recorder.surveys
-        self._recorder.force.table = getattr(context, "rules", {})
-        if grad and isinstance(context, RuleContext) and context.rules.keys().isdisjoint(self._recorder.seen):
-            note_idle(call.notices, context, sites)
-        torch.set_grad_enabled(grad)  # as a probe does: the target may be a function of the output
-        with context:  # which has rules for that function, too
-            own_sites = [self._places.index(place) for place in places]
-            for site, at in zip(sites, own_sites, strict=True):
-                if site.seen is not None:
-                    site.seen[:] = self._sites[at].seen or ()
-            tensors = [self._pass.tensors[at] for at in own_sites]
-            yield _KeptPass(self._pass.output, tensors, context, self._found)
-
-    def _is_own(self, call: Call) -> bool:
-        """Is it the call of this pass, and nothing that goes into it or came out of it changed since then?"""
-        pairs = ((_given(call), _state_of(call)), (_given(self._call), self._state))
-        (tensors, tree), (own_tensors, own_tree) = map(tree_flatten, pairs)
-        same = tree == own_tree and all(x is y for x, y in zip(tensors, own_tensors, strict=True))
-        return (
-            (call.model is self._call.model and same)
-            and all(_version(x) == version for x, version in (*self._given, *self._output))
-            and self._precision == _autocast(call)
-        )
-
-
-def check_shared(shared: object) -> None:
-    """Raise ``ValueError`` for what is no kept pass."""
-    if not (shared is None or isinstance(shared, SharedForward)):
-        raise ValueError(f"shared={shown(shared)} is not a recorded pass; expected shared_forward(...) or None.")
-
-
-class _KeptPass(Pass):
-    """What an earlier method has asked of a kept pass is not computed again."""
-
-    def __init__(
-        self, output: object, tensors: list[list[Tensor]], context: AbstractContextManager[object], found: Found
-    ) -> None:
-        super().__init__(output, tensors, context)
-        self._found = found
-
-    def gradients(
-        self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool, key: Hashable = None
-    ) -> list[Tensor | None]:
-        known = self._known(key)
-        missing = [x for x in tensors if x not in known]
-        if missing:
-            known |= zip(missing, super().gradients(scores, gradient, missing, True), strict=True)
-        return [None if (dx := known[x]) is None else dx.clone() for x in tensors]
-
-    def _known(self, key: Hashable) -> dict[Sought, Tensor | None]:
-        """The gradients that were found under the same rules, for the same target."""
-        asked = [getattr(self.context, "rules", None), type(self.context), key]
-        for (rules, *rest), known in self._found if key is not None else ():
-            if rules is asked[0] and rest == asked[1:]:
-                return known
-        found: dict[Sought, Tensor | None] = {}
-        if key is not None:
-            self._found.append((asked, found))
-        return found
-
-
-def _place(site: Site) -> tuple[object, ...]:
-    return site.module, site.side, site.call, site.tensors
-
-
-def _given(call: Call) -> tuple[object, ...]:
-    return call.inputs, call.args, dict(call.kwargs)
-
-
-def _state_of(call: Call) -> list[Tensor]:
-    return [*call.parameters, *call.model.buffers()]
-
-
-def _version(x: Tensor) -> tuple[int, int]:
-    """Another one where a tensor was overwritten, or given other memory by ``x.data = ...``."""
-    return version_of(x), memory_of(x) if x.layout is torch.strided else 0
-
-
-def _versions(values: object) -> list[tuple[Tensor, tuple[int, int]]]:
-    with torch._C.DisableTorchFunction():
-        return [(x, _version(x)) for x in tree_leaves(values) if isinstance(x, Tensor)]
-
-
-def _autocast(call: Call) -> torch.dtype | None:
-    kind = model_device(call.model).type
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if casts else None

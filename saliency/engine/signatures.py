@@ -13,7 +13,8 @@ from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe
-from saliency.engine.record import ContextBuilder, SharedForward
+from saliency.engine.record import ContextBuilder
+from saliency.engine.shared import SharedForward
 from saliency.engine.targets import Target
 
 Maps: TypeAlias = Any  # a Tensor; a list of them for a list of layers, a tuple for a tuple of inputs; a pair with debug

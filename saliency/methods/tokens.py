@@ -22,8 +22,9 @@ from saliency.engine.graph import node_of
 from saliency.engine.layers import Layers, resolve_layer
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Attribution, Reduction, Resize, join_targets, sum_channels
-from saliency.engine.record import Pass, SharedForward, check_shared, recording
+from saliency.engine.record import Pass, recording
 from saliency.engine.sending import keeping_copies
+from saliency.engine.shared import SharedForward, check_shared
 from saliency.engine.signatures import CallOptions, FinishOptions, Maps
 from saliency.engine.silence import note_map
 from saliency.engine.site import Site, make_site

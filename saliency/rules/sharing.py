@@ -9,7 +9,7 @@ from saliency.engine.call import Input, make_call
 from saliency.engine.driver import as_list
 from saliency.engine.layers import Layers
 from saliency.engine.operations import Function, Row
-from saliency.engine.record import SharedForward
+from saliency.engine.shared import SharedForward
 from saliency.engine.site import make_site
 from saliency.rules.activations import GUIDED
 from saliency.rules.excitation import EXCITATION

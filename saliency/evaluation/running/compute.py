@@ -15,7 +15,7 @@ from torch.nn import Module
 
 from saliency.engine.maps import finish_map
 from saliency.engine.outputs import main_output
-from saliency.engine.record import SharedForward
+from saliency.engine.shared import SharedForward
 from saliency.engine.state import evaluating, model_dtype, own_copy
 from saliency.evaluation.cases import Case, Images
 from saliency.evaluation.metrics import METRICS
