@@ -78,6 +78,7 @@ from saliency.methods.relu_backprop import (
 )
 from saliency.methods.scored_cam import ablation_cam, is_cam, recipro_cam, score_cam, ss_cam
 from saliency.rules import shared_forward
+from saliency.similarity import ImageEncoder, bilrp, cosine_similarity, dot_product
 from saliency.wrappers import smooth_grad
 
 __version__ = "0.1.0"
@@ -94,6 +95,7 @@ __all__ = [
     "DeConvNetContext",
     "ExcitationBackpropContext",
     "GuidedBackpropContext",
+    "ImageEncoder",
     "Instead",
     "MaskGenerator",
     "Method",
@@ -111,10 +113,13 @@ __all__ = [
     "activation",
     "attach_debug_probes",
     "between",
+    "bilrp",
     "conductance",
     "contrastive_excitation_backprop",
     "contrastive_reward",
+    "cosine_similarity",
     "deconvnet",
+    "dot_product",
     "excitation_backprop",
     "extremal_perturbation",
     "extremal_perturbation_map",
