@@ -15,6 +15,7 @@ a dog, how unlike a concept, or the probability of each prompt among all::
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -55,8 +56,7 @@ def cosine_similarity(references: Tensor, embedding: Embedding = embedding_of) -
     >>> cosine_similarity(torch.tensor([[2.0, 0.0], [3.0, 4.0]]))(torch.tensor([[1.0, 0.0]]))
     tensor([[1.0000, 0.6000]])
     """
-    unit = F.normalize(_constant(references), dim=-1)
-    return lambda output: _products(F.normalize(embedding(output), dim=-1), unit)
+    return _similarity(references, embedding, partial(F.normalize, dim=-1))
 
 
 def dot_product(references: Tensor, embedding: Embedding = embedding_of) -> Callable[[Any], Tensor]:
@@ -65,8 +65,7 @@ def dot_product(references: Tensor, embedding: Embedding = embedding_of) -> Call
     >>> dot_product(torch.tensor([3.0, 4.0]))(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     tensor([3., 4.])
     """
-    constant = _constant(references)
-    return lambda output: _products(embedding(output), constant)
+    return _similarity(references, embedding, lambda x: x)
 
 
 class ImageEncoder(Module):
@@ -88,9 +87,9 @@ class ImageEncoder(Module):
                 f"model={shown(model)} has no method {' or '.join(_ENCODERS)}; expected one of images and texts."
             )
 
-    def forward(self, images: Tensor) -> Any:
-        """Embed images."""
-        return getattr(self.model, self.encoder)(images)
+    def forward(self, images: Tensor, **options: Any) -> Any:
+        """Embed images. ``options`` are those of the model's own method."""
+        return getattr(self.model, self.encoder)(images, **options)
 
 
 def bilrp(
@@ -129,22 +128,26 @@ def bilrp(
     return pairs.view(len(a), *a.shape[2:], *b.shape[2:])
 
 
-def _constant(references: object) -> Tensor:
-    check_tensor("references", references)
+def _similarity(references: object, embedding: Embedding, scale: Callable[[Tensor], Tensor]) -> Callable[[Any], Tensor]:
+    """The target of the products of what ``scale`` makes of embeddings: (N, K), or (N,) for a single reference."""
     if not (isinstance(references, Tensor) and references.is_floating_point() and references.ndim in (1, 2)):
-        raise ValueError(f"references={shown(references)} are not embeddings; expected (D,) or (K, D).")
-    return references.detach()
+        raise ValueError(f"references={shown(references)} are not embeddings; expected a tensor (D,) or (K, D).")
+    if not callable(embedding):
+        raise ValueError(f"embedding={shown(embedding)} is not a function; expected one of the model's output.")
+    with torch.inference_mode(False):  # inside, where embeddings are often made, none is a part of a graph
+        constant = references.detach().clone()
 
+    def score(output: Any) -> Tensor:
+        x = embedding(output)
+        if not isinstance(x, Tensor) or x.ndim > 2 or x.shape[-1:] != constant.shape[-1:]:
+            raise ValueError(
+                f"references={describe(constant)} do not fit an embedding that is {describe(x)}; expected (N, D) of "
+                "the same D, which embedding= can read in the output."
+            )
+        # A linear layer, as the rules of a backward pass see it: a classifier whose weights are the references.
+        return F.linear(scale(x), scale(constant.to(x)))
 
-def _products(embeddings: object, references: Tensor) -> Tensor:
-    """The dot products (N, K) of embeddings (N, D), or (K,) of one; without the K axis for a single reference."""
-    if not isinstance(embeddings, Tensor) or embeddings.shape[-1:] != references.shape[-1:] or embeddings.ndim > 2:
-        raise ValueError(
-            f"references={describe(references)} do not fit an embedding that is {describe(embeddings)}; expected "
-            "(N, D) of the same D, which embedding= can read in the output."
-        )
-    # A linear layer, as the rules of a backward pass see it: that of a classifier whose weights are the references.
-    return F.linear(embeddings, references.to(embeddings))
+    return score
 
 
 def _pooled(maps: Tensor, sizes: tuple[int, ...]) -> Tensor:

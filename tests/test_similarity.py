@@ -58,6 +58,21 @@ def test_references_are_constants_in_the_precision_of_the_embedding(target):
     assert not scores.requires_grad
 
 
+@pytest.mark.parametrize("target", [cosine_similarity, dot_product])
+def test_references_may_be_made_in_inference_mode_and_change_afterwards(target):
+    model, x, references = encoder(), rand(1, 3, 12, 10), rand(K, D) - 0.5
+    expected = gradient(model, x, target(references))
+    with torch.inference_mode():
+        made = references * 1
+        inside = target(made)
+        torch.testing.assert_close(gradient(model, x, inside), expected)
+    outside = target(made)
+    torch.testing.assert_close(gradient(model, x, outside), expected)
+    later = target(references)
+    references.zero_()
+    torch.testing.assert_close(gradient(model, x, later), expected)
+
+
 OUTPUTS = {
     "a tensor": lambda z, tokens: z,
     "a tuple": lambda z, tokens: (z, tokens),
@@ -115,15 +130,23 @@ def test_every_image_has_a_reference_of_its_own():
 @pytest.mark.parametrize(
     ("references", "problem"),
     [
-        ([[1.0]], r"is not a tensor"),
-        (torch.ones(2, 2, D), r"are not embeddings; expected \(D,\) or \(K, D\)"),
-        (torch.ones(D, dtype=torch.long), r"are not embeddings; expected \(D,\) or \(K, D\)"),
+        ([[1.0]], r"are not embeddings; expected a tensor \(D,\) or \(K, D\)"),
+        (torch.ones(2, 2, D), r"are not embeddings; expected a tensor"),
+        (torch.ones(D, dtype=torch.long), r"are not embeddings; expected a tensor"),
         (torch.ones(K, D + 1), rf"do not fit an embedding that is a tensor of shape \(2, {D}\)"),
     ],
 )
 def test_references_that_do_not_fit_raise_one_clear_error(references: Any, problem: str):
     with pytest.raises(ValueError, match=rf"references=.*{problem}"):
         gradient(encoder(), rand(2, 3, 12, 10), cosine_similarity(references))
+
+
+@pytest.mark.parametrize("target", [cosine_similarity, dot_product])
+def test_an_embedding_that_is_none_raises_one_clear_error(target):
+    with pytest.raises(ValueError, match=r"^embedding='pooler_output' is not a function; expected"):
+        target(torch.ones(D), "pooler_output")
+    with pytest.raises(ValueError, match=r"^references=.* do not fit an embedding that is a dict; expected \(N, D\)"):
+        target(torch.ones(D))({"tokens": torch.ones(2, D)})
 
 
 # --- models of images and texts -------------------------------------------------------------------------------------
@@ -149,6 +172,8 @@ def test_the_image_half_of_a_model_of_images_and_texts():
     maps = grad_cam(ImageEncoder(model), x, target)
     assert maps.shape == (2, 3, 6, 5)
     assert torch.equal(maps, grad_cam(model.visual, x, target, "mix"))
+    unit = grad_cam(ImageEncoder(model), x, target, forward_kwargs={"normalize": True})
+    torch.testing.assert_close(unit, maps)  # a cosine is that of any length
     with pytest.raises(ValueError, match=r"^model=a Linear has no method get_image_features or encode_image; expected"):
         ImageEncoder(nn.Linear(2, 2))
 
