@@ -11,6 +11,7 @@ from benchmarks.torchray_loop import SMOOTH as TORCHRAY_SMOOTH
 from saliency import METHODS, get_pointing_gradient
 from saliency.catalogue import POINTS_AT_ONCE, choose_methods, choose_options, is_path_method, read_value
 from saliency.evaluation.metrics import METRICS
+from saliency.evaluation.networks.models import EMBEDDED, SCENES, SCENES_VIT
 from saliency.evaluation.running.explaining import centre
 from saliency.evaluation.running.jobs import Methods
 from saliency.evaluation.running.scoring import AGREEMENT
@@ -45,9 +46,10 @@ SMOOTH = dict.fromkeys(
     0.02,
 ) | {"extremal_perturbation": 0.09}
 
-# Of the embedded network, for a second a map: each of the 16 x 16 positions of ``layer4`` is a feature; few samples.
+# Of the embedded networks, for a second a map: each of the 16 x 16 positions of a layer is a feature; few samples.
+SCENES_LAYERS = {SCENES: "layer4", SCENES_VIT: "patch_embed"}
 SCENES_OPTIONS: dict[str, dict[str, Any]] = {
-    "feature_ablation": {"saliency_layer": "layer4", "layer_mask": torch.arange(256).view(1, 1, 16, 16)},
+    "feature_ablation": {"layer_mask": torch.arange(256).view(1, 1, 16, 16)},
     "ss_cam": {"num_samples": 2},
     "is_cam": {"num_samples": 3},
 }
@@ -78,8 +80,10 @@ def make_methods(
     """
     real = [name for name in names if name != CENTRE]
     options = {name: _own_options(name, cam_layer) for name in real}
-    for name in (own for own in SCENES_OPTIONS if arch == "scenes" and own in options):
+    for name in (own for own in SCENES_OPTIONS if arch in EMBEDDED and own in options):
         options[name] |= SCENES_OPTIONS[name]
+    if arch in EMBEDDED and "feature_ablation" in options:
+        options["feature_ablation"]["saliency_layer"] = SCENES_LAYERS[arch]
     family = next((found for prefix, found in TORCHRAY_LAYERS.items() if arch.startswith(prefix)), {})
     for name in (own for own in TORCHRAY if torchray and own in options):
         options[name].pop("smooth", None)
