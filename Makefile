@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 # Processes that share the benchmark.
 WORKERS ?= 2
+# What the demo asks of the transformer: methods that take it a few seconds.
+VIT_METHODS := gradient smooth_gradient integrated_gradients guided_backprop grad_cam layer_cam hires_cam recipro_cam rise
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install test test-all lint format bench benchmark clean
@@ -15,8 +17,11 @@ help: ## show this help
 demo: $(VENV)/.installed-benchmark ## explain the embedded scenes with every method, then play the pointing game
 	$(BIN)/saliency explain --method all --out demo --option num_samples=3 \
 		--option num_masks=500 --option max_iter=60 --option n_steps=20 --option n_samples=20
+	$(BIN)/saliency explain --arch scenes_vit $(VIT_METHODS:%=--method %) --out demo/vit \
+		--option num_masks=500 --option n_steps=20 --option n_samples=20
 	$(BIN)/python -m benchmarks.pointing_game --dataset scenes
-	@echo "Pictures: $(CURDIR)/demo (all in one: contact_sheet.png)"
+	$(BIN)/python -m benchmarks.pointing_game --dataset scenes --arch scenes_vit
+	@echo "Pictures: $(CURDIR)/demo, of the transformer in demo/vit (all in one: contact_sheet.png)"
 
 install: $(VENV)/.installed-plot ## install the package, editable, and its command `saliency`
 
@@ -38,14 +43,16 @@ format: $(VENV)/.installed-dev ## write the code in the one format
 bench: $(VENV)/.installed-benchmark ## measure speed
 	$(BIN)/python -m benchmarks.speed
 
-benchmark: $(VENV)/.installed-benchmark ## score every method by every metric on the embedded scenes, and write the report
-	$(BIN)/torchrun --standalone --nproc-per-node=$(WORKERS) -m benchmarks.pointing_game --dataset scenes \
-		--method centre --method all --metric all --limit 20 --batch-size 2 --out bench_out/scenes \
-		--option rise.num_masks=100 --option extremal_perturbation.max_iter=10 \
-		--option n_steps=8 --option n_samples=8 \
-		--metric-option cascading_randomisation.steps=3 --metric-option independent_randomisation.steps=3
-	$(BIN)/python -m benchmarks.report bench_out/scenes
-	@echo "Report: $(CURDIR)/bench_out/scenes/report.html"
+benchmark: $(VENV)/.installed-benchmark ## score every method by every metric on the embedded scenes, and write the reports
+	@set -e; for arch in scenes scenes_vit; do \
+		$(BIN)/torchrun --standalone --nproc-per-node=$(WORKERS) -m benchmarks.pointing_game --dataset scenes --arch $$arch \
+			--method centre --method all --metric all --limit 20 --batch-size 2 --out bench_out/$$arch \
+			--option rise.num_masks=100 --option extremal_perturbation.max_iter=10 \
+			--option n_steps=8 --option n_samples=8 \
+			--metric-option cascading_randomisation.steps=3 --metric-option independent_randomisation.steps=3; \
+		$(BIN)/python -m benchmarks.report bench_out/$$arch; \
+		echo "Report: $(CURDIR)/bench_out/$$arch/report.html"; \
+	done
 
 clean: ## remove the environment, caches and the demo's pictures
 	rm -rf .venv demo bench_out saliency_out build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -13,6 +13,7 @@ from saliency.cli.options import POINTS_AT_ONCE, choose_methods, choose_options,
 from saliency.evaluation.baselines import BASELINES
 from saliency.evaluation.cases import Dataset
 from saliency.evaluation.metrics import METRICS
+from saliency.evaluation.networks.models import EMBEDDED, SCENES, SCENES_VIT
 from saliency.evaluation.running.plan import Methods
 
 CENTRE = "centre"
@@ -49,9 +50,10 @@ SMOOTH = dict.fromkeys(
     0.02,
 ) | {"extremal_perturbation": 0.09}
 
-# Of the embedded network, for a second a map: each of the 16 x 16 positions of ``layer4`` is a feature; few samples.
+# Of the embedded networks, for a second a map: each of the 16 x 16 positions of a layer is a feature; few samples.
+SCENES_LAYERS = {SCENES: "layer4", SCENES_VIT: "patch_embed"}
 SCENES_OPTIONS: dict[str, dict[str, Any]] = {
-    "feature_ablation": {"saliency_layer": "layer4", "layer_mask": torch.arange(256).view(1, 1, 16, 16)},
+    "feature_ablation": {"layer_mask": torch.arange(256).view(1, 1, 16, 16)},
     "ss_cam": {"num_samples": 2},
     "is_cam": {"num_samples": 3},
 }
@@ -92,8 +94,10 @@ def make_methods(
     """
     real = [name for name in names if name not in BASELINES]
     options = {name: _own_options(name, cam_layer) for name in real}
-    for name in (own for own in SCENES_OPTIONS if arch == "scenes" and own in options):
+    for name in (own for own in SCENES_OPTIONS if arch in EMBEDDED and own in options):
         options[name] |= SCENES_OPTIONS[name]
+    if arch in EMBEDDED and "feature_ablation" in options:
+        options["feature_ablation"]["saliency_layer"] = SCENES_LAYERS[arch]
     family = next((found for prefix, found in TORCHRAY_LAYERS.items() if arch.startswith(prefix)), {})
     for name in (own for own in TORCHRAY if torchray and own in options):
         options[name].pop("smooth", None)

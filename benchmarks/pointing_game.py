@@ -101,7 +101,9 @@ def build_parser() -> Parser:
     add("--annotations", metavar="FILE", help="JSON of COCO's form")
     add("--scenes", type=positive, metavar="N", help="number of embedded scenes (200)")
     add("--on-error", choices=["skip", "refuse"], default="skip", help="what to do with broken files and annotations")
-    add("--arch", help="'scenes', a classifier of torchvision, or one of TorchRay's (scenes; resnet50 for photos)")
+    add(
+        "--arch", help="'scenes[_vit]', a classifier of torchvision, or one of TorchRay's (scenes; resnet50 for photos)"
+    )
     add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="the published ones, or the file of a state dict")
     add("--import", dest="imported", metavar="MODULE:BUILD", help="your own network")
     add("--pooled", action="store_true", help="TorchRay's networks: one score for the whole image, not for each place")

@@ -102,6 +102,7 @@ from saliency.methods.relu_backprop import (
 )
 from saliency.methods.scored_cam import ablation_cam, is_cam, recipro_cam, score_cam, ss_cam
 from saliency.rules import shared_forward
+from saliency.similarity import ImageEncoder, bilrp, cosine_similarity, dot_product
 from saliency.wrappers import Warp, augmented, fused, low_pass, normalised, smooth_grad
 
 __version__ = "0.1.0"
@@ -122,6 +123,7 @@ __all__ = [
     "ExcitationBackpropContext",
     "FullGradientContext",
     "GuidedBackpropContext",
+    "ImageEncoder",
     "Instead",
     "MaskGenerator",
     "Method",
@@ -145,15 +147,18 @@ __all__ = [
     "attention_rollout",
     "augmented",
     "between",
+    "bilrp",
     "cam",
     "completeness",
     "conductance",
     "contrastive_excitation_backprop",
     "contrastive_reward",
+    "cosine_similarity",
     "deconvnet",
     "deep_feature_factorization",
     "deep_lift",
     "deep_lift_shap",
+    "dot_product",
     "eigen_cam",
     "eigen_grad_cam",
     "excitation_backprop",

@@ -16,17 +16,18 @@ BELOW = {
     "saliency.rules": ("saliency.engine",),
     "saliency.methods": ("saliency.engine", "saliency.rules"),
     "saliency.wrappers": ("saliency.engine",),
+    "saliency.similarity": ("saliency.engine",),
     "saliency.scenes": ("saliency.engine",),
     "saliency.images": ("saliency.engine",),
     "saliency.plot": ("saliency.engine", "saliency.images"),
     "saliency.evaluation": ("saliency.engine", "saliency.rules", "saliency.images", "saliency.scenes"),
-    "saliency": ("saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers"),
+    "saliency": ("saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers", "saliency.similarity"),
     "saliency.cli": ("",),
     "saliency.__main__": ("",),
 }
 # What the core may import beyond the standard library: torch, and what torch itself imports.
 FOUNDATION = ("torch", "typing_extensions")
-CORE = ("saliency", "saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers")
+CORE = ("saliency", "saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers", "saliency.similarity")
 # The packages beyond the standard library that may be imported, and where.
 OUTSIDE = {
     **dict.fromkeys(FOUNDATION, ("",)),

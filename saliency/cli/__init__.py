@@ -39,6 +39,6 @@ def build_parser() -> Parser:
     methods.add_argument("--model", metavar="ARCH", help="also show lrp's rules for a network, such as resnet50")
     methods.set_defaults(run=lambda arguments: say(methods_table(arguments.model)))
     layers = commands.add_parser("layers", help="list the layers of a network, with the shapes of their outputs")
-    layers.add_argument("--arch", default="resnet50", help="'scenes' or a classifier of torchvision (resnet50)")
+    layers.add_argument("--arch", default="resnet50", help="'scenes[_vit]' or a classifier of torchvision (resnet50)")
     layers.set_defaults(run=lambda arguments: say(layers_table(arguments.arch)))
     return parser

@@ -25,6 +25,7 @@ from saliency.cli.parsing import positive, say
 from saliency.engine.layers import resolve_layer
 from saliency.evaluation.networks.models import (
     DEFAULT,
+    EMBEDDED,
     SCENES,
     Recipe,
     find_targets,
@@ -62,11 +63,11 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``saliency explain``."""
     parser.description = (
         "Write a saliency map (.npy, raw scale) and an overlay (.png) for every photo, target and method, and one "
-        "contact sheet of all. Without a photo, the embedded scenes and network are explained."
+        "contact sheet of all. Without a photo, embedded scenes and their network are explained."
     )
     add = parser.add_argument
     add("photos", nargs="*", metavar="PHOTO", help="image files")
-    add("--arch", help="'scenes' or a classifier of torchvision (resnet50; scenes without a photo)")
+    add("--arch", help="'scenes[_vit]' or a classifier of torchvision (resnet50; scenes without a photo)")
     add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="torchvision's, or the file of a state dict")
     add("--method", action="append", metavar="NAME", help="repeatable; or 'all' (grad_cam)")
     add("--layer", metavar="NAME", help="see 'saliency layers' (each method's own)")
@@ -191,11 +192,11 @@ def read_photos(paths: Sequence[str]) -> list[Photo]:
 
 
 def draw_scenes(arguments: argparse.Namespace) -> list[Photo]:
-    """Draw the embedded scenes; only their own network knows their classes."""
+    """Draw the embedded scenes; only their own networks know their classes."""
     from saliency.scenes import make_scene
 
-    if arguments.arch not in (None, SCENES):
-        raise ValueError(f"photo=[] is empty; arch={arguments.arch!r} needs photos, only 'scenes' brings its own.")
+    if arguments.arch not in (None, *EMBEDDED):
+        raise ValueError(f"photo=[] is empty; arch={arguments.arch!r} needs photos; {' or '.join(EMBEDDED)} does not.")
     seeds = range(arguments.seed, arguments.seed + arguments.scenes)
     scenes = [(seed, make_scene(seed)) for seed in seeds]
     return [

@@ -1,6 +1,15 @@
-"""The embedded default, without downloads: generated scenes with exact masks, and a network that knows them."""
+"""The embedded default, without downloads: generated scenes with exact masks, and two networks that know them."""
 
 from .generator import CLASSES, Scene, SceneObject, make_scene, make_scenes
-from .network import SceneNet, scene_network
+from .network import SceneNet, SceneTransformer, scene_network
 
-__all__ = ["CLASSES", "Scene", "SceneNet", "SceneObject", "make_scene", "make_scenes", "scene_network"]
+__all__ = [
+    "CLASSES",
+    "Scene",
+    "SceneNet",
+    "SceneObject",
+    "SceneTransformer",
+    "make_scene",
+    "make_scenes",
+    "scene_network",
+]

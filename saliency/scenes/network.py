@@ -1,16 +1,19 @@
-"""A small residual network that names the shapes in a generated scene, with ResNet's layer names."""
+"""Two small networks that name the shapes in a generated scene: a ResNet and a vision transformer."""
 
 from os import PathLike
 from pathlib import Path
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from saliency.engine.checks import shown
 
 from .generator import CLASSES
 
 WEIGHTS = Path(__file__).with_name("scene_network.pt")
+VIT_WEIGHTS = Path(__file__).with_name("scene_network_vit.pt")
 
 
 class ResidualBlock(nn.Module):
@@ -69,25 +72,111 @@ class SceneNet(nn.Module):
         return logits
 
 
-def scene_network(weights: bool | str | PathLike[str] = True) -> SceneNet:
-    """Build a :class:`SceneNet` in eval mode, on the CPU, in float32.
+class Attention(nn.Module):
+    """Self-attention of several heads over tokens (N, T, C)."""
 
-    ``weights`` is True for the embedded trained weights, False for random ones, or the path of a file with a state
-    dict, as ``benchmarks/train_scenes.py`` writes it. ValueError if the file is missing or does not fit.
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
 
-    >>> scene_network().training
-    False
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (N, T, C) to tokens (N, T, C)."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (N, heads, T, C / heads)
+        out: Tensor = functional.scaled_dot_product_attention(q, k, v)
+        result: Tensor = self.proj(out.transpose(1, 2).flatten(2))
+        return result
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a perceptron, each behind a normalisation and beside a shortcut."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = Attention(channels, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (N, T, C) to tokens (N, T, C)."""
+        x = x + self.attn(self.norm1(x))
+        result: Tensor = x + self.mlp(self.norm2(x))
+        return result
+
+
+class SceneTransformer(nn.Module):
+    """Vision transformer from images (N, 3, 128, 128) in [0, 1] to logits (N, 8), as those of :class:`SceneNet`.
+
+    A convolutional stem makes 16 x 16 tokens of 8 x 8 pixels each, four blocks follow, and the class token (the first
+    of 257) is read out; layers have timm's names. The weights are random; :func:`scene_network` loads trained ones.
+    Images of other sizes are taken too, for which the positions are interpolated.
+
+    >>> SceneTransformer()(torch.zeros(2, 3, 128, 128)).shape
+    torch.Size([2, 8])
     """
-    accepted = "True, False or the path of a state dict of a SceneNet is accepted"
+
+    def __init__(self, channels: int = 64, depth: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.patch_embed = nn.Sequential(
+            nn.Conv2d(3, 24, 5, 2, 2, bias=False),
+            nn.BatchNorm2d(24),
+            nn.ReLU(inplace=True),
+            ResidualBlock(24, 48, 2),
+            ResidualBlock(48, channels, 2),
+        )
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, channels))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, channels, 16, 16))
+        self.blocks = nn.Sequential(*(TransformerBlock(channels, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Linear(channels, len(CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (N, 3, H, W) in [0, 1] to logits (N, 8)."""
+        x = self.patch_embed(x)
+        positions: Tensor = self.pos_embed
+        if x.shape[2:] != positions.shape[2:]:
+            positions = functional.interpolate(positions, x.shape[2:], mode="bilinear")
+        x = (x + positions).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        logits: Tensor = self.head(self.norm(self.blocks(x))[:, 0])
+        return logits
+
+
+@overload
+def scene_network(weights: bool = True) -> SceneNet: ...
+
+
+@overload
+def scene_network(weights: Literal["vit"]) -> SceneTransformer: ...
+
+
+@overload
+def scene_network(weights: str | PathLike[str]) -> SceneNet | SceneTransformer: ...
+
+
+def scene_network(weights: bool | str | PathLike[str] = True) -> SceneNet | SceneTransformer:
+    """Build a :class:`SceneNet` or :class:`SceneTransformer` in eval mode, on the CPU, in float32.
+
+    ``weights`` is True for the embedded trained weights of the ResNet, ``'vit'`` for those of the transformer, False
+    for a ResNet with random ones, or the path of a file with a state dict of either, as ``benchmarks/train_scenes.py``
+    writes it. ValueError if the file is missing or does not fit.
+
+    >>> scene_network().training, len(scene_network("vit").blocks)
+    (False, 4)
+    """
+    accepted = "True, False, 'vit' or the path of a state dict of a SceneNet or SceneTransformer is accepted"
     if not isinstance(weights, (bool, str, PathLike)):
         raise ValueError(f"weights={shown(weights)} is not a path; {accepted}.")
     if weights is False:
         return SceneNet().eval()
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
-        network = SceneNet().eval()
-    path = WEIGHTS if weights is True else weights
+    path = WEIGHTS if weights is True else VIT_WEIGHTS if weights == "vit" else weights
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+            network = SceneTransformer().eval() if "cls_token" in state else SceneNet().eval()
+        network.load_state_dict(state)
     except Exception as error:
         raise ValueError(f"weights={weights!r} cannot be read from {path}; {accepted}.") from error
     return network

@@ -1,4 +1,4 @@
-"""The benchmark's command line, and the pointing game on the embedded scenes with the embedded network's weights."""
+"""The benchmark's command line, and the pointing game on the embedded scenes with the embedded networks' weights."""
 
 import json
 from functools import partial
@@ -12,7 +12,7 @@ from saliency import METHODS, get_pointing_gradient, max_channels
 from saliency.cli.options import is_path_method
 from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.metrics import METRICS
-from saliency.evaluation.networks.models import recipe
+from saliency.evaluation.networks.models import DEFAULT, load_network, recipe
 from saliency.evaluation.running.compute import explain_each
 from saliency.evaluation.running.plan import Explainer
 from saliency.evaluation.running.ranks import holding
@@ -28,6 +28,13 @@ MARGINS = dict.fromkeys((name for name in METHODS if name not in ATTENTION), 40)
     ("activation", "eigen_cam", "kpca_cam", "fem", "ss_cam"), 10
 )
 del MARGINS["deconvnet"], MARGINS["internal_influence"], MARGINS["feature_permutation"]  # see below
+# The same in the transformer. Its tokens exchange what they hold: a channel's mean gradient, which Grad-CAM weighs by,
+# says less of a place than the gradient at that place does.
+VIT_MARGINS = {
+    **dict.fromkeys(("gradient", "linear_approx", "guided_backprop", "guided_grad_cam"), 30),
+    **dict.fromkeys(("layer_cam", "hires_cam"), 20),
+    "grad_cam": 10,
+}
 FEW = {
     **{name: ("n_steps=8",) for name in METHODS if "n_steps" in METHODS[name].options},
     **{name: ("n_samples=8",) for name in METHODS if "n_samples" in METHODS[name].options},
@@ -43,12 +50,12 @@ def few(names):
     return [f"{name}.{option}" for name in names for option in FEW.get(name, ())]
 
 
-def accuracies(names, scenes, folder, others=None):
+def accuracies(names, scenes, folder, others=None, arch="scenes"):
     """The share of hits in percent by method: those named in the benchmark's own settings, others in theirs."""
-    methods = make_methods([CENTRE, *names], [], few(names), "scenes", None, torchray=False) | (others or {})
-    metrics = {"pointing_game": {}}
+    methods = make_methods([CENTRE, *names], [], few(names), arch, None, torchray=False) | (others or {})
+    network, metrics = load_network(arch, DEFAULT), {"pointing_game": {}}
     dataset = load_dataset("scenes", scenes=scenes, seed=500)
-    outcome = run(dataset, scene_network(), recipe("scenes"), methods, metrics, folder, gallery=0)
+    outcome = run(dataset, network, recipe(arch), methods, metrics, folder, gallery=0)
     assert outcome.failed == 0
     return {line.method: 100 * line.mean for line in outcome.lines}
 
@@ -61,6 +68,16 @@ def accuracy(tmp_path_factory):
 @pytest.mark.parametrize("method", [name for name in MARGINS if name not in LONG])
 def test_a_method_finds_objects_better_than_the_centre_point(accuracy, method):
     assert accuracy[method] >= accuracy[CENTRE] + MARGINS[method]
+
+
+@pytest.fixture(scope="module")
+def accuracy_in_the_transformer(tmp_path_factory):
+    return accuracies(VIT_MARGINS, 30, tmp_path_factory.mktemp("game"), arch="scenes_vit")
+
+
+@pytest.mark.parametrize("method", VIT_MARGINS)
+def test_a_method_finds_objects_in_the_transformer(accuracy_in_the_transformer, method):
+    assert accuracy_in_the_transformer[method] >= accuracy_in_the_transformer[CENTRE] + VIT_MARGINS[method]
 
 
 def test_a_path_method_finds_objects_better_than_the_centre_point(tmp_path):
@@ -284,6 +301,14 @@ def test_options_of_all_methods_and_of_one():
         "grad_cam": {"smooth": 0.3, "saliency_layer": "layer3", **own},
         "gradient": {"smooth": 0.1, "saliency_layer": "", **own},
     }
+
+
+@pytest.mark.parametrize(("arch", "layer"), [("scenes", "layer4"), ("scenes_vit", "patch_embed")])
+def test_ablation_takes_the_positions_of_a_layer_of_the_embedded_networks(arch, layer):
+    chosen = make_methods(["feature_ablation", "ss_cam"], [], [], arch, None, torchray=False)
+    assert chosen["feature_ablation"][1]["saliency_layer"] == layer
+    assert chosen["feature_ablation"][1]["layer_mask"].unique().tolist() == list(range(256))
+    assert chosen["ss_cam"][1]["num_samples"] == 2
 
 
 @pytest.mark.parametrize("arch", ["resnet50", "resnet50_voc", "vgg16_coco", "scenes"])

@@ -1,4 +1,4 @@
-"""Networks by name, what they expect of a photo, and their classes: torchvision's, TorchRay's and the embedded one."""
+"""Networks by name, what they expect of a photo, and their classes: torchvision's, TorchRay's and the embedded ones."""
 
 import difflib
 import re
@@ -16,7 +16,8 @@ from saliency.engine.layers import plain_name
 from saliency.evaluation.networks.caffe import CAFFE_ARCHS, MEAN, STD, caffe_network, from_caffe
 from saliency.images import check_path, is_file
 
-SCENES = "scenes"
+SCENES, SCENES_VIT = "scenes", "scenes_vit"
+EMBEDDED = (SCENES, SCENES_VIT)  # a ResNet and a vision transformer
 DEFAULT = "DEFAULT"
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # what checkpoints keep a state dict under
 # Their weights are trained for another normalisation than the others', which they make of the common one on request.
@@ -44,14 +45,14 @@ class Recipe(NamedTuple):
 
 
 def networks() -> list[str]:
-    """Return the names :func:`load_network` accepts, the embedded network first.
+    """Return the names :func:`load_network` accepts, the embedded networks first.
 
     >>> networks()[:3]
-    ['scenes', 'alexnet', 'convnext_base']
+    ['scenes', 'scenes_vit', 'alexnet']
     """
     from torchvision import models
 
-    return [SCENES, *models.list_models(module=models), *CAFFE_ARCHS]
+    return [*EMBEDDED, *models.list_models(module=models), *CAFFE_ARCHS]
 
 
 def recipe(arch: str, size: int | None = None) -> Recipe:
@@ -79,7 +80,7 @@ def load_network(arch: str, weights: str | Path | None = None, *, pooled: bool =
     """Return a classifier in evaluation mode, on the CPU, in float32.
 
     ``arch`` is one of :func:`networks`. ``weights`` is None (random), ``'DEFAULT'`` (the published ones, downloaded
-    once; the embedded ones of ``scenes``) or a file with a state dict, in any precision, bare or under
+    once; the embedded ones of the scenes' networks) or a file with a state dict, in any precision, bare or under
     ``'state_dict'`` or ``'model'``, with or without the prefixes ``'module.'`` and ``'_orig_mod.'``. The head takes the
     number of classes of the file. TorchRay's networks take its own files, and score every place (N, classes, h, w)
     unless ``pooled``, as the published pointing game has it. Raises :class:`ValueError` for an unknown ``arch`` and for
@@ -183,10 +184,9 @@ def find_targets(text: str, classes: Sequence[str], scores: Tensor) -> list[int]
 def check_arch(arch: str) -> None:
     """Raise :class:`ValueError`, with the nearest name, where no network has this name."""
     check_type("arch", arch, str, "the name of a network")
-    if arch != SCENES and arch not in networks():
-        raise unknown(
-            "arch", arch, networks(), "accepted are 'scenes', torchvision's classification networks and TorchRay's"
-        )
+    if arch not in EMBEDDED and arch not in networks():
+        accepted = "accepted are 'scenes', 'scenes_vit', torchvision's classification networks and TorchRay's"
+        raise unknown("arch", arch, networks(), accepted)
 
 
 def unknown(argument: str, value: str, names: Sequence[str], accepted: str) -> ValueError:
@@ -205,10 +205,12 @@ def _spelling(lowered: str, names: Sequence[str]) -> str:
 
 
 def _build(arch: str, weights: str | Path | None, state: dict[str, Tensor]) -> Module:
-    if arch == SCENES:
-        from saliency.scenes import scene_network
+    if arch in EMBEDDED:
+        from saliency.scenes import SceneTransformer, scene_network
 
-        return scene_network(weights=weights == DEFAULT)
+        if arch == SCENES:
+            return scene_network(weights == DEFAULT)
+        return scene_network("vit") if weights == DEFAULT else SceneTransformer()
     from torchvision.models import get_model
 
     # The last entry of a classifier's state dict is its head's, so its length is the number of classes.
@@ -246,18 +248,14 @@ def _fill(model: Module, state: dict[str, Tensor], arch: str, weights: str | Pat
 
 
 def _find_recipe(arch: str) -> Recipe:
-    if arch == SCENES:
-        return _scenes_recipe()
+    if arch in EMBEDDED:
+        from saliency.scenes.generator import CLASSES, SIZE
+
+        return Recipe(SIZE, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, multi_label=True)
     if arch not in CAFFE_ARCHS:
         return _torchvision_recipe(arch)
     classes, _, layer, min_size = CAFFE_ARCHS[arch]
     return Recipe(224, min_size, False, MEAN, STD, classes, multi_label=True, caffe_resize=True, layer=layer)
-
-
-def _scenes_recipe() -> Recipe:
-    from saliency.scenes.generator import CLASSES, SIZE
-
-    return Recipe(SIZE, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, multi_label=True)
 
 
 def _torchvision_recipe(arch: str) -> Recipe:
