@@ -96,7 +96,7 @@ def test_the_user_says_where_the_embedding_is():
 
 
 # Of every kind of method the one that stands for it; and of the CAMs by scores.
-METHOD_NAMES = [case.name for case in cases.METHOD_CASES if case.stands_for_its_kind and case.uses_target]
+METHOD_NAMES = [case.name for case in cases.GENERAL if case.stands_for_its_kind and case.uses_target]
 
 
 @pytest.mark.parametrize("name", [*METHOD_NAMES, "score_cam"])

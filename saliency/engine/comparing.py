@@ -1,6 +1,6 @@
 """Comparing: a pass whose operations know what an earlier pass, as one of baselines, has made of the same."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -93,17 +93,23 @@ def without_reference(context_builder: object) -> ValueError:
 
 @contextmanager
 def compare(
-    start: Call, end: Call, sites: Sequence[Site], context_builder: ContextBuilder
+    start: Call,
+    end: Call,
+    sites: Sequence[Site],
+    context_builder: ContextBuilder,
+    read: Callable[[object], object] = lambda output: output,
 ) -> Iterator[tuple[Pass, list[Tensor]]]:
     """The pass at the end, whose operations know those at the start, and the tensors that the sites have at the start.
 
-    What the model draws at random is the same in both.
+    What the model draws at random is the same in both. ``read`` is what a target makes of the output: its operations
+    are compared too.
     """
     with ExitStack() as stack:
         stack.enter_context(random_state(model_device(end.model)))
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the sites switch gradients on
         first = stack.enter_context(recording(start, sites, context_builder))
         earlier, tensors = first.context, [x.detach() for at_site in first.tensors for x in at_site]
+        read(first.output)
     del first  # its graph, of which nothing is asked
     if not isinstance(earlier, ComparingContext):
         raise TypeError(f"{type(earlier).__name__} carries differences and is not a ComparingContext.")

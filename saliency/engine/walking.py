@@ -126,11 +126,12 @@ def _along_inputs(
     walk = _begin(call, path, starts, moving)
     for samples, steps, parts in _chunks(call.samples, len(path.weights), walking.size):
         rows = [dict(zip(moving, tensors, strict=True)) for tensors in walk(samples, steps) if tensors]
-        with _step([partial(call.replacing, each, samples) for each in rows], sites, path, how) as (recorded, moved):
+        own, calls = targets.rows(samples), [partial(call.replacing, each, samples) for each in rows]
+        with _step(calls, own, sites, path, how) as (recorded, moved):
             structure = recorded.tensors
             tensors = [x for at_site in structure for x in at_site]
             watched = [x for probe in how.probes for x in probe.data]  # of the only pass
-            for k, gradients in enumerate(send_gradients(recorded, targets.rows(samples), tensors, watched, how)):
+            for k, gradients in enumerate(send_gradients(recorded, own, tensors, watched, how)):
                 if k == len(folds):
                     folds.append([Folding(path) for _ in tensors])
                 activations = by_site(sites, structure, [x.detach() for x in tensors], gradients, how)
@@ -143,7 +144,7 @@ def _along_inputs(
 
 @contextmanager
 def _step(
-    rows: Sequence[Callable[[], Call]], sites: Sequence[Site], path: Path, how: How
+    rows: Sequence[Callable[[], Call]], targets: Targets, sites: Sequence[Site], path: Path, how: How
 ) -> Iterator[tuple[Pass, list[Tensor] | None]]:
     """A pass at points of a path, and how far the tensors at the sites move on it, if the fold needs that.
 
@@ -153,7 +154,7 @@ def _step(
     point, *ends = rows
     if told_by(how.context_builder, "carries", "gradient") == "differences":
         start, end = ends
-        with compare(start(), end(), sites, how.context_builder) as (recorded, first):
+        with compare(start(), end(), sites, how.context_builder, targets.select) as (recorded, first):
             tensors = [x.detach() for at_site in recorded.tensors for x in at_site]
             yield recorded, [x - y for x, y in zip(tensors, first, strict=True)] if path.fold.moves else None
         return

@@ -256,6 +256,18 @@ def test_a_function_of_the_output_is_given_the_output_of_the_input():
     assert set(seen) == {2}
 
 
+def test_what_a_target_makes_of_the_output_is_compared_too():
+    """The change of a probability, not of its tangent, is shared out."""
+    weight, x, start = rand(3, 4), rand(2, 4), rand(1, 4)
+    model = Net(lambda s, x: torch.tanh(x @ weight.T))
+    maps, delta = saliency.deep_lift(
+        model, x, saliency.targets.probability(1), "", start, reduction=None, return_convergence_delta=True
+    )
+    of_start, of_x = (model(z).softmax(1)[:, 1] for z in (start, x))
+    close(maps.sum(1), of_x - of_start)
+    close(delta, torch.zeros(2, dtype=torch.float64))
+
+
 def test_probes_hold_the_multipliers():
     model, x, start = IN_PLACE.model(), IN_PLACE.input(), rand(2, 3, 11, 14)
     found, probes = saliency.deep_lift(model, x, 1, "", start, debug=True)

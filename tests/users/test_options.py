@@ -136,6 +136,8 @@ def values(option: str) -> Any:
         "progress": lambda done, total: None,
         "print_iter": lambda iteration, energies: None,
         "reward_func": saliency.simple_reward,
+        "cam": saliency.layer_cam,
+        "shared": saliency.shared_forward(cnn(), X) if option == "shared" else None,
         "perturbation": "fade",
         "variant": "preserve",
         "filter_masks": torch.ones(2, 1, 8, 9),
@@ -174,7 +176,9 @@ def test_every_option_of_the_table_can_be_passed(name, option):
         result = method(cnn(), X, 1, **options)
     except ValueError as error:
         result = str(error)
-    if option in ("path", "internal_batch_size", "return_convergence_delta", "debug") and isinstance(result, str):
+    if option in ("path", "shared", "internal_batch_size", "return_convergence_delta", "debug") and isinstance(
+        result, str
+    ):
         assert "is not possible" in result
     elif (name, option) == ("cam", "attribute_to_layer_input"):  # what the layer is given is not what is pooled
         assert "lacks" in result
