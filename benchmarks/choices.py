@@ -19,17 +19,8 @@ CENTRE = "centre"
 # Dozens or hundreds of passes for an image, or more: only if they are asked for, by name or with 'all'.
 LONG = (
     *("integrated_gradients", "internal_influence", "conductance", "gradient_shap", "smooth_gradient"),
-    *(
-        "expected_gradients",
-        "deep_lift_shap",
-        "feature_ablation",
-        "occlusion",
-        "score_cam",
-        "ss_cam",
-        "is_cam",
-        "rise",
-        "extremal_perturbation",
-    ),
+    *("expected_gradients", "deep_lift_shap", "feature_ablation", "occlusion", "score_cam", "ss_cam", "is_cam"),
+    *("rise", "extremal_perturbation"),
 )
 # Its map of an image depends on the rest of the batch, and so on the batch size: only if it is asked for by name.
 BATCHED = ("feature_permutation",)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from saliency.engine.driver import saliency
 from saliency.engine.search import find_layer
 from saliency.evaluation.networks.models import layer_shapes, load_network, recipe, unknown
 from saliency.methods import METHODS
@@ -72,7 +71,7 @@ def is_path_method(name: str) -> bool:
     >>> is_path_method("conductance"), is_path_method("grad_cam")
     (True, False)
     """
-    return METHODS[name].engine is saliency and not {"n_steps", "n_samples"}.isdisjoint(METHODS[name].options)
+    return "path" in METHODS[name].sets
 
 
 def read_value(text: str) -> Any:

@@ -49,7 +49,7 @@ def _names(function: Callable[..., object]) -> frozenset[str]:
 
 _REDUCES = ("gradient_to_saliency",)
 _WALKS = ("gradient_to_saliency", "path")
-_COMPARES = (*_WALKS, "context_builder", "shared")
+_COMPARES = (*_WALKS, "context_builder")
 
 METHODS: dict[str, Method] = {
     "gradient": Method(gradient, "Simonyan et al., Deep Inside Convolutional Networks, ICLR workshop 2014"),
