@@ -8,7 +8,6 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 
-from saliency.engine.driver import saliency
 from saliency.evaluation.networks.models import unknown
 from saliency.methods import METHODS
 
@@ -93,7 +92,7 @@ def is_path_method(name: str) -> bool:
     >>> is_path_method("conductance"), is_path_method("grad_cam")
     (True, False)
     """
-    return METHODS[name].engine is saliency and not {"n_steps", "n_samples"}.isdisjoint(METHODS[name].options)
+    return "path" in METHODS[name].sets
 
 
 def read_value(text: str) -> Any:

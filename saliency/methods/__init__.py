@@ -70,7 +70,7 @@ _REDUCES = ("gradient_to_saliency",)
 _WALKS = ("gradient_to_saliency", "path")
 _READS = ("gradient_to_saliency", "get_backward_gradient")
 _SENDS = ("gradient_to_saliency", "context_builder")
-_COMPARES = (*_WALKS, "context_builder", "shared")
+_COMPARES = (*_WALKS, "context_builder")
 
 METHODS: dict[str, Method] = {
     "gradient": Method(gradient, "Simonyan et al., Deep Inside Convolutional Networks, ICLR workshop 2014"),

@@ -18,7 +18,8 @@ from tests.test_contract import explain, needs, skip_if_not_made_for
 
 pytestmark = NOTICES
 
-SHARING = [case for case in GENERAL if "shared" in METHODS[case.name].options and "batch" not in case.lacks]
+OWN_PATHS = {name for name, method in METHODS.items() if "path" in method.sets}
+SHARING = [case for case in GENERAL if METHODS[case.name].engine is saliency and case.name not in OWN_PATHS]
 
 
 class CountConvolutions(TorchDispatchMode):
