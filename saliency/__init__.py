@@ -5,7 +5,7 @@
 >>> map = grad_cam(scene_network(), make_scene(0).image[None], 0, saliency_layer='layer4')
 """
 
-from saliency import rules, targets
+from saliency import targets as targets
 from saliency.engine.contexts import NullContext, Patch, ReLUContext, RuleContext
 from saliency.engine.driver import saliency
 from saliency.engine.layers import get_module
@@ -222,7 +222,6 @@ __all__ = [
     "resize_saliency",
     "rise",
     "rise_class",
-    "rules",
     "saliency",
     "score_cam",
     "shapley_cam",
@@ -233,7 +232,6 @@ __all__ = [
     "smooth_gradient",
     "ss_cam",
     "sum_channels",
-    "targets",
     "transformer_attribution",
     "xgrad_cam",
 ]

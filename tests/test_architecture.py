@@ -17,11 +17,15 @@ BELOW = {
     "saliency.methods": ("saliency.engine", "saliency.rules"),
     "saliency.wrappers": ("saliency.engine",),
     "saliency.similarity": ("saliency.engine",),
+    "saliency.targets": ("saliency.engine",),
     "saliency.scenes": ("saliency.engine",),
     "saliency.images": ("saliency.engine",),
     "saliency.plot": ("saliency.engine", "saliency.images"),
     "saliency.evaluation": ("saliency.engine", "saliency.rules", "saliency.images", "saliency.scenes"),
-    "saliency": ("saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers", "saliency.similarity"),
+    "saliency": (
+        *("saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers", "saliency.similarity"),
+        "saliency.targets",
+    ),
     "saliency.cli": ("",),
     "saliency.__main__": ("",),
 }
