@@ -176,10 +176,12 @@ def zennit_relevance(work: Workload) -> Explain:
     from zennit.torchvision import ResNetCanonizer
 
     model, input = deepcopy(work.model), work.input.clone()
+    with torch.no_grad():
+        classes = torch.eye(model(input[:1]).shape[1], device=input.device)
 
     def explain(target: list[int]) -> Tensor:
         with Gradient(model, EpsilonPlus(canonizers=[ResNetCanonizer()])) as attributor:
-            relevance: Tensor = attributor(input, torch.eye(1000, device=input.device)[target])[1]
+            relevance: Tensor = attributor(input, classes[target])[1]
             return relevance
 
     return explain

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.checks import shown
+from saliency.engine.checks import check_flag, shown
 
 Method = TypeVar("Method", bound=Callable[..., Any])  # what is wrapped is called as before
 
@@ -24,6 +24,7 @@ def check_method(method: object, name: str) -> None:
 def refuse_probes(options: dict[str, Any]) -> None:
     """Raise ``ValueError`` for options of which the result is more than maps."""
     for option in ("debug", "return_convergence_delta"):
+        check_flag(option, options.get(option, False))
         if options.get(option):
             raise ValueError(f"{option}=True is not possible for a wrapped method; expected {option}=False.")
 

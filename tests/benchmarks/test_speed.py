@@ -135,7 +135,7 @@ def work():
     pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), pool, torch.nn.Linear(4, 6))
     targets = torch.tensor([[0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])
-    return candidates.Workload(model.eval(), torch.randn(2, 3, 8, 8), [0, 5], targets, "1", "0")
+    return candidates.Workload(model.eval(), torch.randn(2, 3, 32, 32), [0, 5], targets, "1", "0")
 
 
 @pytest.mark.parametrize("comparison", comparisons.COMPARISONS, ids=lambda comparison: comparison.name)
