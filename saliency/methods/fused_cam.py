@@ -9,6 +9,7 @@ from torch.nn import Module
 from typing_extensions import Unpack
 
 from saliency.engine.call import Call, Input, make_call
+from saliency.engine.checks import check_flag
 from saliency.engine.driver import as_list
 from saliency.engine.fusing import fuse_maps
 from saliency.engine.layers import Layer, Layers, plain_name
@@ -76,6 +77,7 @@ def refine_cam(
     Other CAMs: ``fused(method, 'product', gamma=None)``. How to Evaluate and Refine your CAM, 2026.
     Options and errors: see :func:`saliency`.
     """
+    check_flag("debug", options.get("debug", False))
     if options.get("debug"):
         raise ValueError("debug=True is not possible for a map of several layers; expected debug=False.")
     call = make_call(model, input, options.get("additional_forward_args"), options.get("forward_kwargs"))
