@@ -94,6 +94,7 @@ def highest_sum(changes: Sequence[int]) -> int:
 def measure(result: Result, work: Workload, rounds: int, progress: Callable[[str], None]) -> None:
     """Fill in a result, step by step, so that what is there can be shown after an interruption."""
     comparison, device = result.comparison, work.input.device
+    work = work if comparison.workload is None else comparison.workload(work)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some libraries warn at every call of what they do
         try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import interpolate, linear
 from torchvision.models import VisionTransformer
 
 import saliency
-from benchmarks.candidates import Candidate, Run, Workload
+from benchmarks.candidates import Run, Workload
 
 CLASSES = 4  # of each image
 PATCH = 16
@@ -27,29 +28,26 @@ class Size(NamedTuple):
 BASE, TINY = Size(768, 12), Size(192, 3)
 
 
-def vit(size: Size, side: int) -> VisionTransformer:
-    """An untrained ViT for square images of that side, whose scores depend on the image."""
-    side = max(PATCH, side // PATCH * PATCH)
+def with_vit(size: Size, scale: float = 1.0) -> Callable[[Workload], Workload]:
+    """The workload of one image, brought to ``scale`` times its side, with an untrained ViT in the network's place.
+
+    In a batch of several PyTorch's own attention is another, faster one where nobody looks inside.
+    """
+
+    def change(work: Workload) -> Workload:
+        side = max(2, round(scale * work.input.shape[-1]) // PATCH) * PATCH
+        input = interpolate(work.input[:1], (side, side))
+        model = _vit(size, side).to(input.device)
+        return work._replace(model=model, input=input, target=work.target[:1], targets=work.targets[:1, :CLASSES])
+
+    return change
+
+
+@cache
+def _vit(size: Size, side: int) -> VisionTransformer:
     model = VisionTransformer(side, PATCH, 12, size.heads, size.width, 4 * size.width).eval().requires_grad_(False)
-    init.normal_(model.heads.head.weight, std=0.02)
+    init.normal_(model.heads.head.weight, std=0.02)  # which starts at zero
     return model
-
-
-def with_vit(candidate: Candidate, size: Size = BASE, side: int | None = None) -> Candidate:
-    """A candidate with a ViT in the place of the network; with a ``side``, for one image of that side."""
-
-    def build(work: Workload) -> Run:
-        input = work.input if side is None else interpolate(work.input[:1], (side, side))
-        model = vit(size, input.shape[-1]).to(input.device)
-        edge = model.image_size
-        targets = work.targets[: len(input), :CLASSES]
-        return candidate(
-            work._replace(
-                model=model, input=input[..., :edge, :edge], target=work.target[: len(input)], targets=targets
-            )
-        )
-
-    return build
 
 
 def our_rollout(work: Workload) -> Run:

@@ -1,23 +1,18 @@
 """Attending: find the attentions of a forward pass, fused or spelled out, while it runs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.jit import ScriptModule
 from torch.nn import Module
 
-from saliency.engine.attention import (
-    Attention,
-    FusedAttention,
-    SpelledAttention,
-    by_head,
-    edge_of,
-)
+from saliency.engine.attention import Attention, FusedAttention, SpelledAttention, by_head, edge_of, overwritten
 from saliency.engine.graph import node_of
 from saliency.engine.nesting import OwnMode
 from saliency.engine.opening import COMPOSITE, opened, seen_by
@@ -98,6 +93,7 @@ class Attending(OwnMode):
         self._images = images
         self._copies = copies
         self._followed: dict[int, _Followed] = {}
+        self._saved: list[list[Tensor]] = []  # by autograd, since the last attention, where the rest is forgotten
         # The modules that run now, with their names, and how many were found before.
         self._around: list[tuple[str, Module | None, int]] = [("", None, 0)]
 
@@ -165,7 +161,7 @@ class Attending(OwnMode):
         scale = given.get("scale")
         self._add(
             FusedAttention(
-                shape=_shape(query, key.shape[2]),
+                shape=(len(query), query.shape[1], query.shape[2], key.shape[2]),
                 in_parts=q.ndim > 4,
                 edge=edge_of(result),
                 output=edge_of(result),
@@ -191,7 +187,7 @@ class Attending(OwnMode):
         query, key = [by_head(self._own(x.aligned), self._images) for x in followed.factors] or (None, None)
         self._add(
             SpelledAttention(
-                shape=_shape(weights, weights.shape[3]),
+                shape=(len(weights), weights.shape[1], weights.shape[2], weights.shape[3]),
                 in_parts=matrix.tensor.ndim > 4,
                 edge=edge_of(matrix.tensor),
                 output=edge_of(result),
@@ -214,6 +210,24 @@ class Attending(OwnMode):
 
     def _add(self, attention: Attention) -> None:
         self.found.append(attention)
+        for saved in self._saved:
+            saved.clear()
+        self._saved.clear()
+
+    def forgetting(self) -> AbstractContextManager[None]:
+        """Save for the backward pass only what comes behind the last attention; one that needs more raises an error."""
+
+        def save(x: Tensor) -> list[Tensor]:
+            with torch._C.DisableTorchFunction():
+                self._saved.append([x.detach()])
+            return self._saved[-1]
+
+        def load(saved: list[Tensor]) -> Tensor:
+            if not saved:
+                raise overwritten()
+            return saved[0]
+
+        return saved_tensors_hooks(save, load)
 
     @contextmanager
     def around(self, model: Module) -> Iterator[None]:
@@ -245,11 +259,6 @@ def _is_elementary(module: Module) -> bool:
 
 def _ignoring(function: Callable[[], None], *args: object) -> None:
     function()
-
-
-def _shape(query: Tensor, keys: int) -> tuple[int, int, int, int]:
-    images, heads, queries, _ = query.shape
-    return images, heads, queries, keys
 
 
 def _factors(function: Function, args: Args, kwargs: Kwargs) -> tuple[_Factor, _Factor] | None:

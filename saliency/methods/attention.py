@@ -62,7 +62,7 @@ def raw_attention(
         for _, read in observed.gradients([]):
             yield (read[:, None].to(fused.dtype) @ fused).squeeze(1)
 
-    return explain_tokens(model, input, target, saliency_layer, relevance, None, **options)
+    return explain_tokens(model, input, target, saliency_layer, relevance, None, True, **options)
 
 
 @typed
@@ -101,7 +101,7 @@ def attention_rollout(
         for _, read in observed.gradients([]):
             yield follow(steps, read, transition)
 
-    return explain_tokens(model, input, target, saliency_layer, relevance, start_layer, **options)
+    return explain_tokens(model, input, target, saliency_layer, relevance, start_layer, True, **options)
 
 
 def _discarded(attention: Tensor, ratio: float) -> Tensor:

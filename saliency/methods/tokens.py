@@ -121,6 +121,7 @@ def explain_tokens(
     saliency_layer: Layers,
     relevance: Relevance,
     start_layer: int | None,
+    without_gradients: bool = False,
     /,
     *,
     reduction: Reduction = sum_channels,
@@ -137,7 +138,8 @@ def explain_tokens(
 
     ``saliency_layer`` is a module that holds attention; ``''`` and ``None`` are the model. A method of one attention
     explains the last in there, one that follows all starts with the first in there, or with number ``start_layer`` of
-    those. ``reduction=None`` gives (N, tokens), with all that are none of the image. Other options as for
+    those. ``without_gradients`` says that none is asked for but behind the last attention, to know what is read there.
+    ``reduction=None`` gives (N, tokens), with all that are none of the image. Other options as for
     :func:`saliency`. Raises ``ValueError`` for a network without attention, and for one that it is not defined for.
     """
     refuse_unknown(unknown)
@@ -150,7 +152,8 @@ def explain_tokens(
     targets = Targets(target, call.samples)
     shape = "layer" if reduction is None else layout
     finish = Finish(call, shape, Attribution(reduction, of="activation"), resize, resize_mode, smooth)
-    observing = _Observing(call, targets, How(shared=shared), module, saliency_layer, start_layer, layout)
+    how = How(shared=shared)
+    observing = _Observing(call, targets, how, module, saliency_layer, start_layer, layout, without_gradients)
     maps, site = keeping_copies(partial(_explain, observing, relevance, finish))
     result = join_targets(maps, shape == "layer")
     note_map(call, site, targets, [result], elsewhere=False)
@@ -187,6 +190,7 @@ class _Observing(NamedTuple):
     layer: Layers
     start: int | None
     layout: Layout
+    without_gradients: bool
 
 
 def _explain(asked: _Observing, relevance: Relevance, finish: Finish, again: bool) -> tuple[list[Tensor], Site]:
@@ -195,6 +199,8 @@ def _explain(asked: _Observing, relevance: Relevance, finish: Finish, again: boo
     with evaluating(call.model, call.modules), ExitStack() as stack:
         torch.set_grad_enabled(True)
         record = recording if how.shared is None else how.shared.recording
+        if asked.without_gradients and not again:  # the graph says what feeds what; its tensors would fill the memory
+            stack.enter_context(attending.forgetting())
         recorded = stack.enter_context(record(call, [site], NullContext, attending=attending))
         observed = _observe(asked, how, recorded, attending.found)
         first = observed.chain[0]

@@ -1,0 +1,11 @@
+"""Grad-ECLIP in one call."""
+
+from saliency import grad_eclip
+from saliency.images import overlay, write_png
+from saliency.scenes import make_scene, scene_network
+
+model = scene_network("vit")
+scene = make_scene(4)
+image, target = scene.image[None], scene.objects[0].label
+saliency = grad_eclip(model, image, target, resize=True)
+write_png(overlay(scene.image, saliency[0, 0]), "grad_eclip.png")
