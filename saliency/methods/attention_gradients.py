@@ -48,7 +48,7 @@ def legrad(
     def relevance(observed: Observed) -> Iterator[Tensor]:
         observed.residuals()
         layers = [of for of in observed.chain if of.queries == of.keys]
-        blocks = [_block_of(of, observed) for of in layers]
+        blocks = [_block_of(of, layers[-1], observed) for of in layers]
         for sent in _of_heads(observed, blocks):
             found = []
             for attention, block, gradient in zip(layers, blocks, sent, strict=True):
@@ -59,8 +59,10 @@ def legrad(
     return explain_tokens(model, input, target, saliency_layer, relevance, start_layer, **options)
 
 
-def _block_of(attention: Attention, observed: Observed) -> Block:
-    """The layer that an attention belongs to."""
+def _block_of(attention: Attention, last: Attention, observed: Observed) -> Block:
+    """The layer that an attention belongs to, whose tokens the head takes as those of the last."""
+    if attention.keys != last.keys:
+        raise refused(observed.call, attention, f"has {attention.keys} tokens, where its head takes {last.keys},")
     if attention.block is None:
         raise refused(
             observed.call, attention, "has no layer of one attention that returns tokens (N, tokens, channels)"
