@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import saliency
+from saliency.engine.attending import Attending
 from tests.methods.transformers import GRID, HEADS, WIDTH, Queries, Transformer, images, shown, twins
 
 TARGETS = [3, 1]
@@ -304,3 +305,35 @@ def test_outlier_tokens_are_those_with_large_norms():
     assert saliency.outlier_tokens(Tokens(), x, maps, "layer", deviations=4.4).isnan().all()
     with pytest.raises(ValueError, match=r"^saliency_map=.*grid; expected"):
         saliency.outlier_tokens(Tokens(), x, torch.ones(2, 1, 3, 3), "layer")
+
+
+@pytest.mark.parametrize("method", ["raw_attention", "attention_rollout"])
+def test_what_is_in_front_of_the_last_attention_is_not_kept(method, monkeypatch):
+    """Nothing of it is needed for what the score reads; where something is, the model runs once more."""
+    kept, load = [], Attending.forgetting
+
+    def forgetting(self):
+        kept.append(self._saved)
+        return load(self)
+
+    monkeypatch.setattr(Attending, "forgetting", forgetting)
+    for depth in (2, 6):
+        model, passes = twins(partial(Transformer, depth=depth))[0], []
+        model.register_forward_pre_hook(lambda *args, passes=passes: passes.append(1))
+        saliency.METHODS[method].function(model, images(), 1)
+        assert len(passes) == 1
+    assert 0 < len(kept[0]) == len(kept[1])
+
+    class Aside(torch.nn.Module):
+        """Another attention comes later, and the score does not depend on it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.aside = twins(Transformer)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.net(x), self.aside(x)
+
+    model = Aside()
+    found = saliency.METHODS[method].function(model, images(), 1)
+    assert torch.equal(found, saliency.METHODS[method].function(model.net, images(), 1))
