@@ -14,6 +14,7 @@ from torch.nn import Module
 
 from saliency.engine.attention import Attention, FusedAttention, SpelledAttention, by_head, edge_of, overwritten
 from saliency.engine.graph import node_of
+from saliency.engine.kinds import ATTENTION, MATRIX_PRODUCTS, SOFTMAX
 from saliency.engine.nesting import OwnMode
 from saliency.engine.opening import COMPOSITE, opened, seen_by
 from saliency.engine.operations import Function, with_exported
@@ -23,13 +24,10 @@ from saliency.engine.watching import Watching
 Args: TypeAlias = tuple[Any, ...]  # of a torch function
 Kwargs: TypeAlias = Mapping[str, Any]
 
-_FUSED = frozenset(with_exported(F.scaled_dot_product_attention))
-_SOFTMAX = frozenset(with_exported(torch.softmax, F.softmax, Tensor.softmax, torch.special.softmax))
-_SUMMED = frozenset(with_exported(torch.baddbmm, Tensor.baddbmm))
+_FUSED = frozenset(ATTENTION)
+_SOFTMAX = frozenset(SOFTMAX)
 _EINSUM = frozenset(with_exported(torch.einsum))
-_PRODUCTS = (
-    _SUMMED | _EINSUM | frozenset(with_exported(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm))
-)
+_PRODUCTS = _EINSUM | frozenset(MATRIX_PRODUCTS)
 # What an attention matrix goes through between softmax and values, and its logits in front: other axes, other numbers.
 _RESHAPING = frozenset(
     with_exported(

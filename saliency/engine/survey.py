@@ -5,23 +5,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.nn import Parameter
 
 from saliency.engine.graph import node_of
-from saliency.engine.operations import Operation, with_exported
+from saliency.engine.kinds import BATCH_NORMS, CONVOLUTIONS, WEIGHTED
+from saliency.engine.operations import Operation
 from saliency.engine.standing import Origin, Standing
-
-_CONVOLUTIONS = with_exported(F.conv1d, F.conv2d, F.conv3d)
-WEIGHTED = with_exported(
-    *(F.linear, F.conv1d, F.conv2d, F.conv3d),
-    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
-    torch.ops.aten.convolution.default,
-)
-BATCH_NORMS = with_exported(F.batch_norm, torch.batch_norm)
 
 # Names of operations, as autograd has them, in lower case: of copies, of what is never negative, of what is not where
 # its own arguments are not, of weights for others (attention, gates, one over a norm), and of what leaves them such.
@@ -141,7 +133,7 @@ def _origin_of(node: Node, sources: list[Origin]) -> Origin:
 
 def _has_channels_second(op: Operation, norm: Operation) -> bool:
     """Does an operation make channels where the norm that reads its result has them?"""
-    if op.function in _CONVOLUTIONS:
+    if op.function in CONVOLUTIONS:
         return bool(norm.tensors[0].ndim == op.argument(1, "weight").ndim)
     return op.function is F.linear and bool(norm.tensors[0].ndim == 2)
 

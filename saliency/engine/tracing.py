@@ -10,10 +10,11 @@ from torch.nn import Module, Parameter
 from saliency.engine.choices import Attributing
 from saliency.engine.contexts import Noted, RuleContext
 from saliency.engine.graph import node_of
+from saliency.engine.kinds import WEIGHTED
 from saliency.engine.operations import Function, Operation, Row, Table
 from saliency.engine.sending import Sought, differentiate, is_recorded
 from saliency.engine.standing import Ledger, owner_of
-from saliency.engine.survey import WEIGHTED, Survey
+from saliency.engine.survey import Survey
 
 # A parameter may be added or put beside something, as a constant; any other use of it needs a row.
 _ADDS = {

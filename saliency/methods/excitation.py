@@ -15,13 +15,13 @@ from saliency.engine.call import Input
 from saliency.engine.checks import check_flag, shown
 from saliency.engine.contexts import Noted, RuleContext
 from saliency.engine.driver import saliency
+from saliency.engine.kinds import WEIGHTED
 from saliency.engine.layers import Layer, Layers, resolve_layer
 from saliency.engine.maps import gradient_of, sum_channels
 from saliency.engine.probe import Probe, add_hook
 from saliency.engine.record import ContextBuilder
 from saliency.engine.sending import Sought, differentiate
 from saliency.engine.signatures import MapOptions, Maps, RuleOptions, WalkOptions, typed
-from saliency.engine.survey import WEIGHTED
 from saliency.engine.targets import Target
 from saliency.rules.excitation import CONSERVED, excite, positive_part, table_of
 

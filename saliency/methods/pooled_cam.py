@@ -10,15 +10,15 @@ from typing_extensions import Unpack
 from saliency.engine.call import Input
 from saliency.engine.checks import shown
 from saliency.engine.driver import saliency
+from saliency.engine.kinds import MEANS, WEIGHTED
 from saliency.engine.layers import Layers
 from saliency.engine.maps import Reduction, gradient_of, sum_channels
 from saliency.engine.operations import Operation
 from saliency.engine.signatures import BackwardOptions, Maps, typed
-from saliency.engine.survey import WEIGHTED
 from saliency.engine.targets import Target
 from saliency.methods.cam import reduced, reducing
 from saliency.methods.noting import NotingContext
-from saliency.rules.excitation import EXCITATION, MEANS
+from saliency.rules.excitation import EXCITATION
 
 
 class _Met(NamedTuple):

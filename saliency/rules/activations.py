@@ -1,9 +1,9 @@
 """Activations: rules of guided backpropagation and DeConvNet, and that of relevance."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from saliency.engine.kinds import GATED_UNITS, SQUASHING
 from saliency.engine.operations import (
     ACTIVATIONS,
     Function,
@@ -15,7 +15,6 @@ from saliency.engine.operations import (
     activation_rules,
     with_exported,
 )
-from saliency.rules.excitation import SQUASHING
 
 # The positive part of the gradient goes through the activation: dx = f'(x) max(0, dy); for ReLU where dy > 0 and x > 0.
 # Springenberg et al., Striving for Simplicity, ICLR workshop 2015.
@@ -54,5 +53,5 @@ def pass_on_by_gates(op: Operation, gradient: Tensor) -> Tensor:
 # ReLU has no row: its own derivative is f(x) / x.
 PASSING: dict[Function, Row] = {
     **dict.fromkeys((*ACTIVATIONS, *SQUASHING, *_ELEMENTWISE), Rule(pass_on)),
-    **dict.fromkeys(with_exported(F.glu), Rule(pass_on_by_gates)),
+    **dict.fromkeys(GATED_UNITS, Rule(pass_on_by_gates)),
 }

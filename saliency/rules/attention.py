@@ -3,21 +3,14 @@
 from collections.abc import Collection, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from saliency.engine.kinds import ATTENTION, MATRIX_PRODUCTS, PRODUCTS, QUOTIENTS, SOFTMAX
 from saliency.engine.operations import Function, Operation, Row, Rule, with_exported
 from saliency.rules.activations import PASSING
 from saliency.rules.constants import enter_constants
-from saliency.rules.excitation import PRODUCTS
 
-_DIVISIONS = with_exported(torch.div, Tensor.div, Tensor.div_, torch.true_divide, Tensor.true_divide)
-_MATRIX_PRODUCTS = with_exported(
-    *(torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm, torch.einsum),
-    *(torch.baddbmm, Tensor.baddbmm, torch.addcmul, Tensor.addcmul),
-)
-_SOFTMAX = with_exported(F.softmax, torch.softmax, Tensor.softmax)
-_ATTENTION = with_exported(F.scaled_dot_product_attention)
+_FUSED_PRODUCTS = with_exported(torch.einsum, torch.addcmul, Tensor.addcmul)
 _ARGUMENTS = ("query", "key", "value", "attn_mask")
 
 
@@ -46,9 +39,9 @@ def _share_attention(op: Operation, gradient: Tensor, shares: Mapping[str, float
 def _rows(spared: Collection[str], shares: Mapping[str, float]) -> dict[Function, Row]:
     products = Rule(lambda op, gradient: _share_product(op, gradient, spared))
     return {
-        **dict.fromkeys((*PRODUCTS, *_MATRIX_PRODUCTS), products),
-        **dict.fromkeys(_DIVISIONS, Rule(_share_quotient)),
-        **dict.fromkeys(_ATTENTION, Rule(lambda op, gradient: _share_attention(op, gradient, shares))),
+        **dict.fromkeys(PRODUCTS + MATRIX_PRODUCTS + _FUSED_PRODUCTS, products),
+        **dict.fromkeys(QUOTIENTS, Rule(_share_quotient)),
+        **dict.fromkeys(ATTENTION, Rule(lambda op, gradient: _share_attention(op, gradient, shares))),
     }
 
 
@@ -59,6 +52,6 @@ CP = {**PASSING, **_rows((), {"value": 1.0})}
 # Each of two factors gets half; softmax sends back its own gradient, which does not conserve relevance.
 # Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML 2024.
 ATTN_LRP = {
-    **{function: row for function, row in PASSING.items() if function not in _SOFTMAX},
+    **{function: row for function, row in PASSING.items() if function not in SOFTMAX},
     **_rows(("softmax",), {"query": 0.25, "key": 0.25, "value": 0.5, "attn_mask": 0.5}),
 }

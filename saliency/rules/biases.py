@@ -3,23 +3,29 @@
 from copy import copy
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from saliency.engine.operations import ACTIVATIONS, Operation, with_exported
-from saliency.engine.survey import WEIGHTED
-from saliency.rules.excitation import NORMALISATIONS, PRODUCTS, SQUASHING, SUMS
+from saliency.engine.kinds import (
+    ATTENTION,
+    BATCH_NORMS,
+    DIFFERENCES,
+    LINEAR,
+    MATRIX_PRODUCTS,
+    NORMALISATIONS,
+    PRODUCTS,
+    QUOTIENTS,
+    SQUASHING,
+    SUMS,
+    WEIGHTED,
+)
+from saliency.engine.operations import ACTIVATIONS, Operation
 from saliency.rules.unfused import attend
 
-_LINEAR = with_exported(F.linear)
-_BATCH_NORM = with_exported(F.batch_norm, torch.batch_norm)
-_ATTENTION = with_exported(F.scaled_dot_product_attention)
-_TERMS = (*SUMS, *with_exported(torch.sub, Tensor.sub, Tensor.sub_, torch.rsub, Tensor.__rsub__))
-_MATRIX_PRODUCTS = with_exported(torch.matmul, Tensor.matmul, torch.bmm, Tensor.bmm, torch.baddbmm)
 _ELEMENTWISE = frozenset(f for f in (*ACTIVATIONS, *SQUASHING) if "softmax" not in f.__name__)
-OF_POSITIONS = frozenset((*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *PRODUCTS))  # they make activations of layers
+# They make activations of layers.
+OF_POSITIONS = frozenset((*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *PRODUCTS, *QUOTIENTS))
 # ReLU, pooling, reshaping and sums of two results have none.
-BIASED = OF_POSITIONS | {*SQUASHING, *_TERMS, *_MATRIX_PRODUCTS, *_ATTENTION}
+BIASED = OF_POSITIONS | {*SQUASHING, *SUMS, *DIFFERENCES, *MATRIX_PRODUCTS, *ATTENTION}
 
 
 def bias_of(op: Operation) -> Tensor | None:
@@ -31,11 +37,11 @@ def bias_of(op: Operation) -> Tensor | None:
     """
     if op.function in WEIGHTED and not any(op.recorded[1:]):
         bias: Tensor | None = op.argument(2, "bias")
-        axes = 0 if op.function in _LINEAR else op.tensors[1].ndim - 2  # of positions, behind the channels
+        axes = 0 if op.function in LINEAR else op.tensors[1].ndim - 2  # of positions, behind the channels
         return None if bias is None else bias.view(-1, *[1] * axes)
-    if op.function in _TERMS and len(op.places) == 2 and all(op.recorded):
+    if op.function in SUMS + DIFFERENCES and len(op.places) == 2 and all(op.recorded):
         return None
-    if op.function in _BATCH_NORM and not op.argument(5, "training", False):
+    if op.function in BATCH_NORMS and not op.argument(5, "training", False):
         x, *others = op.tensors
         at_zero: Tensor = op.run(torch.zeros_like(x[:1]), *others)
         return at_zero  # the same at every position, which a difference is only up to rounding
@@ -53,7 +59,7 @@ def _elementwise(op: Operation) -> tuple[Tensor, Tensor]:
 
 def _linearised(op: Operation) -> tuple[Tensor, Tensor]:
     """The same of an operation that mixes entries: what it sends back is linear in what is sent in, and transposed."""
-    if op.function in _ATTENTION:
+    if op.function in ATTENTION:
         op = copy(op)
         op.function = attend
     with torch.enable_grad():

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saliency.engine.kinds import DIFFERENCES, SUMS
 from saliency.engine.operations import Function, Operation, Row, Rule, with_exported
 
 
@@ -19,9 +20,9 @@ def enter_constants(op: Operation, gradient: Tensor, found: list[Tensor | None])
 
 # For a table that a ledger is told of: no map is different with it.
 ADDING: dict[Function, Row] = dict.fromkeys(
-    with_exported(
-        *(torch.add, Tensor.add, Tensor.add_),
-        *(torch.sub, Tensor.sub, Tensor.sub_, torch.rsub, Tensor.__rsub__),
+    SUMS
+    + DIFFERENCES
+    + with_exported(
         *(torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack),
         *(torch.where, Tensor.where, Tensor.masked_fill, Tensor.masked_fill_, F.pad),
     ),

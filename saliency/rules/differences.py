@@ -11,10 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saliency.engine.comparing import Compared, Multilinear
+from saliency.engine.kinds import (
+    ATTENTION,
+    GATED_UNITS,
+    GROUP_NORMS,
+    INSTANCE_NORMS,
+    LAYER_NORMS,
+    LOG_SOFTMAX,
+    MATRIX_PRODUCTS,
+    PRODUCTS,
+    QUOTIENTS,
+    RMS_NORMS,
+    SOFTMAX,
+    SQUASHING,
+    WEIGHTED,
+)
 from saliency.engine.operations import Function, Row, Rule, activation_rules, with_exported
-from saliency.engine.survey import WEIGHTED
 from saliency.rules import pairs
-from saliency.rules.excitation import SQUASHING
 from saliency.rules.pairs import gradients, on_graph, precise, quotient, slope, spelled
 
 ELEMENTWISE = with_exported(
@@ -31,19 +44,13 @@ ELEMENTWISE = with_exported(
     *(torch.abs, torch.abs_, Tensor.abs, Tensor.abs_, torch.erf, Tensor.erf),
     *(torch.sin, Tensor.sin, torch.cos, Tensor.cos),
 )
-PRODUCTS = with_exported(
-    *(torch.mul, Tensor.mul, Tensor.mul_, torch.multiply, Tensor.multiply, torch.addcmul, Tensor.addcmul),
-    *(torch.matmul, Tensor.matmul, Tensor.__rmatmul__, torch.bmm, Tensor.bmm, torch.mm, Tensor.mm),
-    *(torch.baddbmm, Tensor.baddbmm, torch.addmm, Tensor.addmm, torch.einsum, F.bilinear),
+FUSED_PRODUCTS = with_exported(
+    *(torch.addcmul, Tensor.addcmul, torch.addmm, Tensor.addmm, Tensor.__rmatmul__, torch.einsum, F.bilinear),
 )
-QUOTIENTS = with_exported(torch.div, Tensor.div, Tensor.div_, torch.true_divide, Tensor.true_divide)
 MAXIMA = with_exported(
     *(torch.maximum, Tensor.maximum, torch.fmax, Tensor.fmax, torch.max, Tensor.max),
     *(torch.minimum, Tensor.minimum, torch.fmin, Tensor.fmin, torch.min, Tensor.min),
 )
-SOFTMAX = with_exported(F.softmax, torch.softmax, Tensor.softmax)
-LOG_SOFTMAX = with_exported(F.log_softmax, torch.log_softmax, Tensor.log_softmax)
-INSTANCE_NORM = with_exported(F.instance_norm, torch.instance_norm)
 POOLS: tuple[Function, ...] = (
     *with_exported(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
     *with_exported(torch.amax, Tensor.amax),
@@ -127,18 +134,18 @@ def _is_plain(*args: object, dropout_p: object = 0.0, enable_gqa: object = False
 DEEP_LIFT: dict[Function, Row] = {
     **activation_rules(Rule(rescale)),
     **dict.fromkeys(SQUASHING + ELEMENTWISE, Rule(rescale)),
-    **dict.fromkeys(WEIGHTED + PRODUCTS, Multilinear(halfway)),
+    **dict.fromkeys(WEIGHTED + PRODUCTS + MATRIX_PRODUCTS + FUSED_PRODUCTS, Multilinear(halfway)),
     **dict.fromkeys(QUOTIENTS, Rule(divide)),
     **dict.fromkeys(MAXIMA, Rule(extremum, _has_two)),
     **dict.fromkeys(POOLS, Rule(pool)),
     **dict.fromkeys(SOFTMAX, Rule(spelled(pairs.softmax), _has_axis)),
     **dict.fromkeys(LOG_SOFTMAX, Rule(spelled(pairs.log_softmax), _has_axis)),
-    **dict.fromkeys(with_exported(F.layer_norm, torch.layer_norm), Rule(spelled(pairs.layer_norm))),
-    **dict.fromkeys(with_exported(F.rms_norm, torch.rms_norm), Rule(spelled(pairs.rms_norm))),
-    **dict.fromkeys(with_exported(F.group_norm, torch.group_norm), Rule(spelled(pairs.group_norm))),
-    **dict.fromkeys(INSTANCE_NORM, Rule(spelled(pairs.instance_norm), _has_own_statistics)),
-    **dict.fromkeys(with_exported(F.glu), Rule(spelled(pairs.gated))),
+    **dict.fromkeys(LAYER_NORMS, Rule(spelled(pairs.layer_norm))),
+    **dict.fromkeys(RMS_NORMS, Rule(spelled(pairs.rms_norm))),
+    **dict.fromkeys(GROUP_NORMS, Rule(spelled(pairs.group_norm))),
+    **dict.fromkeys(INSTANCE_NORMS, Rule(spelled(pairs.instance_norm), _has_own_statistics)),
+    **dict.fromkeys(GATED_UNITS, Rule(spelled(pairs.gated))),
     F.local_response_norm: Rule(spelled(pairs.local_response_norm)),
     F.normalize: Rule(spelled(pairs.normalize), _is_euclidean),
-    **dict.fromkeys(with_exported(F.scaled_dot_product_attention), Rule(spelled(pairs.attend), _is_plain)),
+    **dict.fromkeys(ATTENTION, Rule(spelled(pairs.attend), _is_plain)),
 }

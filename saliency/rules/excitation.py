@@ -9,27 +9,9 @@ from torch import Tensor
 
 from saliency.engine.checks import shown
 from saliency.engine.contexts import Conserved
-from saliency.engine.operations import ACTIVATIONS, Function, Gradients, Operation, Row, Rule, Through, with_exported
+from saliency.engine.kinds import MEANS, NORMALISATIONS, PRODUCTS, QUOTIENTS, SQUASHING, SUMS, WEIGHTED
+from saliency.engine.operations import ACTIVATIONS, Function, Gradients, Operation, Row, Rule, Through
 from saliency.engine.state import full_precision
-from saliency.engine.survey import WEIGHTED
-
-MEANS = with_exported(
-    *(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
-    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *(torch.mean, Tensor.mean),
-)
-SUMS = with_exported(torch.add, Tensor.add, Tensor.add_)
-PRODUCTS = with_exported(torch.mul, Tensor.mul, Tensor.mul_, torch.div, Tensor.div, Tensor.div_)
-NORMALISATIONS = with_exported(
-    *(F.batch_norm, torch.batch_norm, F.instance_norm, torch.instance_norm, F.group_norm, torch.group_norm),
-    *(F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm, F.local_response_norm),
-)
-# Monotone in every input of its own: a neuron and its activation are one.
-SQUASHING = with_exported(
-    *(F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid, F.logsigmoid),
-    *(F.tanh, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_, F.softplus, F.softsign),
-    *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax),
-)
 
 
 def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance: Tensor) -> list[Tensor]:
@@ -166,7 +148,7 @@ def excitation_rules(
         **dict.fromkeys(WEIGHTED, Rule(lambda op, probability: excite(op, probability, excitatory))),
         **dict.fromkeys(MEANS, Rule(excite_mean)),
         **dict.fromkeys(SUMS, Rule(sums)),
-        **dict.fromkeys(PRODUCTS, Rule(excite_product)),
+        **dict.fromkeys(PRODUCTS + QUOTIENTS, Rule(excite_product)),
     }
 
 

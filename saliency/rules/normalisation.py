@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saliency.engine.kinds import BATCH_NORMS, GROUP_NORMS, INSTANCE_NORMS, LAYER_NORMS, RMS_NORMS
 from saliency.engine.operations import Function, Operation, Row, Rule, with_exported
-from saliency.engine.survey import BATCH_NORMS
 from saliency.rules.activations import pass_on
 
 
@@ -70,9 +70,9 @@ def _through_statistics(op: Operation, gradient: Tensor) -> list[Tensor | None]:
 
 NORMS: dict[Function, Row] = {
     **dict.fromkeys(BATCH_NORMS, Rule(_through_statistics)),
-    **dict.fromkeys(with_exported(F.layer_norm, torch.layer_norm), Rule(_through_layer_norm)),
-    **dict.fromkeys(with_exported(F.group_norm, torch.group_norm), Rule(_through_group_norm)),
-    **dict.fromkeys(with_exported(F.instance_norm, torch.instance_norm), Rule(_through_instance_norm)),
+    **dict.fromkeys(LAYER_NORMS, Rule(_through_layer_norm)),
+    **dict.fromkeys(GROUP_NORMS, Rule(_through_group_norm)),
+    **dict.fromkeys(INSTANCE_NORMS, Rule(_through_instance_norm)),
     # Without a mean to be subtracted, elements are divided by what is constant.
-    **dict.fromkeys(with_exported(F.rms_norm, torch.rms_norm, F.local_response_norm, F.normalize), Rule(pass_on)),
+    **dict.fromkeys(RMS_NORMS + with_exported(F.local_response_norm, F.normalize), Rule(pass_on)),
 }

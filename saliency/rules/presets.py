@@ -5,20 +5,17 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 
-import torch.nn.functional as F
 from torch.nn import Module
 
 from saliency.engine.checks import check_type
 from saliency.engine.choices import Chosen
-from saliency.engine.operations import Function, Operation, Row, Rule, with_exported
-from saliency.engine.survey import WEIGHTED
+from saliency.engine.kinds import LINEAR, WEIGHTED
+from saliency.engine.operations import Function, Operation, Row, Rule
 from saliency.rules.attention import ATTN_LRP, CP
 from saliency.rules.linear import EPSILON, Bound, alpha_beta, flat, z_box, z_plus
 from saliency.rules.linear import epsilon as rule_epsilon
 from saliency.rules.linear import gamma as rule_gamma
 from saliency.rules.normalisation import NORMS
-
-_LINEAR = with_exported(F.linear)
 
 
 class Named:
@@ -68,7 +65,7 @@ def relevance_rules(
     def row(rule: Rule) -> Row:
         return Chosen(*choices, (lambda op: True, rule)) if choices else rule
 
-    return {**others, **NORMS, **dict.fromkeys(WEIGHTED, row(convolution)), **dict.fromkeys(_LINEAR, row(linear))}
+    return {**others, **NORMS, **dict.fromkeys(WEIGHTED, row(convolution)), **dict.fromkeys(LINEAR, row(linear))}
 
 
 def epsilon_plus(epsilon: float = EPSILON) -> dict[Function, Row]:
