@@ -12,8 +12,8 @@ from torch import nn
 
 import saliency
 from tests.parity.agreement import assert_agree, relative_error
-from tests.parity.networks import CASES, images, network
-from tests.parity.test_pytorch_grad_cam import Scaled, captured
+from tests.parity.networks import CASES, Scaled, images, network
+from tests.parity.test_pytorch_grad_cam import captured
 
 peer = pytest.importorskip("pytorch_grad_cam")
 from pytorch_grad_cam.feature_factorization.deep_feature_factorization import dff  # noqa: E402

@@ -5,27 +5,14 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import saliency
 from tests.parity.agreement import assert_agree, relative_error
-from tests.parity.networks import CASES, images, network
+from tests.parity.networks import CASES, Scaled, images, network
 
 peer = pytest.importorskip("pytorch_grad_cam")
 
 pytestmark = pytest.mark.parity
-
-
-class Scaled(nn.Module):
-    """A network whose scores are so large that an absolute epsilon next to their gradient does not count."""
-
-    def __init__(self, network, factor):
-        super().__init__()
-        self.network = network
-        self.factor = factor
-
-    def forward(self, input):
-        return self.network(input) * self.factor
 
 
 def raw_map(method, model, input, target, layer):

@@ -9,8 +9,7 @@ import torch
 import saliency
 from saliency.engine import paths
 from tests.parity.agreement import assert_agree, relative_error
-from tests.parity.networks import CASES, images, network
-from tests.parity.test_pytorch_grad_cam import Scaled
+from tests.parity.networks import CASES, Scaled, images, network
 
 peer = pytest.importorskip("torchcam.methods")
 
