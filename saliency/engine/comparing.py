@@ -97,7 +97,7 @@ def compare(
     end: Call,
     sites: Sequence[Site],
     context_builder: ContextBuilder,
-    read: Callable[[object], object] = lambda output: output,
+    read: Callable[[object], object],
 ) -> Iterator[tuple[Pass, list[Tensor]]]:
     """The pass at the end, whose operations know those at the start, and the tensors that the sites have at the start.
 

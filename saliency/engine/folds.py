@@ -48,6 +48,10 @@ class Fold:
 
 
 MEAN = Fold(lambda steps: (steps.weight * steps.gradient).sum(0))
+# The means of g, g^2 and g^3, which become x.grad, x.grad.grad and x.grad.grad.grad.
+MOMENTS = Fold(
+    lambda steps: torch.stack([(steps.weight * steps.gradient**power).sum(0) for power in (1, 2, 3)], -1),
+)
 SQUARED = Fold(lambda steps: (steps.weight * steps.gradient.square()).sum(0), attribution=True)
 VARIANCE = Fold(lambda steps: steps.gradient.var(0, correction=0), overlap=None, attribution=True)
 # The gradient at the beginning of a step, times what the activation moves in it.

@@ -1,7 +1,8 @@
 """Autograd's graph of a forward pass: what depends on what, and which results are mere copies."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
 
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
@@ -11,6 +12,9 @@ _COPIES = re.compile(
     r"(Alias|AsStrided|Cat|Clone|ConstantPadNd|Expand|Flip|Index|IndexSelect|Permute|PixelShuffle|ReshapeAlias|Select"
     r"|Slice|Split\w*|Squeeze|Stack|T|ToCopy|Transpose|Unbind|UnsafeView|Unsqueeze|Upsample\w*|View)Backward\d*"
 )
+
+
+T = TypeVar("T", bound=Hashable)
 
 
 def node_of(x: Tensor) -> Node | None:
@@ -23,9 +27,13 @@ def sources(node: Node) -> list[Node]:
     return [source for source, _ in node.next_functions if source is not None]
 
 
-def _walk(start: Iterable[Node], follow: Callable[[Node], Iterable[Node]]) -> set[Node]:
-    """All nodes that can be reached."""
-    found: set[Node] = set()
+def walk(start: Iterable[T], follow: Callable[[T], Iterable[T]]) -> set[T]:
+    """All that can be reached, the start among it.
+
+    >>> walk([1], lambda n: [2 * n] if n < 8 else []) == {1, 2, 4, 8}
+    True
+    """
+    found: set[T] = set()
     stack = list(start)
     while stack:
         node = stack.pop()
@@ -46,7 +54,7 @@ def origins(node: Node) -> set[str]:
     >>> origins(torch.ones(2, requires_grad=True).softmax(0).view(1, 2).grad_fn)
     {'SoftmaxBackward0'}
     """
-    return {found.name() for found in _walk([node], _copied_from) if not _copied_from(found)}
+    return {found.name() for found in walk([node], _copied_from) if not _copied_from(found)}
 
 
 def depends_on(score: Tensor, x: Tensor) -> bool:
@@ -58,7 +66,7 @@ def depends_on(score: Tensor, x: Tensor) -> bool:
     (True, False)
     """
     start = node_of(score)
-    return start is not None and node_of(x) in _walk([start], sources)
+    return start is not None and node_of(x) in walk([start], sources)
 
 
 class Graph:
@@ -77,15 +85,15 @@ class Graph:
         """``outputs`` are the tensors that the model returned, ``given`` the nodes of those that it was given."""
         start = [node for x in [score] if (node := node_of(x)) is not None]
         returned = {node for x in outputs if (node := node_of(x)) is not None}
-        self._nodes = _walk(start, sources)
+        self._nodes = walk(start, sources)
         readers: dict[Node, list[Node]] = {node: [] for node in self._nodes}
         for node in self._nodes:
             for source in sources(node):
                 readers[source].append(node)
-        self._dependent = _walk((node for node in given if node in self._nodes), readers.__getitem__)
+        self._dependent = walk((node for node in given if node in self._nodes), readers.__getitem__)
         # A model may return its hidden states too: what counts is the output that the score is made of.
-        read = _walk(start, lambda node: [] if node in returned else sources(node)) & returned
-        self._returned = _walk(read, _copied_from)
+        read = walk(start, lambda node: [] if node in returned else sources(node)) & returned
+        self._returned = walk(read, _copied_from)
 
     def __contains__(self, node: Node) -> bool:
         """Does the score depend on it?"""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from torch.autograd.graph import Node
 
 from saliency.engine.attention import Attention
-from saliency.engine.graph import sources
+from saliency.engine.graph import sources, walk
 
 
 class Streams:
@@ -53,26 +53,12 @@ class Streams:
 
     def _closed(self, numbers: Iterable[int], images: bool = False) -> set[int]:
         """With those that they are made of."""
-        found: set[int] = set()
-        stack = list(numbers)
-        while stack:
-            at = stack.pop()
-            if at not in found:
-                found.add(at)
-                stack.extend(() if at == self.image else self.reads[at] | self.values[at])
+        found = walk(numbers, lambda at: () if at == self.image else self.reads[at] | self.values[at])
         return found if images else found - {self.image}
 
     def is_all_behind(self, scores: Iterable[Node], node: Node) -> bool:
         """Is a node on every way from what was attended to, and from the image, to the scores?"""
-        seen, stack = {node}, list(scores)
-        while stack:
-            at = stack.pop()
-            if at in self._begins:
-                return False
-            if at not in seen:
-                seen.add(at)
-                stack.extend(sources(at))
-        return True
+        return self._begins.keys().isdisjoint(walk(scores, lambda at: () if at == node else sources(at)))
 
     def looks_at_image(self, node: Node | None) -> bool:
         """Is something made of the image? What is learnt is not."""

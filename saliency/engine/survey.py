@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 from torch.nn import Parameter
 
-from saliency.engine.graph import node_of
+from saliency.engine.graph import node_of, sources, walk
 from saliency.engine.kinds import BATCH_NORMS, CONVOLUTIONS, WEIGHTED
 from saliency.engine.operations import Operation
 from saliency.engine.standing import Origin, Standing
@@ -40,7 +40,7 @@ class Survey:
     def __init__(self, score: Tensor, begun: bool) -> None:
         self.root = node_of(score)
         order = list(_sources_first(self.root))
-        self._readers = Counter(source for node in order for source, _ in node.next_functions if source is not None)
+        self._readers = Counter(source for node in order for source in sources(node))
         self._nodes: dict[Operation, Node] = {op: node for node in order if (op := _operation(node)) is not None}
         origins: dict[Node | None, Origin] = {None: Origin(False)}
         for node in order:
@@ -75,11 +75,11 @@ class Survey:
 
     def copied(self, op: Operation) -> set[Node]:
         """The nodes of an operation's first tensor, and of what that is a copy of, in parts or in another order."""
-        return set(_sources_first(self.input_edge(op).node, lambda node: bool(_MOVES.fullmatch(_name(node)))))
+        return walk([self.input_edge(op).node], lambda node: sources(node) if _MOVES.fullmatch(_name(node)) else [])
 
     def in_front(self, op: Operation) -> set[Node]:
         """The nodes that an operation's first tensor was computed from."""
-        return set(_sources_first(self.input_edge(op).node))
+        return walk([self.input_edge(op).node], sources)
 
     def _chain(self, op: Operation) -> list[Node]:
         """The nodes whose result is an operation's first tensor as it is; the last of them computed it."""
@@ -89,8 +89,8 @@ class Survey:
         return nodes
 
 
-def _sources_first(root: Node | None, through: Callable[[Node], bool] = lambda node: True) -> Iterator[Node]:
-    """All nodes that can be reached, each behind those that it was computed from; no further than ``through`` some."""
+def _sources_first(root: Node | None) -> Iterator[Node]:
+    """All nodes that can be reached, each behind those that it was computed from."""
     seen: set[Node] = set()
     stack = [(root, False)]
     while stack:
@@ -102,7 +102,7 @@ def _sources_first(root: Node | None, through: Callable[[Node], bool] = lambda n
             continue
         seen.add(node)
         stack.append((node, True))
-        stack.extend((source, False) for source, _ in node.next_functions if through(node))
+        stack.extend((source, False) for source in sources(node))
 
 
 def _operation(node: Node) -> Operation | None:
@@ -117,18 +117,18 @@ def _name(node: Node) -> str:
     return name.partition(".")[0].replace("_", "").lower()
 
 
-def _origin_of(node: Node, sources: list[Origin]) -> Origin:
+def _origin_of(node: Node, given: list[Origin]) -> Origin:
     """What a node has computed, from where that comes."""
     name, variable = _name(node), getattr(node, "variable", None)
     if variable is not None:
         return Origin(not isinstance(variable, Parameter))
     stays = _STAYS_NONNEGATIVE.fullmatch(name) and getattr(node, "_saved_alpha", 1) > 0  # x - y is x + (-1) y
     if (op := _operation(node)) is not None and name in ("add", "mul"):  # what was kept has no node for a number
-        stays = stays and len(sources) == 2 and op.argument(2, "alpha", 1) == 1
-    nonnegative = bool(_NONNEGATIVE.fullmatch(name) or (stays and all(source.nonnegative for source in sources)))
-    gates = {source.gate for source in sources if source.depends} if _STAYS_GATE.fullmatch(name) else set()
+        stays = stays and len(given) == 2 and op.argument(2, "alpha", 1) == 1
+    nonnegative = bool(_NONNEGATIVE.fullmatch(name) or (stays and all(source.nonnegative for source in given)))
+    gates = {source.gate for source in given if source.depends} if _STAYS_GATE.fullmatch(name) else set()
     gate = name if _GATES.fullmatch(name) else gates.pop() if len(gates) == 1 else ""
-    return Origin(any(source.depends for source in sources), nonnegative, gate)
+    return Origin(any(source.depends for source in given), nonnegative, gate)
 
 
 def _has_channels_second(op: Operation, norm: Operation) -> bool:

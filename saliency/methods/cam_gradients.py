@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.nn import Module
 from typing_extensions import Unpack
 
-from saliency.engine import paths
+from saliency.engine import folds, paths
 from saliency.engine.call import Input, check_inputs
 from saliency.engine.checks import check_count, check_maps_type, is_number, shown
 from saliency.engine.contexts import RuleContext
 from saliency.engine.driver import saliency
-from saliency.engine.folds import Fold, Steps
 from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import Layers
 from saliency.engine.maps import Reduction, gradient_of, positive_sum, safe_divide
@@ -142,14 +141,6 @@ def shapley_cam(
     return grad_cam(model, input, target, saliency_layer, reduction, context_builder=context_builder, **options)
 
 
-def _moments(steps: Steps) -> Tensor:
-    powers = [(steps.weight * steps.gradient**power).sum(0) for power in (1, 2, 3)]
-    return torch.stack(powers, -1)
-
-
-MOMENTS = Fold(_moments)  # the means of g, g^2 and g^3: x.grad, x.grad.grad and x.grad.grad.grad
-
-
 def _grad_cam_plus_plus_of_means(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
     """Grad-CAM++ of mean powers of the gradient."""
     first = gradient_of(x)
@@ -182,6 +173,6 @@ def smooth_grad_cam_plus_plus(
     (N, 1, h, w), non-negative. Omeiza et al., Smooth Grad-CAM++, 2019.
     Options and errors: see :func:`saliency` and :func:`~saliency.engine.paths.noise`.
     """
-    noise = paths.noise(n_samples, stdevs, seed, fold=MOMENTS)
+    noise = paths.noise(n_samples, stdevs, seed, fold=folds.MOMENTS)
     to_map = reducing(_grad_cam_plus_plus_of_means, reduction)
     return saliency(model, input, target, saliency_layer, gradient_to_saliency=to_map, path=noise, **options)

@@ -159,9 +159,8 @@ def expected_gradients(
     gives the layer's shape. Erion et al., Improving Performance of Deep Learning Models with Axiomatic Attribution
     Priors and Expected Gradients, Nature Machine Intelligence 2021. Options and errors: see :func:`gradient_shap`.
     """
-    between = paths.between(distribution_of(baselines, input), n_samples, seed=seed)
-    return saliency(
-        model, input, target, saliency_layer, gradient_to_saliency=Attribution(reduction), path=between, **options
+    return gradient_shap(
+        model, input, target, saliency_layer, baselines, n_samples, seed=seed, reduction=reduction, **options
     )
 
 
