@@ -25,6 +25,7 @@ from torch.distributed import DistError
 from torch.nn import Module
 
 from benchmarks.choices import choose_metrics, choose_names, make_methods
+from saliency import METHODS
 from saliency.cli.options import choose_device
 from saliency.cli.parsing import Parser, positive
 from saliency.engine.outputs import main_output
@@ -169,6 +170,9 @@ def make_setup(arguments: Namespace) -> Setup:
     dataset = read_dataset(arguments)
     arch = arguments.imported or arguments.arch or (SCENES if arguments.dataset == "scenes" else "resnet50")
     model, wanted = read_network(arguments, arch)
+    names = [name for name in names if name in (arguments.method or ()) or suits(name, model, wanted)]
+    if not names:
+        raise ValueError(f"method={arguments.method!r} has no method for arch={arch!r}; expected another one.")
     asked = arguments.layer or (), arguments.option or ()
     methods = make_methods(
         names, *asked, arch, default_layer(model, wanted), "torchray" in (arguments.method or ()), dataset
@@ -218,6 +222,19 @@ def read_network(arguments: Namespace, arch: str) -> tuple[Module, Recipe]:
         return model, wanted if arguments.size is None else wanted._replace(size=arguments.size)
     options = {} if arch not in CAFFE_ARCHS else {"pooled": arguments.pooled}
     return load_network(arch, arguments.weights, **options), recipe(arch, arguments.size)
+
+
+def suits(name: str, model: Module, wanted: Recipe) -> bool:
+    """Does a network have what a method explains? Of a group, one that it lacks is left out, in a line on stderr."""
+    if name not in METHODS or not METHODS[name].is_for_some:
+        return True
+    try:
+        METHODS[name].function(model, make_noise(model, wanted), 0)
+    except ValueError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{name} is left out: {one_line(error)}", file=sys.stderr)
+        return False
+    return True
 
 
 def count_outputs(model: Module, wanted: Recipe) -> int:

@@ -47,11 +47,17 @@ class Method(NamedTuple):
     paper: str
     engine: Callable[..., object] = saliency  # what the function hands further options to
     sets: tuple[str, ...] = ()  # the options of the engine that are the method's own matter
+    needs_pooling: bool = False  # it explains networks alone that pool a layer and classify the means
 
     @property
     def needs_attention(self) -> bool:
         """Does it explain networks alone that have attention?"""
         return self.engine is explain_tokens
+
+    @property
+    def is_for_some(self) -> bool:
+        """Is it refused by networks that lack what it explains?"""
+        return self.needs_attention or self.needs_pooling
 
     @property
     def options(self) -> frozenset[str]:
@@ -98,7 +104,7 @@ METHODS: dict[str, Method] = {
     "layer_cam": Method(layer_cam, "Jiang et al., LayerCAM, TIP 2021", sets=_REDUCES),
     "xgrad_cam": Method(xgrad_cam, "Fu et al., Axiom-based Grad-CAM, BMVC 2020", sets=_REDUCES),
     "hires_cam": Method(hires_cam, "Draelos and Carin, HiResCAM, 2020", sets=_REDUCES),
-    "cam": Method(cam, "Zhou et al., Learning Deep Features, CVPR 2016", sets=_SENDS),
+    "cam": Method(cam, "Zhou et al., Learning Deep Features, CVPR 2016", sets=_SENDS, needs_pooling=True),
     "eigen_cam": Method(eigen_cam, "Muhammad and Yeasin, Eigen-CAM, IJCNN 2020", sets=_READS),
     "eigen_grad_cam": Method(eigen_grad_cam, "Gildenblat et al., pytorch-grad-cam, 2021", sets=_REDUCES),
     "kpca_cam": Method(kpca_cam, "Karmani et al., KPCA-CAM, 2024", sets=_READS),

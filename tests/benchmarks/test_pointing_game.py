@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.choices import ATTENTION, BATCHED, CENTRE, LONG, TORCHRAY, choose_metrics, choose_names, make_methods
-from benchmarks.pointing_game import build_parser, main
+from benchmarks.pointing_game import build_parser, main, make_setup
 from saliency import METHODS, get_pointing_gradient, max_channels
 from saliency.cli.options import is_path_method
 from saliency.evaluation.datasets import load_dataset
@@ -350,3 +350,17 @@ def test_a_method_s_maps_do_not_hang_on_which_others_are_computed():
 def test_the_help_names_every_metric():
     text = build_parser().format_help()
     assert all(metric in text.replace("\n", " ") for metric in METRICS)
+
+
+def test_a_method_that_a_network_lacks_what_it_explains_is_left_out_of_groups(capsys, tmp_path):
+    """CAM, of a transformer, which does not pool. Asked for by name, it is in the run, and fails."""
+    few = ["--arch", "scenes_vit", "--limit", "1", "--gallery", "0"]
+    every, cam = (make_setup(build_parser().parse_args([*few, "--method", name])) for name in ("all", "cam"))
+    assert "cam" not in every.methods
+    assert {"grad_cam", "eigen_cam"} <= every.methods.keys()
+    assert "cam is left out: model=SceneTransformer lacks" in capsys.readouterr().err
+    assert [*cam.methods] == ["cam"]
+    with pytest.raises(ValueError, match=r"^method=\['attention'\] has no method for arch='scenes'"):
+        make_setup(build_parser().parse_args(["--method", "attention"]))
+    assert "cam" in make_setup(build_parser().parse_args(["--method", "all"])).methods
+    assert main([*few, "--method", "cam", "--out", str(tmp_path)]) == 1
