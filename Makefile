@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Processes that share the benchmark.
 WORKERS ?= 2
 # What the demo asks of the transformer: methods that take it a few seconds.
-VIT_METHODS := gradient smooth_gradient integrated_gradients guided_backprop grad_cam layer_cam hires_cam recipro_cam rise
+VIT_METHODS := gradient guided_backprop grad_cam layer_cam hires_cam attention_rollout transformer_attribution legrad
 
 .DEFAULT_GOAL := help
 .PHONY: help demo install test test-all lint format bench benchmark clean
@@ -17,10 +17,10 @@ help: ## show this help
 demo: $(VENV)/.installed-benchmark ## explain the embedded scenes with every method, then play the pointing game
 	$(BIN)/saliency explain --method all --out demo --option num_samples=3 \
 		--option num_masks=500 --option max_iter=60 --option n_steps=20 --option n_samples=20
-	$(BIN)/saliency explain --arch scenes_vit $(VIT_METHODS:%=--method %) --out demo/vit \
-		--option num_masks=500 --option n_steps=20 --option n_samples=20
+	$(BIN)/saliency explain --arch scenes_vit $(VIT_METHODS:%=--method %) --out demo/vit
 	$(BIN)/python -m benchmarks.pointing_game --dataset scenes
-	$(BIN)/python -m benchmarks.pointing_game --dataset scenes --arch scenes_vit
+	$(BIN)/python -m benchmarks.pointing_game --dataset scenes --arch scenes_vit \
+		--method centre $(VIT_METHODS:%=--method %) --out bench_out/scenes_vit-demo
 	@echo "Pictures: $(CURDIR)/demo, of the transformer in demo/vit (all in one: contact_sheet.png)"
 
 install: $(VENV)/.installed-plot ## install the package, editable, and its command `saliency`
