@@ -170,6 +170,8 @@ def make_setup(arguments: Namespace) -> Setup:
     dataset = read_dataset(arguments)
     arch = arguments.imported or arguments.arch or (SCENES if arguments.dataset == "scenes" else "resnet50")
     model, wanted = read_network(arguments, arch)
+    class_map = read_class_map(arguments.class_map) if arguments.class_map else None
+    outputs = outputs_of(dataset.classes, count_outputs(model, wanted), class_map)
     names = [name for name in names if name in (arguments.method or ()) or suits(name, model, wanted)]
     if not names:
         raise ValueError(f"method={arguments.method!r} has no method for arch={arch!r}; expected another one.")
@@ -177,8 +179,6 @@ def make_setup(arguments: Namespace) -> Setup:
     methods = make_methods(
         names, *asked, arch, default_layer(model, wanted), "torchray" in (arguments.method or ()), dataset
     )
-    class_map = read_class_map(arguments.class_map) if arguments.class_map else None
-    outputs = outputs_of(dataset.classes, count_outputs(model, wanted), class_map)
     out = Path(arguments.out or f"bench_out/{arguments.dataset}-{arch.replace(':', '.')}")
     options = {name: getattr(arguments, name) for name in ("limit", "batch_size", "gallery", "retry_errors")}
     options["network"] = {"arch": arch, "weights": None if arguments.imported else str(arguments.weights)}
