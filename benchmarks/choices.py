@@ -13,8 +13,8 @@ from saliency.cli.options import POINTS_AT_ONCE, choose_methods, choose_options,
 from saliency.evaluation.baselines import BASELINES
 from saliency.evaluation.cases import Dataset
 from saliency.evaluation.metrics import METRICS
-from saliency.evaluation.networks.models import EMBEDDED, SCENES, SCENES_VIT
 from saliency.evaluation.running.plan import Methods
+from saliency.networks.models import EMBEDDED, SCENES, SCENES_VIT
 
 CENTRE = "centre"
 # Dozens or hundreds of passes for an image, or more: only if they are asked for, by name or with 'all'.

@@ -35,15 +35,15 @@ from saliency.evaluation.baselines import BASELINES
 from saliency.evaluation.cases import Dataset, left_out, outputs_of, read_class_map
 from saliency.evaluation.datasets import DATASETS, load_dataset
 from saliency.evaluation.metrics import METRICS
-from saliency.evaluation.networks.caffe import CAFFE_ARCHS
-from saliency.evaluation.networks.models import DEFAULT, SCENES, Recipe, load_network, recipe
-from saliency.evaluation.networks.own import import_network
 from saliency.evaluation.printing import one_line, printable
 from saliency.evaluation.report.terminal import Outcome
 from saliency.evaluation.running.compute import FATAL
 from saliency.evaluation.running.plan import Methods
 from saliency.evaluation.running.ranks import RankError
 from saliency.evaluation.running.runner import run
+from saliency.networks.caffe import CAFFE_ARCHS
+from saliency.networks.models import DEFAULT, SCENES, Recipe, load_network, recipe
+from saliency.networks.own import import_network
 
 SHOWN = 5  # problems of a data set
 ENDING: tuple[type[Exception], ...] = (ValueError, OSError, DistError, *FATAL)

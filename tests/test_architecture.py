@@ -21,7 +21,10 @@ BELOW = {
     "saliency.scenes": ("saliency.engine",),
     "saliency.images": ("saliency.engine",),
     "saliency.plot": ("saliency.engine", "saliency.images"),
-    "saliency.evaluation": ("saliency.engine", "saliency.rules", "saliency.images", "saliency.scenes"),
+    "saliency.networks": ("saliency.engine", "saliency.images", "saliency.scenes"),
+    "saliency.evaluation": (
+        *("saliency.engine", "saliency.rules", "saliency.images", "saliency.scenes", "saliency.networks"),
+    ),
     "saliency": (
         *("saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers", "saliency.similarity"),
         "saliency.targets",
@@ -35,9 +38,12 @@ CORE = ("saliency", "saliency.engine", "saliency.rules", "saliency.methods", "sa
 # The packages beyond the standard library that may be imported, and where.
 OUTSIDE = {
     **dict.fromkeys(FOUNDATION, ("",)),
-    "numpy": ("saliency.scenes", "saliency.images", "saliency.evaluation", "saliency.plot", "saliency.cli"),
-    "PIL": ("saliency.images", "saliency.scenes", "saliency.evaluation", "saliency.cli"),
-    "torchvision": ("saliency.evaluation",),
+    "numpy": (
+        *("saliency.scenes", "saliency.images", "saliency.networks", "saliency.evaluation", "saliency.plot"),
+        "saliency.cli",
+    ),
+    "PIL": ("saliency.images", "saliency.scenes", "saliency.networks", "saliency.evaluation", "saliency.cli"),
+    "torchvision": ("saliency.evaluation", "saliency.networks"),
     "matplotlib": ("saliency.plot",),
     "mpl_toolkits": ("saliency.plot",),
     "tqdm": ("saliency.evaluation", "saliency.cli"),

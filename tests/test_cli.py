@@ -20,8 +20,8 @@ from tqdm import tqdm
 import saliency
 from saliency import METHODS
 from saliency.cli import explaining, main
-from saliency.evaluation.networks.models import EMBEDDED, find_class, find_targets, load_network, networks, recipe
 from saliency.images import normalise, read_image, resize_image
+from saliency.networks.models import EMBEDDED, find_class, find_targets, load_network, networks, recipe
 from saliency.scenes import CLASSES, SceneNet, make_scene, scene_network
 from tests.cases import NOTICES
 

@@ -23,7 +23,10 @@ from saliency.cli.options import (
 )
 from saliency.cli.parsing import positive, say
 from saliency.engine.layers import resolve_layer
-from saliency.evaluation.networks.models import (
+from saliency.evaluation.printing import one_line
+from saliency.images import overlay, read_image, resize_image, write_png
+from saliency.methods import METHODS
+from saliency.networks.models import (
     DEFAULT,
     EMBEDDED,
     SCENES,
@@ -32,10 +35,7 @@ from saliency.evaluation.networks.models import (
     load_network,
     recipe,
 )
-from saliency.evaluation.networks.preprocessing import preprocess
-from saliency.evaluation.printing import one_line
-from saliency.images import overlay, read_image, resize_image, write_png
-from saliency.methods import METHODS
+from saliency.networks.preprocessing import preprocess
 from saliency.plot import contact_sheet
 
 SHOWN = 448  # shorter side, in pixels, of the pictures written for a larger photo

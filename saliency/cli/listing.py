@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from saliency.engine.search import layer_candidates
-from saliency.evaluation.networks.models import load_network, recipe
 from saliency.methods import METHODS
+from saliency.networks.models import load_network, recipe
 from saliency.rules import default_rules
 
 

@@ -8,8 +8,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 
-from saliency.evaluation.networks.models import unknown
 from saliency.methods import METHODS
+from saliency.networks.models import unknown
 
 # What changes the form of the result; a layer has an argument of its own.
 NOT_OFFERED = frozenset({"saliency_layer", "debug", "return_convergence_delta"})

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from saliency.engine.checks import check_count, check_type
 from saliency.evaluation.metrics.localisation import boxes_to_mask
-from saliency.evaluation.networks.models import Recipe
-from saliency.evaluation.networks.preprocessing import preprocess
 from saliency.evaluation.printing import describe_error
 from saliency.images import check_path
+from saliency.networks.models import Recipe
+from saliency.networks.preprocessing import preprocess
 
 
 class Thing(NamedTuple):

@@ -12,13 +12,13 @@ from saliency import METHODS, get_pointing_gradient, max_channels
 from saliency.cli.options import is_path_method
 from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.metrics import METRICS
-from saliency.evaluation.networks.models import DEFAULT, load_network, recipe
 from saliency.evaluation.running.compute import explain_each
 from saliency.evaluation.running.plan import Explainer
 from saliency.evaluation.running.ranks import holding
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results
 from saliency.images import to_picture
+from saliency.networks.models import DEFAULT, load_network, recipe
 from saliency.scenes import CLASSES, make_scene, make_scenes, scene_network
 
 # Percentage points above the centre point. Activation, its components and its outliers show every object, whatever the
@@ -248,7 +248,7 @@ def test_a_run_that_is_refused_writes_nothing_into_a_folder(played, photos, tmp_
 
 def test_a_network_of_one_s_own(played, tmp_path, monkeypatch):
     (tmp_path / "own_network.py").write_text(
-        "from saliency.evaluation.networks.models import recipe\n"
+        "from saliency.networks.models import recipe\n"
         "from saliency.scenes import scene_network\n"
         "def build():\n    return scene_network(), recipe('scenes')\n"
     )

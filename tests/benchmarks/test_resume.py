@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 # The embedded network, slowed down: there is time to end it while it runs.
 NETWORK = """
 import os, time
-from saliency.evaluation.networks.models import recipe
+from saliency.networks.models import recipe
 from saliency.scenes import scene_network
 
 def wait(module, inputs):

@@ -9,9 +9,9 @@ from benchmarks.choices import choose_names, make_methods
 from saliency.evaluation.baselines import BASELINES, centre, edges, mean_boxes, mean_map, random_map
 from saliency.evaluation.cases import labels_of
 from saliency.evaluation.datasets import load_dataset
-from saliency.evaluation.networks.models import recipe
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results
+from saliency.networks.models import recipe
 from saliency.scenes import scene_network
 
 IMAGES = torch.rand(3, 3, 6, 8, generator=torch.Generator().manual_seed(0))

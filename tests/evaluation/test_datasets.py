@@ -13,7 +13,7 @@ from PIL import Image
 from saliency.evaluation.cases import class_boxes, class_mask, describe, is_difficult, labels_of
 from saliency.evaluation.datasets import DATASETS, load_dataset
 from saliency.evaluation.datasets.segmentation import draw_mask, run_lengths, segmentation_problem
-from saliency.evaluation.networks.class_names import COCO_CLASSES, VOC_CLASSES
+from saliency.networks.class_names import COCO_CLASSES, VOC_CLASSES
 from saliency.scenes import make_scene
 from tests.evaluation.trees import (
     COCO_IDS,

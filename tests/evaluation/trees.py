@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from saliency.evaluation.networks.class_names import COCO_CLASSES
+from saliency.networks.class_names import COCO_CLASSES
 
 # COCO's ids have gaps: these are the 80 of its 90 that are used, by its own list of categories.
 COCO_IDS = [number for number in range(1, 91) if number not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]

@@ -15,8 +15,8 @@ from PIL import Image
 import saliency
 from saliency.evaluation.cases import class_mask, is_difficult, labels_of
 from saliency.evaluation.datasets import load_dataset
-from saliency.evaluation.networks.models import load_network, recipe
-from saliency.evaluation.networks.preprocessing import input_size, preprocess
+from saliency.networks.models import load_network, recipe
+from saliency.networks.preprocessing import input_size, preprocess
 from tests.evaluation.trees import COCO_IDS, coco_tree, voc_tree
 
 pytest.importorskip("torchray")

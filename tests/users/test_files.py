@@ -14,8 +14,8 @@ from saliency import imsmooth, random_masks, smooth_grad
 from saliency.cli import main
 from saliency.evaluation.cases import class_mask, left_out, read_class_map
 from saliency.evaluation.datasets import load_dataset
-from saliency.evaluation.networks.models import load_network, read_state_dict
 from saliency.images import MOST_PIXELS, read_image
+from saliency.networks.models import load_network, read_state_dict
 from saliency.scenes import scene_network
 
 TRIANGLE = [[1, 1, 8, 1, 8, 8]]

@@ -11,8 +11,8 @@ from saliency.evaluation.cases import outputs_of, read_class_map
 from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.metrics import agreement, faithfulness, imputation, localisation, perturbed, randomisation
 from saliency.evaluation.metrics.sensitivity import sensitivity_n
-from saliency.evaluation.networks import models
-from saliency.evaluation.networks.own import import_network
+from saliency.networks import models
+from saliency.networks.own import import_network
 from saliency.scenes import make_scene, scene_network
 from saliency.scenes.precision import average_precision
 

@@ -13,10 +13,10 @@ from saliency.evaluation.cases import Annotation, Thing
 from saliency.evaluation.metrics.faithfulness import curve_area, deletion, insertion, road
 from saliency.evaluation.metrics.localisation import pointing_game
 from saliency.evaluation.metrics.randomisation import parameter_groups, parameter_randomisation
-from saliency.evaluation.networks.models import Recipe
 from saliency.evaluation.report import write_report
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results
+from saliency.networks.models import Recipe
 
 
 def identity(output):

@@ -9,10 +9,10 @@ from torch import nn
 
 from saliency import gradient
 from saliency.evaluation.cases import Annotation, Thing
-from saliency.evaluation.networks.models import Recipe
 from saliency.evaluation.running import ranks as folders
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import Result, decode, encode, read_results, scan_results
+from saliency.networks.models import Recipe
 
 ROWS = [
     Result("a", 1, "grad_cam", "pointing_game", 1.0, 0.5, None, "0123", point=(3, 4)),

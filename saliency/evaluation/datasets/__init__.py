@@ -14,8 +14,8 @@ from saliency.evaluation.datasets.imagenet import imagenet_entries
 from saliency.evaluation.datasets.photos import ImageSet, Listing, collect, read_stored
 from saliency.evaluation.datasets.scenes import draw_scene, scene_entries
 from saliency.evaluation.datasets.voc import voc_entries
-from saliency.evaluation.networks.models import unknown
 from saliency.images import check_path
+from saliency.networks.models import unknown
 
 
 class Collection(NamedTuple):

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 from saliency.evaluation.cases import Thing
 from saliency.evaluation.datasets.photos import Box, Entry, Listing, each_photo, stored_size
 from saliency.evaluation.datasets.segmentation import draw_mask, segmentation_problem
-from saliency.evaluation.networks.class_names import COCO_CLASSES
 from saliency.images import is_file
+from saliency.networks.class_names import COCO_CLASSES
 
 FARTHEST = 1e12  # pixels
 Record: TypeAlias = Mapping[str, Any]  # an object of the JSON file: anything may stand in it

@@ -7,7 +7,7 @@ from typing import Any
 
 from saliency.evaluation.cases import Thing
 from saliency.evaluation.datasets.photos import Entry, Listing, each_photo
-from saliency.evaluation.networks.class_names import VOC_CLASSES
+from saliency.networks.class_names import VOC_CLASSES
 
 
 def voc_entries(root: Path, split: str = "test") -> Listing:

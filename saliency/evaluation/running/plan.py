@@ -17,9 +17,9 @@ from saliency.engine.maps import check_map_options
 from saliency.engine.state import model_device
 from saliency.evaluation.cases import Annotation, Case, Dataset, Images, labels_of
 from saliency.evaluation.metrics import METRICS
-from saliency.evaluation.networks.models import Recipe, unknown
-from saliency.evaluation.networks.preprocessing import input_size
 from saliency.evaluation.running.configuration import SESSION, Json, fingerprint_of, written
+from saliency.networks.models import Recipe, unknown
+from saliency.networks.preprocessing import input_size
 
 DECIDED = ("resize", "debug")  # options that the runner sets, or cannot use
 FINISHING = ("smooth", "resize_mode", "shared")  # options that it takes for itself

@@ -15,7 +15,6 @@ from torch.nn import Module
 
 from saliency.engine.state import model_device, model_dtype
 from saliency.evaluation.cases import Case, Dataset, Images, describe, left_out, load_cases
-from saliency.evaluation.networks.models import Recipe
 from saliency.evaluation.printing import Figure, progress_bar
 from saliency.evaluation.report.gallery import write_gallery
 from saliency.evaluation.report.terminal import Outcome, summarise
@@ -24,6 +23,7 @@ from saliency.evaluation.running.configuration import SESSION, describe_network,
 from saliency.evaluation.running.plan import Explainer, Job, Methods, Options, Run, make_jobs, plan_batches
 from saliency.evaluation.running.ranks import Ranks, UnwritableError, join_ranks, owning
 from saliency.evaluation.running.store import Result, append_results, read_results, write_configuration, write_file
+from saliency.networks.models import Recipe
 
 Done = Collection[tuple[tuple[str, int], str]]  # the key of a case, and the fingerprint of a job
 GROUPS = 4  # sizes of images, and with them maps of a batch, that are kept for the next metric

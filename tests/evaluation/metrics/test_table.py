@@ -8,10 +8,10 @@ import torch
 from saliency import METHODS
 from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.metrics import EVIDENCE, METRICS, Metric, faithfulness, localisation, randomisation
-from saliency.evaluation.networks.models import recipe
 from saliency.evaluation.report.analysis import analyse
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results
+from saliency.networks.models import recipe
 from saliency.scenes import scene_network
 
 

@@ -18,7 +18,6 @@ from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.datasets.photos import ImageSet
 from saliency.evaluation.metrics.agreement import rank_correlation
 from saliency.evaluation.metrics.localisation import points_hit, saliency_points
-from saliency.evaluation.networks.models import recipe
 from saliency.evaluation.report import terminal
 from saliency.evaluation.running import runner
 from saliency.evaluation.running.configuration import fingerprint_of, written
@@ -26,6 +25,7 @@ from saliency.evaluation.running.plan import Explainer, make_jobs, plan_batches
 from saliency.evaluation.running.ranks import Ranks, holding
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import Result, encode, read_results, scan_results
+from saliency.networks.models import recipe
 from saliency.scenes import make_scene, scene_network
 
 RECIPE = recipe("scenes")

@@ -6,12 +6,12 @@ import textwrap
 import pytest
 import torch
 
-from saliency.evaluation.networks.models import Recipe
-from saliency.evaluation.networks.own import import_network
+from saliency.networks.models import Recipe
+from saliency.networks.own import import_network
 
 SOURCE = """
     from torch import nn
-    from saliency.evaluation.networks.models import Recipe
+    from saliency.networks.models import Recipe
 
     class Nets:
         @staticmethod

@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from saliency.evaluation.networks.models import Recipe
 from saliency.images import normalise, resize_image
+from saliency.networks.models import Recipe
 
 MOST = 8  # times the shorter side that the longer one may get, as in resize_image
 

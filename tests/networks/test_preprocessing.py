@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from saliency.evaluation.networks.models import Recipe, recipe
-from saliency.evaluation.networks.preprocessing import input_size, preprocess
 from saliency.images import normalise, resize_image
+from saliency.networks.models import Recipe, recipe
+from saliency.networks.preprocessing import input_size, preprocess
 
 PLAIN = Recipe(24, 1, False, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ())
 CAFFE = PLAIN._replace(caffe_resize=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from saliency.evaluation.networks.caffe import CAFFE_ARCHS, caffe_network, from_caffe
-from saliency.evaluation.networks.class_names import COCO_CLASSES, VOC_CLASSES
-from saliency.evaluation.networks.models import load_network, networks, recipe
+from saliency.networks.caffe import CAFFE_ARCHS, caffe_network, from_caffe
+from saliency.networks.class_names import COCO_CLASSES, VOC_CLASSES
+from saliency.networks.models import load_network, networks, recipe
 
 
 def shapeless(arch, pooled=True):

@@ -13,8 +13,8 @@ from torch.nn import Module
 
 from saliency.engine.checks import check_count, check_flag, check_tensor, check_type, shown
 from saliency.engine.layers import plain_name
-from saliency.evaluation.networks.caffe import CAFFE_ARCHS, MEAN, STD, caffe_network, from_caffe
 from saliency.images import check_path, is_file
+from saliency.networks.caffe import CAFFE_ARCHS, MEAN, STD, caffe_network, from_caffe
 
 SCENES, SCENES_VIT = "scenes", "scenes_vit"
 EMBEDDED = (SCENES, SCENES_VIT)  # a ResNet and a vision transformer

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from saliency.evaluation.networks.class_names import COCO_CLASSES, VOC_CLASSES
+from saliency.networks.class_names import COCO_CLASSES, VOC_CLASSES
 
 PUBLISHED = "https://dl.fbaipublicfiles.com/torchray"
 MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)
