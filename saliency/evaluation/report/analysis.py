@@ -230,15 +230,19 @@ def compare(column: Sequence[Series]) -> list[Pair]:
 
 
 def mark_best(column: Sequence[Summary], pairs: Sequence[Pair]) -> list[Summary]:
-    """Mark the best mean of a metric, and the lines that no test tells from it."""
+    """Mark the best means of a metric, and the lines that no test tells from any of them."""
     direction = is_better_high(column[0].series.metric)
     values = [item.means.cases.value for item in column if item.means.cases.cases]
     if direction is None or len(column) < 2 or not values:
         return list(column)
     top = max(values) if direction else min(values)
     best = {item.series.line for item in column if item.means.cases.value == top}
-    close = [{pair.first, pair.second} for pair in pairs if not pair.adjusted < SIGNIFICANT]
-    tied = {line for lines in close if lines & best for line in lines - best}
+    told: dict[str, list[bool]] = {}
+    for pair in pairs:
+        for line, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            if other in best and line not in best:
+                told.setdefault(line, []).append(pair.adjusted < SIGNIFICANT)
+    tied = {line for line, apart in told.items() if not any(apart)}
     marks = dict.fromkeys(best, "best") | dict.fromkeys(tied, "tied")
     return [item._replace(mark=marks.get(item.series.line, "")) for item in column]
 

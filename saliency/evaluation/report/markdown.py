@@ -135,8 +135,8 @@ def _constant(analysis: Analysis) -> Iterator[str]:
 def _earlier(analysis: Analysis) -> Iterator[str]:
     for found in analysis.earlier:
         mean = estimate(found.mean, found.column in analysis.columns and analysis.is_share(found.column))
-        shown = f"{found.line}, {found.date}: {found.column} {mean} of {found.mean.cases} cases; {found.differences}"
-        yield f"- {escape(shown)}"
+        what = f"{escape(found.column)} {mean} of {found.mean.cases} cases; {escape(found.differences)}"
+        yield f"- {escape(found.line)}, {found.date}: {what}"
 
 
 def _heading(analysis: Analysis, column: str) -> str:

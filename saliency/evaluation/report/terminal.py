@@ -66,11 +66,15 @@ class Outcome(NamedTuple):
             constant
         )
         found += [f"{missing} results are missing; the same call resumes the run"] * bool(missing)
-        return found + [
-            f"{line.method}, {line.metric}: {line.failures} failed; the first: {line.error}"
-            for line in self.lines
-            if line.error
-        ]
+        errors: dict[str, list[Line]] = defaultdict(list)
+        for line in self.lines:
+            if line.error:
+                errors[line.error].append(line)
+        for error, lines in errors.items():
+            more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
+            failed = sum(line.failures for line in lines)
+            found.append(f"{lines[0].method}, {lines[0].metric}{more}: {failed} failed; the first: {error}")
+        return found
 
     @property
     def places(self) -> list[str]:

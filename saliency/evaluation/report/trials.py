@@ -3,7 +3,7 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
@@ -38,44 +38,46 @@ class Trial(NamedTuple):
         return f"{datetime.fromisoformat(self.date):%Y-%m-%d %H:%M %Z}" if self.date else "of unknown date"
 
 
+class _Known(NamedTuple):
+    """Of a configuration, its date; what it measures; and of each of its methods, in its experiment, the trial."""
+
+    date: str
+    measured: str
+    trials: dict[str, str]
+
+
 def find_trials(configs: Mapping[Key, Config]) -> dict[Key, Trial]:
     """The trial of each configuration; none where no trial of a method has a date, as in runs of earlier releases."""
-    dates: dict[str, dict[str, str]] = defaultdict(dict)  # of a method's trials, its experiments apart
-    latest: dict[str, str] = {}  # of a method, metric and experiment
-    for key, config in configs.items():
-        date = _date(config)
-        latest[_measured(key, config)] = max(date, latest.get(_measured(key, config), ""))
-        for method, trial in _parts(key, config):
-            dates[method][trial] = max(date, dates[method].get(trial, ""))
+    known = {key: _read(key, config) for key, config in configs.items()}
+    dates: dict[str, dict[str, str]] = defaultdict(dict)  # the last date of each trial of a method
+    latest: dict[str, str] = {}  # the last date of what is measured
+    for own in known.values():
+        latest[own.measured] = max(own.date, latest.get(own.measured, ""))
+        for method, trial in own.trials.items():
+            dates[method][trial] = max(own.date, dates[method].get(trial, ""))
     found = {}
-    for key, config in configs.items():
-        date = _date(config)
-        superseded = date < latest[_measured(key, config)]
-        for method, trial in _parts(key, config):
+    for key, own in known.items():
+        superseded = own.date < latest[own.measured]
+        for method, trial in own.trials.items():
             ordered = sorted(dates[method], key=dates[method].__getitem__)
-            newer = dates[method][ordered[-1]] > date and ordered[-1] != trial
-            superseded = superseded or ("methods" in config and newer)
-            if any(dates[method].values()):
-                found[key] = Trial(ordered.index(trial) + 1, len(ordered), date, superseded)
+            newest = dates[method][ordered[-1]]
+            superseded = superseded or (len(own.trials) > 1 and trial != ordered[-1] and newest > own.date)
+            if newest:
+                found[key] = Trial(ordered.index(trial) + 1, len(ordered), own.date, superseded)
     return found
 
 
-def _date(config: Config) -> str:
-    """When it was last run; nothing where that is not known."""
-    with suppress(TypeError, ValueError):
-        return datetime.fromisoformat(config["date"]).isoformat() if "date" in config else ""
-    return ""
-
-
-def _measured(key: Key, config: Config) -> str:
-    return _text([*(key[:1]), key[1], config.get("metric_options"), [config.get(part) for part in EXPERIMENT]])
-
-
-def _parts(key: Key, config: Config) -> Iterator[tuple[str, str]]:
-    """Each method of a configuration in its experiment, and what of it makes a trial."""
-    experiment, around = ([config.get(part) for part in parts] for parts in (EXPERIMENT, AROUND))
-    for name, described in config.get("methods", {key[0]: config}).items():
-        yield _text([name, experiment]), _text([[described.get(part) for part in METHOD], around])
+def _read(key: Key, config: Config) -> _Known:
+    experiment, around = (_text([config.get(part) for part in parts]) for parts in (EXPERIMENT, AROUND))
+    methods = config.get("methods", {key[0]: config})
+    trials = {
+        f"{name} {experiment}": _text([described.get(part) for part in METHOD]) + around
+        for name, described in methods.items()
+    }
+    date = ""
+    with suppress(KeyError, TypeError, ValueError):
+        date = datetime.fromisoformat(config["date"]).isoformat()
+    return _Known(date, _text([key[0], key[1], config.get("metric_options")]) + experiment, trials)
 
 
 def _text(value: object) -> str:
@@ -89,7 +91,7 @@ def experiment_settings(configs: Sequence[Config]) -> list[dict[str, str]]:
     """
     flat = [flatten({part: config[part] for part in EXPERIMENT if part in config}) for config in configs]
     orders: dict[str, list[str]] = defaultdict(list)
-    for config in sorted(range(len(configs)), key=lambda place: _date(configs[place])):
+    for config in sorted(range(len(configs)), key=lambda place: str(configs[place].get("date", ""))):
         for name, value in flat[config].items():
             if _DIGEST.fullmatch(value) and value not in orders[name]:
                 orders[name].append(value)
