@@ -227,8 +227,8 @@ class RuleContext(OwnMode):
         if graph and not op.inplace:
             self._made[memory_of(output)] = (op, version_of(output), output.shape)
         if self.last is not None:
-            edges = (get_gradient_edge(x) for x in (input, output)) if input.requires_grad else ()
-            self.note(op.function, Noted(op, *edges) if input.requires_grad else None)
+            depends = input.requires_grad and output.requires_grad  # not where all of it is the model's own
+            self.note(op.function, Noted(op, *map(get_gradient_edge, (input, output))) if depends else None)
         for tensor, own in zip(op.tensors, op.parameters, strict=True):
             if not own:
                 self._keeping.setdefault(memory_of(tensor), []).append(op)

@@ -17,7 +17,7 @@ from saliency.engine.candidates import NO_GRID, Output, Watch
 from saliency.engine.graph import Graph, origins
 from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import get_module, plain_name, resolve_layer
-from saliency.engine.layouts import to_channels_first
+from saliency.engine.layouts import read, to_channels_first
 from saliency.engine.outputs import main_output
 from saliency.engine.probe import add_hook
 from saliency.engine.sending import keeping_copies
@@ -91,6 +91,17 @@ def found_layer(call: Call, target: Target = None, anew: bool = False) -> tuple[
         name = next(found.name for found in reversed(outputs) if not found.problem)
         _remember(call.model, key, name)
     return name, resolve_layer(call.model, name)
+
+
+def last_of_each_grid(call: Call, target: Target) -> list[str]:
+    """The last layer of each resolution, up to the one that :func:`find_layer` finds; costs what that search costs."""
+    size, names = tuple(call.image_of().shape[2:]), dict[tuple[int, ...], str]()
+    for found in keeping_copies(lambda _: _search(call, target)):
+        reading = None if found.problem else read(found.shape, size, found.module, found.seen)
+        if reading is not None:
+            names.pop(reading.sides, None)  # the order is that of the last ones
+            names[reading.sides] = found.name
+    return [*names.values()]
 
 
 def _recall(model: Module, key: Hashable) -> str | None:

@@ -1,25 +1,19 @@
 """CAMs of several layers in one map."""
 
-from contextlib import ExitStack
-from functools import partial
-from math import prod
-
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import Unpack
 
-from saliency.engine.call import Call, Input, make_call
+from saliency.engine.call import Input, make_call
 from saliency.engine.checks import check_flag
 from saliency.engine.driver import as_list
 from saliency.engine.fusing import fuse_maps
-from saliency.engine.layers import Layer, Layers, plain_name
-from saliency.engine.layouts import Layout, read
+from saliency.engine.layers import Layers
+from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize, check_map_options, finish_map
-from saliency.engine.probe import add_hook
 from saliency.engine.record import ContextBuilder
-from saliency.engine.search import found_layer
+from saliency.engine.search import last_of_each_grid
 from saliency.engine.signatures import WalkOptions
-from saliency.engine.state import evaluating
 from saliency.engine.targets import Target
 from saliency.methods.cam import grad_cam_plus_plus
 
@@ -28,31 +22,6 @@ class RefineOptions(WalkOptions, total=False):
     """Options of a method that finishes its map itself."""
 
     context_builder: ContextBuilder
-
-
-def _stages(call: Call, target: Target) -> list[Layer]:
-    """The last layer of each resolution, up to the one that is found where none is named. Costs a forward pass."""
-    _, last = found_layer(call, target)
-    size, names, done = tuple(call.image_of().shape[2:]), dict[tuple[int, ...], str](), list[Module]()
-
-    def note(name: str, module: Module, args: object, output: object) -> None:
-        if not done and isinstance(output, Tensor) and output.is_floating_point():
-            try:
-                reading = read(output.shape, size, module)
-            except ValueError:
-                reading = None
-            if reading is not None and prod(reading.sides) > 1:
-                names.pop(reading.sides, None)
-                names[reading.sides] = name
-        if module is last:
-            done.append(module)
-
-    with evaluating(call.model, call.modules), ExitStack() as stack:
-        for path, module in call.model.named_modules():
-            if name := plain_name(path):
-                stack.callback(add_hook(module.register_forward_hook, partial(note, name)).remove)
-        call.own().run()
-    return [*names.values()]
 
 
 # Not `typed`: a list of layers gives one map.
@@ -82,6 +51,6 @@ def refine_cam(
         raise ValueError("debug=True is not possible for a map of several layers; expected debug=False.")
     call = make_call(model, input, options.get("additional_forward_args"), options.get("forward_kwargs"))
     check_map_options(resize, resize_mode, smooth, layout, call.image)
-    layers = _stages(call, target) if saliency_layer is None else as_list(saliency_layer)
+    layers = last_of_each_grid(call, target) if saliency_layer is None else as_list(saliency_layer)
     maps = grad_cam_plus_plus(model, input, target, layers, layout=layout, **options)
     return finish_map(fuse_maps(maps, "product", None), call.image_of(), resize, resize_mode, smooth)

@@ -22,6 +22,7 @@ from saliency import (
     get_backward_gradient,
 )
 from saliency.rules.excitation import positive_part
+from tests import cases
 from tests.cases import NOTICES
 from tests.parity.networks import randomise
 
@@ -877,3 +878,26 @@ def test_the_convolutions_that_smooth_a_map_are_not_taken_for_the_classifier():
         together = contrastive_excitation_backprop(model, input, target, "conv1", **options)
         alone = [contrastive_excitation_backprop(model, input, target[:, k], "conv1", **options) for k in range(3)]
         torch.testing.assert_close(together, torch.cat(alone, 1), **EXACT)
+
+
+def test_a_linear_layer_of_what_the_model_has_learnt_is_a_constant():
+    """As the query of a pooling by attention: its input and its weight are the model's own."""
+
+    def forward(net: cases.Net, x: Tensor) -> Tensor:
+        tokens = net.conv(x).relu().flatten(2).mT
+        query = net.embed.weight[None].expand(len(x), -1, -1) if fixed is None else fixed.expand(len(x), -1, -1)
+        return net.fc(((net.query(query) if fixed is None else query) @ tokens.mT).softmax(-1) @ tokens).flatten(1)
+
+    torch.manual_seed(0)
+    fixed = None
+    parts = {
+        "conv": nn.Conv2d(1, 4, 2, 2),
+        "embed": nn.Embedding(1, 4),
+        "query": nn.Linear(4, 4),
+        "fc": nn.Linear(4, 3),
+    }
+    model, input = cases.Net(forward, **parts).double(), torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    found = contrastive_excitation_backprop(model, input, 1, "conv", classifier_layer="fc")
+    assert found.any()
+    fixed = model.query(model.embed.weight[None]).detach()
+    torch.testing.assert_close(found, contrastive_excitation_backprop(model, input, 1, "conv", classifier_layer="fc"))
