@@ -1,11 +1,7 @@
 """Attending: find the attentions of a forward pass, fused or spelled out, while it runs.
 
-A fused attention is one call. One that is spelled out is followed from operation to operation::
-
-    logits = q @ k.mT          a product of matrices: remembered with its factors q and k
-    logits = logits * scale    elementwise: the same matrix, renamed
-    a = logits.softmax(-1)     now a softmax
-    out = dropout(a) @ v       a softmax times values: an attention with queries q, keys k, values v
+One that is spelled out is followed: ``logits = q @ k.mT`` is remembered with its factors q and k, ``a =
+logits.softmax(-1)`` as a softmax, and ``a @ v`` is then an attention with queries q, keys k and values v.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,8 +50,6 @@ _ELEMENTWISE = frozenset(
     )
 )
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-
-
 _KEPT = 8  # matrices followed at once: more than are alive between two products
 
 

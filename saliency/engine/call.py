@@ -158,8 +158,8 @@ def check_inputs(input: object) -> tuple[Tensor, ...]:
     if not inputs or not all(isinstance(tensor, Tensor) for tensor in inputs):
         raise ValueError(
             f"input={type(input).__name__} is not a tensor; expected a tensor (N, C, H, W) or a tuple of tensors; pass "
-            "further arguments as additional_forward_args or forward_kwargs, and for a model that takes dicts or nested "
-            "lists wrap it in a Module that builds them from tensors."
+            "further arguments as additional_forward_args or forward_kwargs, and wrap a model of dicts or nested "
+            "lists in a Module that builds them from tensors."
         )
     shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
     if any(tensor.ndim < (2 if tensor.is_floating_point() else 1) for tensor in inputs):
@@ -188,7 +188,7 @@ def _check_image(call: Call) -> None:
         devices = {device} if tensor.device == device else {parameter.device for parameter in call.parameters}
         if devices and tensor.device not in devices:
             raise ValueError(
-                f"input={describe(tensor)} is on {tensor.device}, but the model on {device}; expected both on one device."
+                f"input={describe(tensor)} is on {tensor.device}, the model on {device}; expected both on one device."
             )
 
 
