@@ -29,7 +29,7 @@ class CutOffError(SiteError):
     def __init__(self, site: Site) -> None:
         super().__init__(
             site,
-            "has no gradient: the score does not depend on it (but on another output of a layer that returns "
+            "is reached by no gradient: the score does not depend on it (on another output of a layer that returns "
             "several, or not on the input at all) or is computed without gradients (no_grad, inference_mode or "
             "detach() inside the model, quantised operations, reentrant checkpointing); expected a layer on the path "
             "to the score.",

@@ -115,7 +115,7 @@ class Attribution:
 def check_mode(argument: str, mode: object) -> None:
     """Raise ``ValueError`` for an unknown interpolation mode."""
     if not isinstance(mode, str) or mode not in (*_MODES, *_LINEAR.values()):
-        raise ValueError(f"{argument}={shown(mode)} is not a mode; expected one of {', '.join(_MODES)}.")
+        raise ValueError(f"{argument}={shown(mode)} is unknown; expected one of {', '.join(_MODES)}.")
 
 
 def check_map_options(
@@ -138,8 +138,8 @@ def check_map_options(
     named = isinstance(layout, str) and layout in ("channels_first", "channels_last", "layer")
     if not (layout is None or named or grid or callable(layout)):
         raise ValueError(
-            f"layout={shown(layout)} is not a layout; expected 'channels_first', 'channels_last', 'layer', (height, width), (length,), "
-            "(depth, height, width), a function of the activation or None."
+            f"layout={shown(layout)} is not a layout; expected 'channels_first', 'channels_last', 'layer', (length,), "
+            "(height, width), (depth, height, width), a function of the activation or None."
         )
 
 
@@ -234,7 +234,7 @@ def _check_window(stride: object, padding: object, padding_mode: object, padding
     if not is_int(padding) or not 0 <= padding <= most:
         raise ValueError(f"padding={shown(padding)} is not a number of pixels; expected an int, 0 to {most}.")
     if not isinstance(padding_mode, str) or padding_mode not in _PADDING_MODES:
-        raise ValueError(f"padding_mode={shown(padding_mode)} is not valid; expected one of {', '.join(_PADDING_MODES)}.")
+        raise ValueError(f"padding_mode={shown(padding_mode)} is unknown; expected one of {', '.join(_PADDING_MODES)}.")
     if not is_number(padding_value):
         raise ValueError(f"padding_value={shown(padding_value)} is not a number; expected a finite one.")
 
