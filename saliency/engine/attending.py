@@ -217,8 +217,7 @@ class Attending(OwnMode):
         self._saved.clear()
 
     def forgetting(self) -> AbstractContextManager[None]:
-        """Save for the backward pass only what comes after the last attention; a pass that needs more raises an error.
-        """
+        """Save for the backward pass only what comes after the last attention; needing more raises an error."""
 
         def save(x: Tensor) -> list[Tensor]:
             with torch._C.DisableTorchFunction():
@@ -234,8 +233,7 @@ class Attending(OwnMode):
 
     @contextmanager
     def around(self, model: Module) -> Iterator[None]:
-        """Note which modules contain each attention, and what the largest module that contains only that one returned.
-        """
+        """Note which modules contain each attention, and the output of the largest one that contains no other."""
 
         def enter(name: str, module: Module) -> None:
             self._around.append((name, module, len(self.found)))

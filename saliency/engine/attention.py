@@ -79,8 +79,7 @@ class Attention:
         yield from (slice(at, min(at + step, heads)) for at in range(0, heads, step))
 
     def weights(self, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
-        """The attention weights (N, heads, queries, keys) of a slice of heads, and optionally of some of the queries.
-        """
+        """The attention weights (N, heads, queries, keys) of a slice of heads, optionally of some queries."""
         raise NotImplementedError
 
     def derivative(self, gradient: Tensor, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
@@ -107,8 +106,7 @@ class Attention:
 
 
 class Block(NamedTuple):
-    """The largest module around an attention that contains no other: its output, and the edge where a gradient enters.
-    """
+    """The largest module around an attention that contains no other: its output, and the edge where gradients enter."""
 
     module: Module
     name: str

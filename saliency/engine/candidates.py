@@ -20,8 +20,7 @@ NO_GRID = "no grid"
 
 @dataclass
 class Output:
-    """The single tensor that a module returned, where it is in the graph, and the reason why it is not a map, if any.
-    """
+    """The single tensor that a module returned, where it is in the graph, and why it is not a map, if it is not."""
 
     name: str
     module: Module

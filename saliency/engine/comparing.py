@@ -1,5 +1,4 @@
-"""Comparing: a pass whose operations know the result of the same operations in an earlier pass, such as at baselines.
-"""
+"""Comparing: a pass whose operations know the results of an earlier pass, such as one at baselines."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,8 +26,7 @@ class Compared(Operation):
 
 
 class Multilinear(Rule):
-    """A rule for an operation that is linear in each of its tensors; it is not needed if only one depends on the input.
-    """
+    """A rule for an operation that is linear in each of its tensors; not needed if only one depends on the input."""
 
 
 class ComparingContext(RuleContext):

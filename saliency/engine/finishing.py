@@ -25,8 +25,7 @@ def check_finish(
     sizes = {tuple(x.shape[2:]) for x in (*call.inputs, *further) if x.ndim > 2}
     if resize is True and len(sizes) > 1 and any(layer != "" for layer in layers):
         raise ValueError(
-            f"resize=True is ambiguous at a layer, as inputs have sizes {sorted(sizes)}; expected "
-            "(width, height)."
+            f"resize=True is ambiguous at a layer, as inputs have sizes {sorted(sizes)}; expected (width, height)."
         )
 
 

@@ -67,8 +67,7 @@ def _strided(content: Tensor, like: Tensor) -> Tensor:
 
 
 class _Noted:
-    """A tensor of the front: its value when the layer was reached, if the tail uses it, and otherwise only its shape.
-    """
+    """A tensor of the front: its value when the layer was reached, if the tail uses it, otherwise only its shape."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._alive = weakref.ref(tensor)

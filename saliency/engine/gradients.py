@@ -72,8 +72,7 @@ class Deltas(list[Tensor]):
 def send_gradients(
     recorded: Pass, targets: Targets, tensors: Sequence[Sought], watched: Sequence[Tensor], how: How
 ) -> Iterator[list[Tensor | None]]:
-    """Yield the gradients at the tensors for every target; each of the ``watched`` tensors gets its own as ``.grad``.
-    """
+    """Yield the gradients at the tensors for every target; each ``watched`` tensor gets its own as ``.grad``."""
     get = how.get_backward_gradient
     if get is None:
         for _ in range(len(targets)):

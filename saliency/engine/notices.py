@@ -108,8 +108,7 @@ class Notices:
             _calling_line().warn(text)
 
     def _advice(self, look: _Look, text: str, values: list[float]) -> str:
-        """The advice, asked for once per line and model: it may cost a pass, and a line's warning is shown only once.
-        """
+        """The advice, asked for once per line and model: it may cost a pass, and a line's warning is shown once."""
         line, model = _calling_line(), self._model()
         key = (line.filename, line.number, id(model), text)
         asked, advice = _advised.get(key, (None, ""))

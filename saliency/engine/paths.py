@@ -161,7 +161,7 @@ def noise(
 ) -> Path:
     r"""Gaussian noise around the input: :math:`x + \epsilon_t`, with standard deviations in the input's own units.
 
-    The noise has its own generator and depends on the step alone: it is the same for every sample, in chunks of any size.
+    The noise has its own generator and depends on the step alone: it is the same for all samples and any chunks.
     """
     draw = _noise(n_samples, stdevs, seed)
 
@@ -182,7 +182,7 @@ def between(
 ) -> Path:
     r"""Random points between baselines and noisy inputs: :math:`\alpha_t (x + \epsilon_t) + (1 - \alpha_t) x'_t`.
 
-    ``baselines`` holds a distribution (M, ...) for each input, from which each step draws one; :math:`\alpha` is uniform.
+    ``baselines`` holds a distribution (M, ...) for each input, of which each step draws one; :math:`\alpha` is uniform.
     As in :func:`noise`, draws depend on the step alone. Raises ``ValueError`` for an invalid distribution.
     """
     listed = _distributions(baselines)
@@ -252,8 +252,7 @@ def _equal_weights(count: int) -> Tensor:
 def _noise(
     n_samples: int, stdevs: float | Sequence[float], seed: int
 ) -> Callable[[Sequence[Tensor]], Callable[[Tensor, Tensor], list[Tensor]]]:
-    """Return a function that adds noise to samples of the inputs, drawn step by step so that chunks do not change it.
-    """
+    """A function that adds noise to samples of the inputs, drawn step by step so that chunks do not change it."""
     check_count("n_samples", n_samples)
     check_seed(seed)
     listed: list[Any] = [*stdevs] if isinstance(stdevs, (tuple, list)) else [stdevs]

@@ -64,7 +64,7 @@ def _judge_shares(conserved: Conserved, named: str, values: list[float]) -> tupl
 def note_one_position(call: Call, site: Site, targets: Targets, x: Tensor) -> None:
     """Note that a layer of an image has a single position."""
     if site.name and x.ndim > 1 and x.shape[2:].numel() == 1 < call.image.shape[2:].numel():
-        text = f"{site.said} has a single position, as layers after global pooling do: its map does not localise anything"
+        text = f"{site.said} has a single position, as a layer after pooling does: its map does not localise"
         known = torch.zeros(1, device="cpu")  # the search for another layer waits until this pass is over
         call.notices.look(known, lambda values: ("zero", text), lambda values: _other_layer(call, site, targets))
 

@@ -35,8 +35,8 @@ class Standing(NamedTuple):
 class Ledger:
     """The total relevance that operations receive but do not send on.
 
-    ``bias`` went to constants: biases, class tokens, positions. ``lost`` belonged to units whose denominator is 0, or
-    was moved away from 0. So input relevance + bias + lost = score.
+    ``bias`` went to constants: biases, class tokens, positions. ``lost`` is due to units whose denominator is 0, or was
+    moved away from 0. The relevance of the input, ``bias`` and ``lost`` add up to the score.
     """
 
     def __init__(self) -> None:
