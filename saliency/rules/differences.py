@@ -99,7 +99,7 @@ def extremum(op: Compared, multiplier: Tensor) -> list[Tensor | None]:
 
 
 def pool(op: Compared, multiplier: Tensor) -> Tensor:
-    r"""Max pooling: the rise from :math:`y'` to :math:`t = \max(y, y')` is for the winner of the input, the rest for the other.
+    r"""Max pooling: the rise from :math:`y'` to :math:`t = \max(y, y')` goes to the input, the rest to the reference.
 
     .. math:: m = \frac{P^\top g (t - y') + P'^\top g (y - t)}{\Delta x}
 
