@@ -469,7 +469,7 @@ class TestFirstLayer:
 
     def test_it_does_not_go_through_anything_else(self):
         model = Net(lambda s, x: s.conv(x - 0.5).mean((2, 3)), conv=self.conv)
-        with pytest.raises(ValueError, match=r"stands in front of an operation \(conv2d\) whose rule"):
+        with pytest.raises(ValueError, match=r"precedes an operation \(conv2d\) whose rule"):
             lrp(model, rand(1, 3, 5, 5), 0, "", "epsilon_plus_flat")
         assert lrp(model, rand(1, 3, 5, 5), 0, "conv", "epsilon_plus_flat").shape == (1, 1, 3, 3)
         inside = lrp(model, rand(1, 3, 5, 5), 0, "conv", "epsilon_plus_flat", attribute_to_layer_input=True)
@@ -570,7 +570,7 @@ def test_the_context_serves_other_methods_and_paths():
     [
         ({"rules": "epsilon_pluss"}, "did you mean 'epsilon_plus'"),
         ({"rules": "epsilon_gamma_box"}, r"expected saliency.rules.epsilon_gamma_box\(low, high\)"),
-        ({"rules": 3}, "rules=3 is of another type"),
+        ({"rules": 3}, "rules=3 is of the wrong type"),
         ({"return_convergence_delta": True, "debug": True}, "is not possible without a path"),
     ],
 )
@@ -584,7 +584,7 @@ def test_bad_options(options, message):
     [
         (lambda: rules.epsilon(-1), "epsilon=-1 is not a factor"),
         (lambda: rules.gamma(float("nan")), "gamma=nan is not a factor"),
-        (lambda: rules.relevance_rules(rules.epsilon(), "epsilon"), "linear='epsilon' is of another type"),
+        (lambda: rules.relevance_rules(rules.epsilon(), "epsilon"), "linear='epsilon' is of the wrong type"),
     ],
 )
 def test_bad_rules(build, message):

@@ -87,7 +87,7 @@ class TestNoRuleRan:
     def test_what_has_no_rule_is_a_warning(self, method, name):
         model = gated(UNKNOWN[name])
         with pytest.warns(
-            UserWarning, match=r"^context_builder=\w+ changed nothing: .*looked for .*relu.*silu"
+            UserWarning, match=r"^context_builder=\w+ changed nothing: .*expected one of .*relu.*silu"
         ) as told:
             found = method(model, image(), 1)
         assert len(told) == 1
@@ -127,7 +127,7 @@ class TestNoRuleRan:
         def builder() -> RuleContext:
             return RuleContext({torch.tanh: Pre(torch.relu), Tensor.tanh: Pre(torch.relu)})
 
-        with pytest.warns(UserWarning, match=r"context_builder=RuleContext changed nothing: .*looked for tanh\."):
+        with pytest.warns(UserWarning, match=r"context_builder=RuleContext changed nothing: .*expected one of tanh\."):
             guided_backprop(gated(F.relu), image(), 1, context_builder=builder)
         guided_backprop(gated(torch.tanh), image(), 1, context_builder=builder)
 
@@ -207,7 +207,7 @@ class Cut(torch.autograd.Function):
 
 CUT = {
     "quantised": lambda: torch.ao.quantization.quantize_dynamic(exportable(nn.ReLU()), {nn.Linear}),
-    "quantised behind the last convolution": lambda: torch.ao.quantization.quantize_dynamic(
+    "quantised after the last convolution": lambda: torch.ao.quantization.quantize_dynamic(
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval(),
         {nn.Linear},
     ),
