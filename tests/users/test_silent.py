@@ -207,7 +207,7 @@ class Cut(torch.autograd.Function):
 
 CUT = {
     "quantised": lambda: torch.ao.quantization.quantize_dynamic(exportable(nn.ReLU()), {nn.Linear}),
-    "quantised after the last convolution": lambda: torch.ao.quantization.quantize_dynamic(
+    "quantised behind the last convolution": lambda: torch.ao.quantization.quantize_dynamic(
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval(),
         {nn.Linear},
     ),
