@@ -238,7 +238,10 @@ def _sequence(node: Node | None) -> int:
 
 def gradient_to_contrastive_excitation_backprop_saliency(x: Tensor) -> Tensor:
     r"""The positive part of the contrast at each position, :math:`s_{n1u} = \max\{0, \sum_c p_{ncu}\}`."""
-    return gradient_to_excitation_backprop_saliency(x).relu()
+    contrast = sum_channels(gradient_of(x))
+    # At the input of a 1 x 1 convolution that classifies, the probabilities cancel at each position, up to rounding.
+    rounding = 4 * torch.finfo(contrast.dtype).eps * sum_channels(gradient_of(x).abs())
+    return contrast.masked_fill(contrast <= rounding, 0)
 
 
 @typed

@@ -901,3 +901,18 @@ def test_a_linear_layer_of_what_the_model_has_learnt_is_a_constant():
     assert found.any()
     fixed = model.query(model.embed.weight[None]).detach()
     torch.testing.assert_close(found, contrastive_excitation_backprop(model, input, 1, "conv", classifier_layer="fc"))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_the_contrast_cancels_at_each_position_the_map_is_zero_and_says_so(dtype):
+    """At the input of a segmenter's last convolution; what is left there is rounding, and not a map."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Conv2d(64, 5, 1)).eval().to(dtype)
+    input = torch.rand(2, 1, 12, 12, dtype=dtype)
+    with pytest.warns(UserWarning, match="zero"):
+        found = contrastive_excitation_backprop(model, input, 1, "1")
+    assert not found.any()
+    signed = contrastive_excitation_backprop(model, input, 1, "1", **RAW)
+    assert (signed.abs().sum(1) > 1e-3).all()
+    assert contrastive_excitation_backprop(model, input, 1, "", contrast_layer="1").isfinite().all()
