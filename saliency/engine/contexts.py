@@ -150,7 +150,9 @@ class RuleContext(OwnMode):
         self.force = Force(self.rules)
         self._opens = not HIDDEN.isdisjoint(self.rules)
         self.ran = 0  # how often a row was applied behind the first site
-        self.last: dict[Function, Noted | None] | None = None
+        self.history: list[tuple[Function, Noted | None]] | None = (
+            None  # in the order in which they ran, where asked for
+        )
         self._keeping: dict[int, list[Operation]] = {}  # by the memory of their arguments
         self._made: dict[int, tuple[Operation, int, torch.Size]] = {}  # by the memory of what they made
         self._opened = Opened()
@@ -226,7 +228,7 @@ class RuleContext(OwnMode):
         output = keep_operation(self.force, op, graph, source)
         if graph and not op.inplace:
             self._made[memory_of(output)] = (op, version_of(output), output.shape)
-        if self.last is not None:
+        if self.history is not None:
             depends = input.requires_grad and output.requires_grad  # not where all of it is the model's own
             self.note(op.function, Noted(op, *map(get_gradient_edge, (input, output))) if depends else None)
         for tensor, own in zip(op.tensors, op.parameters, strict=True):
@@ -239,9 +241,8 @@ class RuleContext(OwnMode):
 
     def note(self, function: Function, noted: "Noted | None") -> None:
         """An operation that has a row has run; ``None`` where it is in front of the first site."""
-        if self.last is not None:
-            self.last.pop(function, None)  # the latest stands at the end
-            self.last[function] = noted
+        if self.history is not None:
+            self.history.append((function, noted))
 
     def _keep_copies(self, overwritten: object) -> None:
         if isinstance(overwritten, Tensor):
