@@ -151,7 +151,9 @@ class RuleContext(OwnMode):
         self.force = Force(self.rules)
         self._opens = not HIDDEN.isdisjoint(self.rules)
         self.ran = 0  # how often a row was applied after the first site
-        self.last: dict[Function, Noted | None] | None = None
+        self.history: list[tuple[Function, Noted | None]] | None = (
+            None  # in the order in which they ran, if requested
+        )
         self._keeping: dict[int, list[Operation]] = {}  # by the memory of their arguments
         self._made: dict[int, tuple[Operation, int, torch.Size]] = {}  # by the memory of their results
         self._opened = Opened()
@@ -227,7 +229,7 @@ class RuleContext(OwnMode):
         output = keep_operation(self.force, op, graph, source)
         if graph and not op.inplace:
             self._made[memory_of(output)] = (op, version_of(output), output.shape)
-        if self.last is not None:
+        if self.history is not None:
             depends = input.requires_grad and output.requires_grad  # not if all arguments belong to the model
             self.note(op.function, Noted(op, *map(get_gradient_edge, (input, output))) if depends else None)
         for tensor, own in zip(op.tensors, op.parameters, strict=True):
@@ -240,9 +242,8 @@ class RuleContext(OwnMode):
 
     def note(self, function: Function, noted: "Noted | None") -> None:
         """Called after an operation that has a row has run; ``noted`` is ``None`` before the first site."""
-        if self.last is not None:
-            self.last.pop(function, None)  # keeps the latest at the end
-            self.last[function] = noted
+        if self.history is not None:
+            self.history.append((function, noted))
 
     def _keep_copies(self, overwritten: object) -> None:
         if isinstance(overwritten, Tensor):

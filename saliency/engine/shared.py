@@ -31,7 +31,7 @@ class _Recorder(TracingContext):
     def __init__(self, functions: Collection[Function], model: Module) -> None:
         super().__init__(dict.fromkeys(functions, Rule(Operation.derivative)), model)
         self.force.table = {}
-        self.last = {}
+        self.history = []
         self.seen: set[Function] = set()
 
     def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
@@ -89,8 +89,8 @@ class SharedForward:
             return
         if attending is not None:
             attending.found[:] = self._attending.found
-        if isinstance(context, RuleContext) and context.last is not None:
-            context.last = dict(self._recorder.last or {})
+        if isinstance(context, RuleContext) and context.history is not None:
+            context.history = [*(self._recorder.history or ())]
         if isinstance(context, TracingContext):
             context.force, context.surveys = self._recorder.force, self._recorder.surveys
         self._recorder.force.table = getattr(context, "rules", {})

@@ -108,8 +108,8 @@ class _BehindContrastError(Exception):
 class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
     """Excitation backprop that subtracts, at one layer, what the opposite of the classifier sends there.
 
-    The classifier is the last operation with weights that ``classifier_layer``, or the model, has run; the contrast
-    is taken at the output of ``contrast_layer``, or at the classifier's input.
+    The classifier is the last operation with weights that ``classifier_layer`` has run, or the last one on the way to
+    the score; the contrast is taken at the output of ``contrast_layer``, or at the classifier's input.
     """
 
     def __init__(
@@ -118,10 +118,10 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
         super().__init__(sums)
         self.contrast_layer = contrast_layer
         self.classifier_layer = classifier_layer
-        self.last = {}
+        self.history = []
         self._hooks = ExitStack()
         self._probe: Probe | None = None
-        self._classifier: Noted | None = None
+        self._classifiers: list[Noted] = []
         self._site: GradientEdge | None = None
         self._opposite: Tensor | None = None
 
@@ -147,35 +147,36 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
     ) -> None:
         super().__exit__(kind, error, trace)
         self._hooks.close()
-        self.last, self._probe, self._classifier, self._site, self._opposite = {}, None, None, None, None
+        self.history, self._probe, self._classifiers, self._site, self._opposite = [], None, [], None, None
 
     def _expect_classifier(self, module: Module, args: object) -> None:
-        self.last = {}
+        self.history = []
 
     def _note_classifier(self, module: Module, args: object, output: object) -> None:
-        self._classifier = self._latest()
+        self._classifiers = self._weighted()[:1]
 
-    def _latest(self) -> Noted | None:
-        """The operation with weights that ran last; raises where that lies in front of all probes."""
-        function = next((function for function in reversed(self.last or {}) if function in WEIGHTED), None)
-        if function is None:
-            return None
-        if (self.last or {})[function] is None:
+    def _weighted(self) -> list[Noted]:
+        """The operations with weights, the last first; raises where all of them lie in front of all probes."""
+        weighted = [noted for function, noted in reversed(self.history or ()) if function in WEIGHTED]
+        if weighted and not any(weighted):
             raise _BehindContrastError
-        return (self.last or {})[function]
+        return [noted for noted in weighted if noted is not None]
 
     def oppose(self, scores: Tensor, gradient: Tensor) -> None:
         """Find what the opposite of the classifier sends to the contrast layer; from now on it is subtracted there."""
         self._opposite = None
-        classifier = self._classifier if self.classifier_layer is not None else self._latest()
-        if classifier is None:
+        classifiers = self._classifiers if self.classifier_layer is not None else self._weighted()
+        if not classifiers:
             name = None if self.classifier_layer is None else type(self.classifier_layer).__name__
             raise ValueError(
                 f"classifier_layer={name} has run no operation with weights; expected one that runs a linear or "
                 "convolutional operation."
             )
+        for classifier in classifiers:  # other heads are on no path to the score
+            (opposite,) = differentiate([(scores, gradient)], [classifier.output], retain=True)
+            if opposite is not None:
+                break
         site = self._find_site(classifier)
-        (opposite,) = differentiate([(scores, gradient)], [classifier.output], retain=True)
         if opposite is not None:
             with torch._C.DisableTorchFunction():  # as in a backward pass: a rule is no operation of the model
                 opposite = excite(classifier.op, opposite, lambda weight: positive_part(-weight))
@@ -238,7 +239,10 @@ def _sequence(node: Node | None) -> int:
 
 def gradient_to_contrastive_excitation_backprop_saliency(x: Tensor) -> Tensor:
     r"""The positive part of the contrast at each position, :math:`s_{n1u} = \max\{0, \sum_c p_{ncu}\}`."""
-    return gradient_to_excitation_backprop_saliency(x).relu()
+    contrast = sum_channels(gradient_of(x))
+    # At the input of a 1 x 1 convolution that classifies, the probabilities cancel at each position, up to rounding.
+    rounding = 4 * torch.finfo(contrast.dtype).eps * sum_channels(gradient_of(x).abs())
+    return contrast.masked_fill(contrast <= rounding, 0)
 
 
 @typed
@@ -260,9 +264,9 @@ def contrastive_excitation_backprop(
 
     :math:`\bar p` is the winning probability under the opposite weights of ``classifier_layer``; it is subtracted at
     the output of ``contrast_layer``, and the difference sent on, all from one forward pass (a list of layers takes one
-    each). (N, 1, h, w). Defaults: the classifier is the last linear layer or convolution that the model runs (of
-    several heads, name the target's own), the contrast is taken at its input (any layer that all paths cross gives the
-    same map), ``saliency_layer`` is the last layer with spatial output; the input, if that lies behind the contrast.
+    each). (N, 1, h, w). Defaults: the classifier is the last linear layer or convolution on the way to the score, the
+    contrast is taken at its input (any layer that all paths cross gives the same map), ``saliency_layer`` is the last
+    layer with spatial output; the input, if that lies behind the contrast.
     ``sums`` as for :func:`excitation_backprop`. Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
     """
     check_flag("debug", debug)
