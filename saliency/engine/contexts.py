@@ -151,9 +151,7 @@ class RuleContext(OwnMode):
         self.force = Force(self.rules)
         self._opens = not HIDDEN.isdisjoint(self.rules)
         self.ran = 0  # how often a row was applied after the first site
-        self.history: list[tuple[Function, Noted | None]] | None = (
-            None  # in the order in which they ran, if requested
-        )
+        self.history: list[tuple[Function, Noted | None]] | None = None  # in the order in which they ran, if requested
         self._keeping: dict[int, list[Operation]] = {}  # by the memory of their arguments
         self._made: dict[int, tuple[Operation, int, torch.Size]] = {}  # by the memory of their results
         self._opened = Opened()
