@@ -1,4 +1,4 @@
-"""Internal influence by hand: the mean gradient at a layer as the image fades in from black, largest over channels."""
+"""Internal influence by hand: the mean gradient at a layer over fading images; then the maximum over channels."""
 
 from numpy.polynomial.legendre import leggauss
 

@@ -65,9 +65,7 @@ def _check_at_input(
     argument, masks = ("layer_mask", layer_mask) if feature_mask is None else ("feature_mask", feature_mask)
     each = masks if isinstance(masks, (list, tuple)) else [masks] * len(inputs)
     if len(each) != len(inputs):
-        raise ValueError(
-            f"{argument}={len(each)} values do not fit; expected one for each of the {len(inputs)} inputs."
-        )
+        raise ValueError(f"{argument}={len(each)} values do not fit; expected {len(inputs)}, one per input.")
     for mask, x in zip(each, inputs, strict=True):
         if mask is not None and x.is_floating_point():
             _check_mask(argument, mask, x)

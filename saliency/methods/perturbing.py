@@ -97,9 +97,7 @@ class Perturbed(NamedTuple):
             return cast(T, given)
         expected = 1 if self.site.name else len(self.call.inputs)
         if len(given) != expected:
-            raise ValueError(
-                f"{argument}={len(given)} values do not fit; expected one for each of the {expected} inputs."
-            )
+            raise ValueError(f"{argument}={len(given)} values do not fit; expected {expected}, one per input.")
         own: T = given[self.number]
         return own
 
