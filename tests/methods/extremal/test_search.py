@@ -163,7 +163,7 @@ def test_half_precision_is_for_what_is_perturbed(dtype):
         ({"max_iter": True}, r"max_iter=True is not a positive number"),
         ({"seed": 1.5}, r"seed=1\.5 is not a seed; expected an int >= 0\."),
         ({"tolerance": -1}, r"tolerance=-1 is not a valid tolerance; expected a number >= 0\."),
-        ({"tolerance": math.nan}, r"tolerance=nan is not a change"),
+        ({"tolerance": math.nan}, r"tolerance=nan is not a valid tolerance"),
     ],
 )
 def test_errors(options, message):
