@@ -117,7 +117,7 @@ def outlier_tokens(
     )
     if saliency_map.ndim != norms.ndim or saliency_map.shape[2:] != norms.shape[2:] or len(saliency_map) != len(norms):
         raise ValueError(
-            f"saliency_map={describe(saliency_map)} is not on the grid of the tokens; expected maps of shape "
+            f"saliency_map={describe(saliency_map)} is not on the tokens' grid; expected maps of shape "
             f"{(len(norms), 'K', *norms.shape[2:])}, made without resize."
         )
     flat = norms.flatten(2)

@@ -355,7 +355,11 @@ WRONG = {
     "mask of floats": (feature_ablation, {"feature_mask": torch.zeros(1, 3, 5, 4)}, "expected an integer tensor"),
     "no mask": (feature_permutation, {"feature_mask": "channels"}, "feature_mask=a str does not fit"),
     "samples": (feature_permutation, {"feature_mask": torch.zeros(3, 3, 5, 4).long()}, "for one sample or for all"),
-    "masks": (feature_ablation, {"feature_mask": (None, None)}, "feature_mask=2 values do not fit; expected 1, one per"),
+    "masks": (
+        feature_ablation,
+        {"feature_mask": (None, None)},
+        "feature_mask=2 values do not fit; expected 1, one per",
+    ),
     "baselines": (feature_ablation, {"baselines": draw(1, 3, 4, 5)}, "baselines=a tensor of shape (1, 3, 4, 5) is not"),
     "name": (feature_ablation, {"baselines": "zero"}, "baselines='zero' is not a baseline"),
     "two baselines": (occlusion, {"baselines": (0, 0)}, "baselines=2 values do not fit; expected 1, one per input"),
