@@ -51,7 +51,8 @@ def get_finer_gradient(pred_y: Tensor, y: object, gamma: float = 0.6, num_refere
     where = own.sum(1, keepdim=True)
     scores = (pred_y.detach() * where).flatten(2).sum(2) if pred_y.ndim > 2 else pred_y.detach()
     score = (pred_y.detach() * own).flatten(1).sum(1, keepdim=True)
-    nearest = (scores - score).abs().topk(count + 1, largest=False).indices[:, 1:]
+    explained = own.ne(0).view(*scores.shape, -1).any(2)
+    nearest = (scores - score).abs().masked_fill(explained, torch.inf).topk(count, largest=False).indices
     others = torch.zeros_like(scores).scatter(1, nearest, gamma / count)
     return own - where * others.view(*others.shape, *[1] * (own.ndim - 2))
 
