@@ -25,7 +25,7 @@ _ADDS = {
     *("add", "add_", "__add__", "__radd__", "__iadd__", "sub", "sub_", "rsub", "__sub__", "__rsub__", "__isub__"),
     *("cat", "concat", "concatenate", "stack", "hstack", "vstack", "where", "masked_scatter", "maximum", "minimum"),
     *("copy_", "__setitem__", "index_put", "index_put_", "index_copy", "scatter", "broadcast_tensors"),
-    *("expand_as", "view_as", "type_as", "to", "result_type", "equal"),
+    *("expand_as", "view_as", "reshape_as", "type_as", "to", "result_type", "equal"),
 }
 
 

@@ -351,7 +351,7 @@ class TestScoresThatAreNotFinite:
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     @pytest.mark.parametrize("layer", ["", "0"])
     def test_extremal_perturbations_raise_before_the_search(self, layer, value):
-        with pytest.raises(ValueError, match=r"^model=Sequential makes a score that is NaN or infinite; expected"):
+        with pytest.raises(ValueError, match=r"^model=Sequential returned a score that is NaN or infinite; expected"):
             saliency.extremal_perturbation(spoilt(value), image(), 1, saliency_layer=layer)
 
     def test_a_score_that_the_search_makes_nan(self):
