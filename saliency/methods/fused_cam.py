@@ -1,25 +1,19 @@
-"""CAMs of several layers in one map."""
-
-from contextlib import ExitStack
-from functools import partial
-from math import prod
+"""CAMs of several layers, fused into one map."""
 
 from torch import Tensor
 from torch.nn import Module
 from typing_extensions import Unpack
 
-from saliency.engine.call import Call, Input, make_call
+from saliency.engine.call import Input, make_call
 from saliency.engine.checks import check_flag
 from saliency.engine.driver import as_list
 from saliency.engine.fusing import fuse_maps
-from saliency.engine.layers import Layer, Layers, plain_name
-from saliency.engine.layouts import Layout, read
+from saliency.engine.layers import Layers
+from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize, check_map_options, finish_map
-from saliency.engine.probe import add_hook
 from saliency.engine.record import ContextBuilder
-from saliency.engine.search import found_layer
+from saliency.engine.search import last_of_each_grid
 from saliency.engine.signatures import WalkOptions
-from saliency.engine.state import evaluating
 from saliency.engine.targets import Target
 from saliency.methods.cam import grad_cam_plus_plus
 
@@ -30,32 +24,7 @@ class RefineOptions(WalkOptions, total=False):
     context_builder: ContextBuilder
 
 
-def _stages(call: Call, target: Target) -> list[Layer]:
-    """The last layer of each resolution, up to the one that is found where none is named. Costs a forward pass."""
-    _, last = found_layer(call, target)
-    size, names, done = tuple(call.image_of().shape[2:]), dict[tuple[int, ...], str](), list[Module]()
-
-    def note(name: str, module: Module, args: object, output: object) -> None:
-        if not done and isinstance(output, Tensor) and output.is_floating_point():
-            try:
-                reading = read(output.shape, size, module)
-            except ValueError:
-                reading = None
-            if reading is not None and prod(reading.sides) > 1:
-                names.pop(reading.sides, None)
-                names[reading.sides] = name
-        if module is last:
-            done.append(module)
-
-    with evaluating(call.model, call.modules), ExitStack() as stack:
-        for path, module in call.model.named_modules():
-            if name := plain_name(path):
-                stack.callback(add_hook(module.register_forward_hook, partial(note, name)).remove)
-        call.own().run()
-    return [*names.values()]
-
-
-# Not `typed`: a list of layers gives one map.
+# Not `typed`: for a list of layers, it returns one map.
 def refine_cam(
     model: Module,
     input: Input,
@@ -68,20 +37,20 @@ def refine_cam(
     layout: Layout = None,
     **options: Unpack[RefineOptions],
 ) -> Tensor:
-    r"""RefineCAM: the product of Grad-CAM++'s maps of several layers, each scaled to [0, 1].
+    r"""RefineCAM: the product of the Grad-CAM++ maps of several layers, each scaled to [0, 1].
 
     .. math:: s_{n1u} = \prod_l \frac{m_{lu}}{\max_v m_{lv}}
 
-    with the maps :math:`m_l` brought to the size of the largest: what is deep says what counts, what is shallow where
-    its edges are. (N, 1, h, w), in [0, 1]. ``saliency_layer`` is a list; ``None`` is the last layer of each resolution.
-    Other CAMs: ``fused(method, 'product', gamma=None)``. How to Evaluate and Refine your CAM, 2026.
-    Options and errors: see :func:`saliency`.
+    with the maps :math:`m_l` resized to the largest of them: deep layers say what counts, shallow layers where its
+    edges are. (N, 1, h, w), in [0, 1]. ``saliency_layer`` is a list; ``None`` selects the last layer of each
+    resolution. For other CAMs, use ``fused(method, 'product', gamma=None)``. How to Evaluate and Refine your CAM,
+    2026. Options and errors: see :func:`saliency`.
     """
     check_flag("debug", options.get("debug", False))
     if options.get("debug"):
         raise ValueError("debug=True is not possible for a map of several layers; expected debug=False.")
     call = make_call(model, input, options.get("additional_forward_args"), options.get("forward_kwargs"))
     check_map_options(resize, resize_mode, smooth, layout, call.image)
-    layers = _stages(call, target) if saliency_layer is None else as_list(saliency_layer)
+    layers = last_of_each_grid(call, target) if saliency_layer is None else as_list(saliency_layer)
     maps = grad_cam_plus_plus(model, input, target, layers, layout=layout, **options)
     return finish_map(fuse_maps(maps, "product", None), call.image_of(), resize, resize_mode, smooth)

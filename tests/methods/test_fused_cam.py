@@ -71,6 +71,20 @@ def test_without_layers_refine_cam_takes_the_last_of_each_resolution():
     assert torch.equal(found, saliency.refine_cam(case.model(), case.input(), 1, case.layers[1]))
 
 
+def test_a_table_that_is_no_batch_of_maps_is_no_layer_of_refine_cam():
+    """As the positions of a Swin v2: made by modules of their own, on a grid of their own, of no image."""
+    torch.manual_seed(0)
+
+    def forward(net: cases.Net, x: torch.Tensor) -> torch.Tensor:
+        scale = net.table(torch.ones(1, 2, 5, 5)).mean((2, 3), keepdim=True)
+        return net.fc((net.conv(x) * scale).relu().mean((2, 3)))
+
+    parts = {"table": torch.nn.Conv2d(2, 4, 1), "conv": torch.nn.Conv2d(1, 4, 2, 2), "fc": torch.nn.Linear(4, 3)}
+    model = cases.Net(forward, **parts)
+    input = torch.rand(2, 1, 8, 8)
+    assert torch.equal(saliency.refine_cam(model, input, 1), saliency.refine_cam(model, input, 1, "conv"))
+
+
 def test_one_layer_is_scaled():
     model, input = cases.IN_PLACE.model(), cases.IN_PLACE.input()
     cam = saliency.grad_cam_plus_plus(model, input, 1, "features")

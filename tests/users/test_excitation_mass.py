@@ -213,7 +213,7 @@ class TestLost:
         nn.init.ones_(model[1].weight)
         x = torch.tensor([[[[1.0, 3.0], [2.0, 2.0]]]])
         torch.testing.assert_close(mass(excitation_backprop(model, x, 0, "")), ones(1))
-        with pytest.warns(UserWarning, match=r"nothing of the winning probability arrives"):
+        with pytest.warns(UserWarning, match=r"none of the winning probability arrives"):
             excitation_backprop(model, -x, 0, "")
 
     @pytest.mark.parametrize("bias", [-5.0, -50.0])

@@ -87,7 +87,7 @@ class TestNoRuleRan:
     def test_what_has_no_rule_is_a_warning(self, method, name):
         model = gated(UNKNOWN[name])
         with pytest.warns(
-            UserWarning, match=r"^context_builder=\w+ changed nothing: .*looked for .*relu.*silu"
+            UserWarning, match=r"^context_builder=\w+ changed nothing: .*expected one of .*relu.*silu"
         ) as told:
             found = method(model, image(), 1)
         assert len(told) == 1
@@ -127,7 +127,7 @@ class TestNoRuleRan:
         def builder() -> RuleContext:
             return RuleContext({torch.tanh: Pre(torch.relu), Tensor.tanh: Pre(torch.relu)})
 
-        with pytest.warns(UserWarning, match=r"context_builder=RuleContext changed nothing: .*looked for tanh\."):
+        with pytest.warns(UserWarning, match=r"context_builder=RuleContext changed nothing: .*expected one of tanh\."):
             guided_backprop(gated(F.relu), image(), 1, context_builder=builder)
         guided_backprop(gated(torch.tanh), image(), 1, context_builder=builder)
 
@@ -351,7 +351,7 @@ class TestScoresThatAreNotFinite:
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     @pytest.mark.parametrize("layer", ["", "0"])
     def test_extremal_perturbations_raise_before_the_search(self, layer, value):
-        with pytest.raises(ValueError, match=r"^model=Sequential makes a score that is NaN or infinite; expected"):
+        with pytest.raises(ValueError, match=r"^model=Sequential returned a score that is NaN or infinite; expected"):
             saliency.extremal_perturbation(spoilt(value), image(), 1, saliency_layer=layer)
 
     def test_a_score_that_the_search_makes_nan(self):
