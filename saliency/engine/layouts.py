@@ -201,7 +201,7 @@ def to_channels_first(
     reading = read(x.shape, size, module, seen) if layout is None else _read_named(x.shape, layout, seen or ())
     if reading is None:
         raise ValueError(
-            f"layout={layout!r} is not that of a grid for an activation of shape {tuple(x.shape)}; expected (height, "
-            "width) for tokens, 'channels_first', 'channels_last', or a function that returns (N, C, h, w)."
+            f"layout={layout!r} does not describe a grid for an activation of shape {tuple(x.shape)}; expected "
+            "(height, width) for tokens, 'channels_first', 'channels_last', or a function that returns (N, C, h, w)."
         )
     return reading.apply(x)

@@ -171,5 +171,5 @@ CONSERVED = Conserved(
     "the winning probability that arrives is not between 0 and 1: the signed shares of a sum are not bounded, nor is "
     "what products and attention pass on; with sums='active' inactive terms get nothing",
     "none of the winning probability arrives: on the way no unit has an active input, above 0, with an excitatory "
-    "weight, as if the score is a mean of negative values",
+    "weight, as when the score is a mean of negative values",
 )

@@ -221,7 +221,7 @@ class TestLost:
     def test_a_mean_of_negative_scores(self, mean, bias):
         model = Net(lambda s, x: mean(s.conv(x)), conv=nn.Conv2d(3, 2, 3))
         nn.init.constant_(model.conv.bias, bias)
-        with pytest.warns(UserWarning, match="nothing of .* arrives: .* a mean of negative values") as told:
+        with pytest.warns(UserWarning, match="none of .* arrives: .* a mean of negative values") as told:
             found = excitation_backprop(model, image(), 1, "conv")
         assert len(told) == 1
         assert not found.any()

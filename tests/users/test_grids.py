@@ -366,7 +366,7 @@ def test_units_that_are_merged_in_another_order():
     x = image(1, 3, 24, 40)
     check(reads(merged, 7), x, (3, 5), (1, 2))
     for layer in ("mix", "norm"):
-        with pytest.raises(ValueError, match="no grid"):
+        with pytest.raises(ValueError, match="does not describe a grid"):
             saliency.saliency(reads(unrolled, 7), x, 1, layer)
 
 

@@ -104,7 +104,7 @@ def test_a_function_is_given_an_output_of_boxes_as_it_is():
 @pytest.mark.parametrize("method", [case.name for case in cases.GENERAL])
 def test_labels_are_no_indices(method, labels):
     options = {"rise": FEW, "extremal_perturbation": SEARCH}.get(method, {})
-    with pytest.raises(ValueError, match=r"^target=.*labels do: pass target\.float\(\) or indices; expected"):
+    with pytest.raises(ValueError, match=r"^target=.*labels do: pass target\.float\(\), or class indices; expected"):
         METHODS[method].function(cnn(), rand(2, 3, 8, 8), labels, **options)
 
 

@@ -371,12 +371,12 @@ class TestOptions:
             ({"areas": 1.5}, r"areas=1\.5 are not fractions"),
             ({"areas": "0.1"}, "areas='0.1' are not fractions"),
             ({"areas": (float("nan"),)}, "areas="),
-            ({"perturbation": "noise"}, "perturbation='noise' is unknown"),
+            ({"perturbation": "noise"}, "perturbation='noise' is not a perturbation"),
             ({"max_iter": 0}, "max_iter=0 is not a positive number"),
             ({"num_levels": 1}, "num_levels=1 is not a number of levels"),
             ({"step": 0}, "step=0 is not a number of positions"),
             ({"sigma": 0}, "sigma=0 is not a number of positions"),
-            ({"variant": "keep"}, "variant='keep' is unknown"),
+            ({"variant": "keep"}, "variant='keep' is not a variant"),
             ({"print_iter": 10}, r"print_iter=10 is not callable; expected a callback print_iter"),
             ({"reward_func": "simple"}, "reward_func='simple' is not callable; expected a function .*"),
             (
@@ -388,7 +388,7 @@ class TestOptions:
             ({"smooth": -1}, "smooth=-1 is not a fraction"),
             ({"seed": "a"}, "seed='a' is not a seed"),
             ({"tolerance": None}, "tolerance=None is not a valid tolerance"),
-            ({"layout": "rows"}, "layout='rows' is unknown"),
+            ({"layout": "rows"}, "layout='rows' is not a layout"),
         ],
     )
     def test_errors(self, options, message):
