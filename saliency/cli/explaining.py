@@ -14,18 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.cli.options import (
-    POINTS_AT_ONCE,
-    choose_device,
-    choose_methods,
-    choose_options,
-    is_path_method,
-)
+from saliency.cli.naming import find_method
+from saliency.cli.options import POINTS_AT_ONCE, choose_device, choose_methods, choose_options
 from saliency.cli.parsing import positive, say
 from saliency.engine.layers import resolve_layer
 from saliency.evaluation.printing import one_line
 from saliency.images import overlay, read_image, resize_image, write_png
-from saliency.methods import METHODS
 from saliency.networks.models import (
     DEFAULT,
     EMBEDDED,
@@ -130,10 +124,11 @@ def maps_of(case: Case, model: Module, options: dict[str, dict[str, Any]]) -> di
     maps: dict[str, Tensor] = {}
     refused: dict[str, ValueError] = {}
     for name, chosen in options.items():
-        own = {"internal_batch_size": POINTS_AT_ONCE} if is_path_method(name) else {}
+        method = find_method(name)
+        own = {"internal_batch_size": POINTS_AT_ONCE} if method.is_path else {}
         try:
             with progress_of(name) as progress:
-                found = METHODS[name].function(model, case.input, targets, **{**own, **progress, **chosen})[0]
+                found = method.function(model, case.input, targets, **{**own, **progress, **chosen})[0]
             if not found.isfinite().all():
                 raise ValueError(f"method={name!r} gave a map that holds NaN or infinity; expected finite numbers.")
             maps[name] = found
@@ -153,7 +148,7 @@ def progress_of(name: str) -> Iterator[dict[str, Any]]:
         from tqdm import tqdm
     except ImportError:
         tqdm = None
-    if tqdm is None or "progress" not in METHODS[name].options:
+    if tqdm is None or "progress" not in find_method(name).options:
         yield {}
         return
     with tqdm(desc=name, disable=None, leave=False) as bar:

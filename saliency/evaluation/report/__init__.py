@@ -20,13 +20,13 @@ SUMMARY_FIELDS = (
 )
 
 
-def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path]:
+def write_report(folder: str | Path, out: str | Path | None = None, methods: Sequence[str] | None = None) -> list[Path]:
     """Write ``cases.csv``, ``summary.csv``, ``report.md`` and ``report.html`` to ``out``, and return their paths.
 
     ``folder`` is that of a run, with its rows, configurations and gallery; ``out`` is the same folder by default.
-    Raises ``ValueError`` where it holds no rows.
+    ``methods`` are those that are shown, None all. Raises ``ValueError`` where it holds no rows, or none of a method.
     """
-    analysis = analyse(folder)
+    analysis = analyse(folder, methods)
     target = Path(folder if out is None else out)
     texts = {
         "cases.csv": _csv(CASE_FIELDS, _case_rows(analysis)),

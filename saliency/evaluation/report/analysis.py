@@ -19,6 +19,7 @@ from saliency.evaluation.report.statistics import (
     paired_p_values,
 )
 from saliency.evaluation.running.store import Result
+from saliency.networks.models import unknown
 
 SIGNIFICANT = 0.05
 
@@ -109,9 +110,13 @@ class Analysis(NamedTuple):
         return own[0].hits or all(row.score in (0, 1) for series in own for row in series.finished)
 
 
-def analyse(folder: str | Path) -> Analysis:
-    """Read the folder of a run and compute what a report shows; ``ValueError`` where it holds no rows."""
+def analyse(folder: str | Path, methods: Sequence[str] | None = None) -> Analysis:
+    """Read the folder of a run and compute what a report shows, of all ``methods`` or those given.
+
+    ``ValueError`` where it holds no rows, or none of a method.
+    """
     series, problems = read_series(folder)
+    series = series if methods is None else choose_series(series, methods)
     total = sum(row.seconds for item in series for row in item.rows)
     scored = [item for item in series if not item.is_pair]
     summaries, pairs = [], []
@@ -122,6 +127,19 @@ def analyse(folder: str | Path) -> Analysis:
         summaries += mark_best([summarise(item, total) for item in own], found)
     agreements = agreement_matrices([item for item in series if item.is_pair])
     return Analysis(series, summaries, pairs, agreements, list_failures(series), problems)
+
+
+def choose_series(series: Sequence[Series], methods: Sequence[str]) -> list[Series]:
+    """Those of the methods, by their names with or without the options that tell them apart, and of pairs of them."""
+    shown = {name: None for item in series for name in (item.method, item.line) if not item.is_pair}
+    for name in methods:
+        if name not in shown:
+            raise unknown("method", name, list(shown), f"accepted are {', '.join(shown)}")
+    return [
+        item
+        for item in series
+        if {item.method, item.line} & {*methods} or (item.is_pair and {*item.method.split("|")} <= {*methods})
+    ]
 
 
 def summarise(series: Series, total_seconds: float) -> Summary:
