@@ -1,6 +1,8 @@
 """``saliency report``: tables as CSV and Markdown, and one HTML page with curves and pictures, of a benchmark."""
 
 from argparse import Namespace
+from difflib import get_close_matches
+from pathlib import Path
 
 from saliency.cli.parsing import Parser, say
 from saliency.evaluation.report import write_report
@@ -20,5 +22,15 @@ def add_report(parser: Parser) -> None:
 
 def report(arguments: Namespace) -> None:
     """Write the report and say where it is."""
-    for path in write_report(arguments.folder, arguments.out, arguments.method):
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        near = get_close_matches(str(folder), [str(path) for path in folder.parent.glob("*/")], n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"folder={arguments.folder!r} is no folder{hint}; the folder of a run is accepted.")
+    try:
+        paths = write_report(folder, arguments.out, arguments.method)
+    except OSError as error:
+        out, reason = arguments.out or arguments.folder, error.strerror or error
+        raise ValueError(f"out={out!r} cannot be written to ({reason}); a folder of one's own is accepted.") from error
+    for path in paths:
         say(str(path))
