@@ -2,7 +2,7 @@
 
     python -m benchmarks.throughput --dataset imagenet --root DIR --arch resnet50 --weights FILE --threads 2
 
-takes the arguments of ``benchmarks.pointing_game``. Both libraries read the photos, explain every case by the same
+takes the arguments of ``saliency benchmark``. Both libraries read the photos, explain every case by the same
 methods with the same network, and judge the maxima of the maps at the size of the photo; ours writes its rows, too. The
 rounds take turns, each on photos of its own, and the ratio is taken within a round.
 """

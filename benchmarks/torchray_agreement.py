@@ -2,7 +2,7 @@
 
     python -m benchmarks.torchray_agreement ARGUMENTS
 
-takes the arguments of ``benchmarks.pointing_game``, finishes that run, and explains every case again with TorchRay in
+takes the arguments of ``saliency benchmark``, finishes that run, and explains every case again with TorchRay in
 the settings of its benchmark. TorchRay's verdicts are kept in the run's folder; what is there is not computed again.
 """
 

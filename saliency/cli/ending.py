@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from torch.distributed import DistError
@@ -13,7 +14,8 @@ from saliency.evaluation.running.compute import FATAL
 from saliency.evaluation.running.ranks import RankError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what no other argument would have avoided
-ERRORS: tuple[type[Exception], ...] = (ValueError, OSError, DistError, *FATAL)
+WRONG = (ValueError, ImportError)  # ImportError: of a package that an extra installs
+ERRORS: tuple[type[Exception], ...] = (*WRONG, OSError, DistError, *FATAL)
 
 
 def run_command(parser: Parser, argv: Sequence[str] | None) -> int:
@@ -23,8 +25,10 @@ def run_command(parser: Parser, argv: Sequence[str] | None) -> int:
     that failed, 130 after Ctrl-C. Of several ranks, the first says what is wrong with the arguments.
     """
     try:
-        arguments = parser.parse_args(argv)
-        code: int = arguments.run(arguments) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: tell_warning(parser.prog, message)
+            arguments = parser.parse_args(argv)
+            code: int = arguments.run(arguments) or 0
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -32,12 +36,17 @@ def run_command(parser: Parser, argv: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ERRORS as error:
-        if own_rank() == 0 or not isinstance(error, ValueError) or isinstance(error, RankError):
+        if own_rank() == 0 or not isinstance(error, WRONG) or isinstance(error, RankError):
             lost = "the process that kept the ranks together is gone: " if isinstance(error, DistError) else ""
             sys.stderr.write(f"{parser.prog}: error: {lost}{one_line(error)}\n")
-        wrong = isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno not in FULL)
+        wrong = isinstance(error, WRONG) or (isinstance(error, OSError) and error.errno not in FULL)
         return 2 if wrong else 1
     return code
+
+
+def tell_warning(prog: str, message: Warning | str) -> None:
+    """Write a warning to stderr as one line, without the line of code that a user of the command has not written."""
+    sys.stderr.write(f"{prog}: warning: {one_line(message)}\n")
 
 
 def own_rank() -> int:
