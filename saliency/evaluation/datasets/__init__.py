@@ -5,14 +5,12 @@ from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import NamedTuple
 
 from saliency.engine.checks import check_type, shown
 from saliency.evaluation.datasets.coco import coco_entries, folder_entries
 from saliency.evaluation.datasets.imagenet import imagenet_entries
-from saliency.evaluation.datasets.photos import ImageSet, Listing, collect, read_stored
+from saliency.evaluation.datasets.photos import ImageSet, Listing, Loader, collect, read_stored
 from saliency.evaluation.datasets.scenes import draw_scene, scene_entries
 from saliency.evaluation.datasets.voc import voc_entries
 from saliency.images import check_path
@@ -27,7 +25,7 @@ class Collection(NamedTuple):
     """
 
     entries: Callable[..., Listing]
-    loader: Callable[[Any], Tensor]
+    loader: Loader
     paper: str
     options: Mapping[str, object] = MappingProxyType({})
     package: str = ""
