@@ -18,8 +18,8 @@ demo: $(VENV)/.installed-benchmark ## explain the embedded scenes with every met
 	$(BIN)/saliency explain --method all --out demo --option num_samples=3 \
 		--option num_masks=500 --option max_iter=60 --option n_steps=20 --option n_samples=20
 	$(BIN)/saliency explain --arch scenes_vit $(VIT_METHODS:%=--method %) --out demo/vit
-	$(BIN)/python -m benchmarks.pointing_game --dataset scenes
-	$(BIN)/python -m benchmarks.pointing_game --dataset scenes --arch scenes_vit \
+	$(BIN)/saliency benchmark --dataset scenes
+	$(BIN)/saliency benchmark --dataset scenes --arch scenes_vit \
 		--method centre $(VIT_METHODS:%=--method %) --out bench_out/scenes_vit-demo
 	@echo "Pictures: $(CURDIR)/demo, of the transformer in demo/vit (all in one: contact_sheet.png)"
 
@@ -45,12 +45,12 @@ bench: $(VENV)/.installed-benchmark ## measure speed
 
 benchmark: $(VENV)/.installed-benchmark ## score every method by every metric on the embedded scenes, and write the reports
 	@set -e; for run in 'scenes 20' 'scenes_vit 6'; do set -- $$run; \
-		$(BIN)/torchrun --standalone --nproc-per-node=$(WORKERS) -m benchmarks.pointing_game --dataset scenes --arch $$1 \
+		$(BIN)/torchrun --standalone --nproc-per-node=$(WORKERS) -m saliency benchmark --dataset scenes --arch $$1 \
 			--method centre --method all --metric all --limit $$2 --batch-size 2 --out bench_out/$$1 \
 			--option rise.num_masks=100 --option extremal_perturbation.max_iter=10 \
 			--option n_steps=8 --option n_samples=8 \
 			--metric-option cascading_randomisation.steps=3 --metric-option independent_randomisation.steps=3; \
-		$(BIN)/python -m benchmarks.report bench_out/$$1; \
+		$(BIN)/saliency report bench_out/$$1; \
 		echo "Report: $(CURDIR)/bench_out/$$1/report.html"; \
 	done
 

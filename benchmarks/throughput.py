@@ -2,7 +2,7 @@
 
     python -m benchmarks.throughput --dataset imagenet --root DIR --arch resnet50 --weights FILE --threads 2
 
-takes the arguments of ``benchmarks.pointing_game``. Both libraries read the photos, explain every case by the same
+takes the arguments of ``saliency benchmark``. Both libraries read the photos, explain every case by the same
 methods with the same network, and judge the maxima of the maps at the size of the photo; ours writes its rows, too. The
 rounds take turns, each on photos of its own, and the ratio is taken within a round.
 """
@@ -17,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.choices import TORCHRAY
-from benchmarks.pointing_game import Setup, build_parser, make_setup, run_setup
+from benchmarks.pointing_game import build_parser
 from benchmarks.torchray_agreement import judge
 from benchmarks.torchray_loop import Networks, make_networks
+from saliency.cli.preparing import Setup, make_setup, run_setup
+from saliency.cli.settings import TORCHRAY
 from saliency.evaluation.cases import Dataset, labels_of
 from saliency.evaluation.datasets.photos import ImageSet
 from saliency.evaluation.running.store import read_results

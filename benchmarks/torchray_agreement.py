@@ -2,7 +2,7 @@
 
     python -m benchmarks.torchray_agreement ARGUMENTS
 
-takes the arguments of ``benchmarks.pointing_game``, finishes that run, and explains every case again with TorchRay in
+takes the arguments of ``saliency benchmark``, finishes that run, and explains every case again with TorchRay in
 the settings of its benchmark. TorchRay's verdicts are kept in the run's folder; what is there is not computed again.
 """
 
@@ -16,9 +16,10 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from benchmarks import torchray_loop
-from benchmarks.choices import TORCHRAY
-from benchmarks.pointing_game import Setup, build_parser, make_setup, run_setup
+from benchmarks.pointing_game import build_parser
 from benchmarks.torchray_loop import Networks, make_networks
+from saliency.cli.preparing import Setup, make_setup, run_setup
+from saliency.cli.settings import TORCHRAY
 from saliency.evaluation.cases import Case, load_cases
 from saliency.evaluation.running.compute import choose_targets
 from saliency.evaluation.running.store import Result, read_results

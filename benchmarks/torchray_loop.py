@@ -9,13 +9,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 from torchvision.models import ResNet
 
-# TorchRay's settings of its ResNet-50 experiments, which are also what `--method torchray` plays here.
-LAYERS: dict[str, dict[str, str]] = {
-    "grad_cam": {"saliency_layer": "layer4"},
-    "excitation_backprop": {"saliency_layer": "layer3"},
-    "contrastive_excitation_backprop": {"saliency_layer": "layer3", "contrast_layer": "avgpool"},
-}
-SMOOTH = {name: {"smooth": 0.02} for name in ("gradient", "guided_backprop", "deconvnet")}
+from saliency.cli.settings import TORCHRAY_LAYERS, TORCHRAY_SMOOTH
 
 
 class Networks(NamedTuple):
@@ -42,7 +36,7 @@ def explain(name: str, networks: Networks, image: Tensor, target: int, size: tup
     from torchray.attribution.common import get_pointing_gradient
 
     method, model = _methods()[name], networks.rewritten if "excitation" in name else networks.plain
-    own: dict[str, Any] = {**LAYERS.get(name, {}), **SMOOTH.get(name, {})}
+    own: dict[str, Any] = {**TORCHRAY_LAYERS["resnet"].get(name, {}), **TORCHRAY_SMOOTH.get(name, {})}
     options = {"resize": size, "get_backward_gradient": get_pointing_gradient, **own}
     map: Tensor = method(model, image, target, **options)
     return map

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from benchmarks.choices import choose_names
 from benchmarks.zoo_networks import LIBRARIES, Network, networks
 from saliency import METHODS, find_layer
 from saliency import saliency as driver
+from saliency.cli.choosing import choose_names
 from saliency.cli.listing import table
 from saliency.engine.outputs import main_output
 

@@ -16,7 +16,7 @@ a dog, how much it differs from a concept, or the probability of each prompt amo
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,9 @@ from torch.nn import Module
 
 from saliency.engine.checks import check_model, check_tensor, describe, is_positive_int, shown
 from saliency.engine.layers import Layer
-from saliency.engine.outputs import main_output
+from saliency.engine.outputs import Output, main_output
 
-Embedding: TypeAlias = Callable[[Any], Tensor]  # the model's output -> (N, D)
+Embedding: TypeAlias = Callable[[Output], Tensor]  # the model's output -> (N, D)
 _FIELDS = ("image_embeds", "image_features", "pooler_output")  # fields that hold an image's embedding
 _ENCODERS = ("get_image_features", "encode_image")  # of Hugging Face; of open_clip and OpenAI's CLIP
 
@@ -46,7 +46,7 @@ def embedding_of(output: object) -> Tensor:
     return result
 
 
-def cosine_similarity(references: Tensor, embedding: Embedding = embedding_of) -> Callable[[Any], Tensor]:
+def cosine_similarity(references: Tensor, embedding: Embedding = embedding_of) -> Callable[[Output], Tensor]:
     r"""The target :math:`\cos(\phi(x), r_k)`: how similar an image is to each of K references.
 
     ``references`` are constants: (K, D) gives scores (N, K) from one forward pass, (D,) gives scores (N,).
@@ -60,7 +60,7 @@ def cosine_similarity(references: Tensor, embedding: Embedding = embedding_of) -
     return _similarity(references, embedding, partial(F.normalize, dim=-1))
 
 
-def dot_product(references: Tensor, embedding: Embedding = embedding_of) -> Callable[[Any], Tensor]:
+def dot_product(references: Tensor, embedding: Embedding = embedding_of) -> Callable[[Output], Tensor]:
     r"""The target :math:`\phi(x) \cdot r_k`. Arguments, shapes and errors: see :func:`cosine_similarity`.
 
     >>> dot_product(torch.tensor([3.0, 4.0]))(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -88,7 +88,7 @@ class ImageEncoder(Module):
                 f"model={shown(model)} has no method {' or '.join(_ENCODERS)}; expected a model of images and texts."
             )
 
-    def forward(self, images: Tensor, **options: Any) -> Any:
+    def forward(self, images: Tensor, **options: object) -> Output:
         """Embed images. ``options`` are those of the model's own method."""
         return getattr(self.model, self.encoder)(images, **options)
 
@@ -101,7 +101,7 @@ def bilrp(
     saliency_layer: Layer | None = "",
     pool: int | tuple[int, ...] = 14,
     embedding: Embedding = embedding_of,
-    **options: Any,
+    **options: object,
 ) -> Tensor:
     r"""BiLRP: how much each pair of positions in two images contributes to the similarity of their embeddings.
 
@@ -129,7 +129,9 @@ def bilrp(
     return pairs.view(len(a), *a.shape[2:], *b.shape[2:])
 
 
-def _similarity(references: object, embedding: Embedding, scale: Callable[[Tensor], Tensor]) -> Callable[[Any], Tensor]:
+def _similarity(
+    references: object, embedding: Embedding, scale: Callable[[Tensor], Tensor]
+) -> Callable[[Output], Tensor]:
     """The target of the products of scaled embeddings and references: (N, K), or (N,) for a single reference."""
     if not (isinstance(references, Tensor) and references.is_floating_point() and references.ndim in (1, 2)):
         raise ValueError(f"references={shown(references)} are not embeddings; expected a tensor (D,) or (K, D).")
@@ -138,7 +140,7 @@ def _similarity(references: object, embedding: Embedding, scale: Callable[[Tenso
     with torch.inference_mode(False):  # in which tensors cannot join a graph
         constant = references.detach().clone()
 
-    def score(output: Any) -> Tensor:
+    def score(output: Output) -> Tensor:
         x = embedding(output)
         if not isinstance(x, Tensor) or x.ndim > 2 or x.shape[-1:] != constant.shape[-1:]:
             raise ValueError(

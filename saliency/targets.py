@@ -4,15 +4,15 @@ Each can be the ``target`` of any method: ``grad_cam(model, image, difference(3,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from saliency.engine.checks import check_tensor, describe, is_int, is_number, shown
-from saliency.engine.outputs import main_output
+from saliency.engine.outputs import Output, main_output
 
-Score: TypeAlias = Callable[[Any], Tensor]  # the model's output -> (N,)
+Score: TypeAlias = Callable[[Output], Tensor]  # the model's output -> (N,)
 _SIDES = ("x1", "y1", "x2", "y2")
 
 
@@ -36,7 +36,7 @@ def log_odds(index: int) -> Score:
     """
     _check_class("index", index)
 
-    def score(output: Any) -> Tensor:
+    def score(output: Output) -> Tensor:
         scores = _classes(output, index)
         others = torch.cat([scores[:, :index], scores[:, index + 1 :]], 1)
         return scores[:, index] - others.logsumexp(1)
@@ -53,7 +53,7 @@ def difference(index: int, other: int) -> Score:
     _check_class("index", index)
     _check_class("other", other)
 
-    def score(output: Any) -> Tensor:
+    def score(output: Output) -> Tensor:
         scores = _classes(output, index, other)
         return scores[:, index] - scores[:, other]
 
@@ -81,7 +81,7 @@ def entropy() -> Score:
     tensor([2.])
     """
 
-    def score(output: Any) -> Tensor:
+    def score(output: Output) -> Tensor:
         logarithms = _classes(output).log_softmax(1)
         return -(logarithms.exp() * logarithms).sum(1)
 
@@ -99,7 +99,7 @@ def class_in_region(index: int, region: Tensor) -> Score:
     if region.ndim != 2 or not region.any():
         raise ValueError(f"region={describe(region)} is not a mask of any position; expected (h, w), not all zero.")
 
-    def score(output: Any) -> Tensor:
+    def score(output: Output) -> Tensor:
         scores = _classes(output, index)
         if scores.shape[2:] != region.shape:
             raise ValueError(
@@ -159,7 +159,7 @@ def detection_similarity(box: Sequence[float] | Tensor, label: int | None = None
     """
     corners = _check_box(box)
 
-    def score(output: Any) -> Tensor:
+    def score(output: Output) -> Tensor:
         return torch.stack([_best(found, corners, label, of_scores=True)[0] for found in _detections(output)])
 
     return score
@@ -174,7 +174,7 @@ def query_score(box: Sequence[float] | Tensor, label: int) -> Score:
     _check_class("label", label)
     corners = _corners(_check_box(box, ordered=False))
 
-    def score(output: Any) -> Tensor:
+    def score(output: Output) -> Tensor:
         boxes = _field(output, "pred_boxes")
         overlaps = torch.stack([_overlap(_corners(each.detach()), corners) for each in boxes])
         logits: Tensor = _field(output, "logits")
@@ -183,7 +183,7 @@ def query_score(box: Sequence[float] | Tensor, label: int) -> Score:
     return score
 
 
-def _classes(output: Any, *indices: int) -> Tensor:
+def _classes(output: Output, *indices: int) -> Tensor:
     """The scores (N, C, ...) of an output that has these classes."""
     scores = main_output(output)
     if not isinstance(scores, Tensor) or scores.ndim < 2 or max(indices, default=0) >= scores.shape[1]:
@@ -207,14 +207,14 @@ def _check_box(box: Sequence[float] | Tensor, ordered: bool = True) -> Tensor:
     return torch.tensor([x1, y1, x2, y2])
 
 
-def _field(output: Any, name: str) -> Any:
+def _field(output: Output, name: str) -> Output:
     found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
     if found is None:
         raise ValueError(f"target needs {name!r}, but the output is {describe(output)}; expected a detector.")
     return found
 
 
-def _detections(output: Any) -> Sequence[Mapping[str, Tensor]]:
+def _detections(output: Output) -> Sequence[Mapping[str, Tensor]]:
     """The dict of detections of each image."""
     fits = isinstance(output, (list, tuple)) and all(isinstance(found, Mapping) for found in output)
     if not fits or not all({"boxes", "scores"} <= found.keys() for found in output):
@@ -232,7 +232,7 @@ def _of_best(
     if not is_number(iou_threshold) or not 0 <= iou_threshold <= 1:
         raise ValueError(f"iou_threshold={shown(iou_threshold)} is not a valid overlap; expected a number in [0, 1].")
 
-    def score(output: Any) -> Tensor:
+    def score(output: Output) -> Tensor:
         values = []
         for found in _detections(output):
             overlap, best = _best(found, box, label)

@@ -14,18 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.cli.options import (
-    POINTS_AT_ONCE,
-    choose_device,
-    choose_methods,
-    choose_options,
-    is_path_method,
-)
+from saliency.cli.naming import find_method
+from saliency.cli.options import POINTS_AT_ONCE, choose_device, choose_methods, choose_options, import_modules
 from saliency.cli.parsing import positive, say
 from saliency.engine.layers import resolve_layer
 from saliency.evaluation.printing import one_line
 from saliency.images import overlay, read_image, resize_image, write_png
-from saliency.methods import METHODS
 from saliency.networks.models import (
     DEFAULT,
     EMBEDDED,
@@ -35,6 +29,7 @@ from saliency.networks.models import (
     load_network,
     recipe,
 )
+from saliency.networks.own import import_network
 from saliency.networks.preprocessing import preprocess
 from saliency.plot import contact_sheet
 
@@ -69,7 +64,19 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     add("photos", nargs="*", metavar="PHOTO", help="image files")
     add("--arch", help="'scenes[_vit]' or a classifier of torchvision (resnet50; scenes without a photo)")
     add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="torchvision's, or the file of a state dict")
-    add("--method", action="append", metavar="NAME", help="repeatable; or 'all' (grad_cam)")
+    add(
+        "--method",
+        action="append",
+        metavar="NAME",
+        help="repeatable; 'all', your own my_module:function, or wrapped as 'smooth_grad(gradient)' (grad_cam)",
+    )
+    add(
+        "--import",
+        dest="imported",
+        action="append",
+        metavar="MODULE[:BUILD]",
+        help="your own network, which BUILD returns; or a module that adds methods; repeatable",
+    )
     add("--layer", metavar="NAME", help="see 'saliency layers' (each method's own)")
     add("--option", action="append", metavar="NAME=VALUE", help="for the methods that have it, such as num_masks=500")
     add("--target", action="append", metavar="INDEX|NAME|top[K]", help="repeatable (top1; a scene's own objects)")
@@ -83,12 +90,13 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
 
 def explain(arguments: argparse.Namespace) -> None:
     """Explain photos or scenes; photos, network, layer and names are checked before the first map is computed."""
+    own_network = import_modules(arguments.imported or ())
     methods = choose_methods(arguments.method or ["grad_cam"])
     device = choose_device(arguments.device)
     photos = read_photos(arguments.photos) if arguments.photos else draw_scenes(arguments)
     arch = arguments.arch or ("resnet50" if arguments.photos else SCENES)
-    wanted = recipe(arch, arguments.size)
-    model = load_network(arch, arguments.weights).to(device)
+    model, wanted = read_network(arguments, own_network, arch)
+    model = model.to(device)
     options = choose_options(methods, arguments.layer, arguments.option or [])
     if arguments.layer:
         resolve_layer(model, arguments.layer, "layer")
@@ -96,6 +104,16 @@ def explain(arguments: argparse.Namespace) -> None:
     out = output_folder(arguments.out)
     rows = [row for case in cases for row in explain_case(case, model, options, wanted, out)]
     write_sheet(rows, methods, out)
+
+
+def read_network(arguments: argparse.Namespace, own_network: str | None, arch: str) -> tuple[Module, Recipe]:
+    """The network, and what it expects of a photo."""
+    if own_network is None:
+        return load_network(arch, arguments.weights), recipe(arch, arguments.size)
+    if arguments.arch:
+        raise ValueError(f"arch={arch!r} does not go with import={own_network!r}; one of them is accepted.")
+    model, wanted = import_network(own_network)
+    return model, wanted if arguments.size is None else wanted._replace(size=arguments.size)
 
 
 def explain_case(
@@ -113,9 +131,10 @@ def explain_case(
     for position, target in enumerate(case.targets):
         stem = f"{case.name}_{target}_{slug(names[target])}"
         for name, method_maps in maps.items():
-            np.save(out / f"{stem}_{name}.npy", method_maps[position].float().cpu().numpy())
-            write_png(overlay(case.picture, method_maps[position]), out / f"{stem}_{name}.png")
-            say(f"  {out / stem}_{name}.png, .npy")
+            file = out / f"{stem}_{slug(name)}"
+            np.save(f"{file}.npy", method_maps[position].float().cpu().numpy())
+            write_png(overlay(case.picture, method_maps[position]), Path(f"{file}.png"))
+            say(f"  {file}.png, .npy")
         title = f"{case.name}\n{names[target]}\n{case.scores[target]:.1%}"
         rows.append((case.picture, title, {name: method_maps[position] for name, method_maps in maps.items()}))
     return rows
@@ -130,10 +149,11 @@ def maps_of(case: Case, model: Module, options: dict[str, dict[str, Any]]) -> di
     maps: dict[str, Tensor] = {}
     refused: dict[str, ValueError] = {}
     for name, chosen in options.items():
-        own = {"internal_batch_size": POINTS_AT_ONCE} if is_path_method(name) else {}
+        method = find_method(name)
+        own = {"internal_batch_size": POINTS_AT_ONCE} if method.is_path else {}
         try:
             with progress_of(name) as progress:
-                found = METHODS[name].function(model, case.input, targets, **{**own, **progress, **chosen})[0]
+                found = method.maps(model, case.input, targets, **{**own, **progress, **chosen})[0]
             if not found.isfinite().all():
                 raise ValueError(f"method={name!r} gave a map that holds NaN or infinity; expected finite numbers.")
             maps[name] = found
@@ -153,7 +173,7 @@ def progress_of(name: str) -> Iterator[dict[str, Any]]:
         from tqdm import tqdm
     except ImportError:
         tqdm = None
-    if tqdm is None or "progress" not in METHODS[name].options:
+    if tqdm is None or "progress" not in find_method(name).options:
         yield {}
         return
     with tqdm(desc=name, disable=None, leave=False) as bar:

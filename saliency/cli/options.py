@@ -1,29 +1,45 @@
 """What is chosen on the command line: methods, their options, a device."""
 
 import ast
-from collections.abc import Iterable, Sequence
-from functools import cache
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 
 import torch
 
+from saliency.cli.naming import find_method
 from saliency.methods import METHODS
 from saliency.networks.models import unknown
+from saliency.networks.own import import_module
 
-# What changes the form of the result; a layer has an argument of its own.
-NOT_OFFERED = frozenset({"saliency_layer", "debug", "return_convergence_delta"})
 # A whole path in one batch can exceed the memory: 50 steps of a ResNet-50 keep 5 GB for the backward pass.
 POINTS_AT_ONCE = 16
 
 
-def choose_methods(names: Sequence[str]) -> list[str]:
-    """Return the names of methods without repetition; ``'all'`` stands for every one."""
-    chosen = [method for name in names for method in (METHODS if name == "all" else [name])]
+def choose_methods(names: Sequence[str], groups: Collection[str] = ()) -> list[str]:
+    """Return the names of methods without repetition; ``'all'`` stands for every one.
+
+    ``ValueError`` for one that there is not, with the nearest of these and of ``groups``: see :func:`find_method`.
+    """
+    chosen = [method for name in names for method in (METHODS if name == "all" else ["".join(name.split())])]
     for name in chosen:
-        if name not in METHODS:
-            raise unknown("method", name, list(METHODS), "accepted are 'all' and what 'saliency methods' lists")
+        find_method(name, groups)
     return list(dict.fromkeys(chosen))
+
+
+def import_modules(names: Iterable[str]) -> str | None:
+    """Import modules of the user's own, which may add rows to the tables; return the one MODULE:BUILD among the names.
+
+    >>> import_modules(["math", "torch.nn:Identity"])
+    'torch.nn:Identity'
+    """
+    names = list(names)
+    for name in names:
+        if ":" not in name:
+            import_module("import", name)
+    networks = [name for name in names if ":" in name]
+    if len(networks) > 1:
+        raise ValueError(f"import={networks[1]!r} is a second network, after {networks[0]!r}; one is accepted.")
+    return networks[0] if networks else None
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,66 +52,37 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
-def choose_options(methods: Sequence[str], layer: str | None, pairs: Iterable[str]) -> dict[str, dict[str, Any]]:
+def choose_options(methods: Sequence[str], layer: str | None, pairs: Iterable[str]) -> dict[str, dict[str, object]]:
     """Return the options of every method: the layer and each NAME=VALUE, for the methods that have such an option.
 
     >>> choose_options(["rise", "gradient"], None, ["num_masks=500"])
     {'rise': {'num_masks': 500}, 'gradient': {}}
     """
-    chosen = {} if layer is None else {"saliency_layer": layer}
-    if layer is not None and not any("saliency_layer" in METHODS[name].options for name in methods):
+    found = {name: find_method(name) for name in methods}
+    chosen: dict[str, object] = {} if layer is None else {"saliency_layer": layer}
+    if layer is not None and not any("saliency_layer" in method.options for method in found.values()):
         raise ValueError(f"layer={layer!r} is an option of none of the methods; one of theirs is accepted.")
     for pair in pairs:
         option, _, text = pair.partition("=")
-        if not any(option in written_options(name) for name in methods):
+        if not any(option in method.written for method in found.values()):
+            near = get_close_matches(option, {one for method in found.values() for one in method.written}, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(
-                f"option={pair!r} is an option of none of the methods; expected one of theirs that is a number, a "
-                "text, a flag or a list of those."
+                f"option={pair!r} is an option of none of the methods{hint}; "
+                "expected one of theirs that is a number, a text, a flag or a list of those."
             )
         chosen[option] = read_value(text)
     return {
         name: {
             option: value
             for option, value in chosen.items()
-            if option in (METHODS[name].options if option == "saliency_layer" else written_options(name))
+            if option in (method.options if option == "saliency_layer" else method.written)
         }
-        for name in methods
+        for name, method in found.items()
     }
 
 
-@cache
-def written_options(name: str) -> frozenset[str]:
-    """The options of a method that NAME=VALUE can give: numbers, texts, flags and lists of them.
-
-    >>> sorted(written_options("grad_cam") - written_options("hires_cam"))
-    []
-    >>> {"resize", "path"} & written_options("grad_cam")
-    {'resize'}
-    """
-    method = METHODS[name]
-    types = get_type_hints(method.engine) | get_type_hints(method.function)
-    found = {option for option in method.options - NOT_OFFERED if _is_written(types[option])}
-    # The other methods take it along with path=, which cannot be written.
-    return frozenset(found if is_path_method(name) else found - {"internal_batch_size"})
-
-
-def _is_written(hint: object) -> bool:
-    """Is a value of this type, or of one of its alternatives, a number, a text, a flag or a list of those?"""
-    if get_origin(hint) in (Union, UnionType, tuple, Sequence):
-        return any(map(_is_written, get_args(hint)))
-    return hint in (bool, int, float, str)
-
-
-def is_path_method(name: str) -> bool:
-    """Whether the method takes gradients on a path of its own.
-
-    >>> is_path_method("conductance"), is_path_method("grad_cam")
-    (True, False)
-    """
-    return "path" in METHODS[name].sets
-
-
-def read_value(text: str) -> Any:
+def read_value(text: str) -> object:
     """Return the Python literal that a text is, or the text itself.
 
     >>> read_value("(0.1, 0.2)"), read_value("softmax")

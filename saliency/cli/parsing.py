@@ -2,9 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import NoReturn
 
 from saliency.evaluation.printing import printable
+from saliency.networks.models import unknown
 
 
 class Parser(argparse.ArgumentParser):
@@ -13,6 +16,23 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise :class:`ValueError` instead of printing the usage."""
         raise ValueError(f"{message}; see {self.prog} --help.")
+
+    def parse_known_args(  # type: ignore[override]  # of a command too, whose options are not its parser's parent's
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse; what is left over is a mistake, named with the nearest option."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            near = get_close_matches(rest[0].partition("=")[0], [*self._option_string_actions], n=1)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{f' (did you mean {near[0]}?)' if near else ''}")
+        return found, rest
+
+    def _check_value(self, action: argparse.Action, value: str) -> None:
+        """Raise ``ValueError`` for what is not one of the choices, with the nearest."""
+        if action.choices is not None and value not in action.choices:
+            argument = action.option_strings[0].strip("-").replace("-", "_") if action.option_strings else "command"
+            names = [*map(str, action.choices)]
+            raise unknown(argument, value, names, f"accepted are {', '.join(names)}")
 
 
 def positive(text: str) -> int:

@@ -99,7 +99,9 @@ class Attending(OwnMode):
         # The modules that are running, each with its name and the number of attentions found before it.
         self._around: list[tuple[str, Module | None, int]] = [("", None, 0)]
 
-    def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
+    def __torch_function__(
+        self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if func in COMPOSITE:
             with seen_by(self):

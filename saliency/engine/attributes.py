@@ -14,6 +14,7 @@ from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
 Undo: TypeAlias = Callable[[], None]
+_Container: TypeAlias = list[Any] | dict[Any, Any]
 
 _STANDARD = frozenset(vars(Module()))  # what every module has
 _MISSING = object()
@@ -24,7 +25,7 @@ def hold_attributes(modules: Iterable[Module]) -> Undo:
     restores them.
     """
     states = []
-    containers: list[tuple[Any, Any]] = []
+    containers: list[tuple[_Container, _Container]] = []
     tensors: list[Undo] = []
     modules = tuple(modules)
     layers = {kind: kind.__module__.startswith("torch.nn.") for kind in set(map(type, modules))}
@@ -69,14 +70,14 @@ def hold_tensor(tensor: Tensor) -> Undo:
     return undo
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def _is_same(a: _Container, b: _Container) -> bool:
     """Do two lists or dicts hold the same objects? Kept fast: hundreds are compared in each call."""
     if len(a) != len(b) or not all(map(is_, a, b)):
         return False
-    return isinstance(a, list) or all(map(is_, a.values(), b.values()))
+    return isinstance(a, list) or isinstance(b, list) or all(map(is_, a.values(), b.values()))
 
 
-def _put_back(own: dict[str, Any], before: dict[str, Any]) -> None:
+def _put_back(own: dict[str, object], before: dict[str, object]) -> None:
     for name in own.keys() - _STANDARD - before.keys():
         if _holds_tensor(own[name]):
             del own[name]
@@ -86,7 +87,7 @@ def _put_back(own: dict[str, Any], before: dict[str, Any]) -> None:
             own[name] = before[name]
 
 
-def _refill(container: Any, contents: Any) -> None:
+def _refill(container: _Container, contents: _Container) -> None:
     container.clear()
     if isinstance(container, dict):
         container.update(contents)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from saliency.engine.checks import describe, shown
 from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import unwrap
 from saliency.engine.notices import Notices
+from saliency.engine.outputs import Output
 from saliency.engine.state import model_device, model_dtype, modules_of, own_copy
 
 Input: TypeAlias = Tensor | tuple[Tensor, ...]
@@ -96,7 +97,7 @@ class Call:
         """The model's dtype: that of its first floating-point parameter, or else of the first input."""
         return model_dtype(self.model, self.inputs[0])
 
-    def run(self) -> Any:
+    def run(self) -> Output:
         """Run the model. Raises ``ValueError`` for a batch size that an exported program does not accept, and for a
         model that was partly built inside ``inference_mode``.
         """

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ class ComparingContext(RuleContext):
         self._earlier = earlier
         self._operations: list[Operation] = []
 
-    def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
+    def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         if not isinstance(row, Rule):
             return super().run_recorded(row, function, args, kwargs)
         if isinstance(row, Multilinear) and sum(map(_depends, (*args, *kwargs.values()))) < 2:

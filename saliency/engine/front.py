@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from saliency.engine.nesting import OwnMode
 
 _Function: TypeAlias = Callable[..., Any]
-_Operation: TypeAlias = tuple[_Function, Any]  # a function, and its result with every tensor replaced by a Noted
+_Operation: TypeAlias = tuple[_Function, object]  # a function, and its result with every tensor replaced by a Noted
 
 # Never noted: they depend on the number of rows, or change the state of the thread.
 _RUN_ANYWAY = frozenset(
@@ -142,7 +142,7 @@ class _Uses(TorchDispatchMode):
 
     def __torch_dispatch__(
         self, func: _Function, types: object, args: tuple[object, ...] = (), kwargs: Mapping[str, object] | None = None
-    ) -> Any:
+    ) -> object:
         if self._watched and self.see((args, kwargs)):
             arguments = func._schema.arguments if hasattr(func, "_schema") else ()
             given = {**dict(zip((argument.name for argument in arguments), args, strict=False)), **(kwargs or {})}
@@ -174,7 +174,7 @@ class Recording(OwnMode):
 
     def __torch_function__(
         self, func: _Function, types: object, args: tuple[object, ...] = (), kwargs: Mapping[str, object] | None = None
-    ) -> Any:
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         if func not in _RUN_ANYWAY:
             with torch._C.DisableTorchFunction():
@@ -238,7 +238,7 @@ class Replay(OwnMode):
 
     def __torch_function__(
         self, func: _Function, types: object, args: tuple[object, ...] = (), kwargs: Mapping[str, object] | None = None
-    ) -> Any:
+    ) -> object:
         if not self._in_front or func in _RUN_ANYWAY:
             return func(*args, **(kwargs or {}))
         known, result = next(self._left, (None, None))

@@ -13,9 +13,9 @@ from contextlib import _GeneratorContextManager, contextmanager
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from traceback import walk_tb
 from types import FrameType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-_Handler: TypeAlias = Callable[[int, FrameType | None], Any]
+_Handler: TypeAlias = Callable[[int, FrameType | None], object]
 
 _NAMES = "SIGINT SIGTERM SIGHUP SIGALRM SIGVTALRM SIGPROF SIGUSR1 SIGUSR2 SIGCHLD SIGBREAK"
 _SIGNALS = tuple(getattr(signal, name) for name in _NAMES.split() if hasattr(signal, name))

@@ -66,7 +66,7 @@ class Instead(Row):
 class Pre(Row):
     """``function(gradient)`` is sent through the operation's own derivative."""
 
-    def hook(self, gradient: Tensor | None) -> Any:
+    def hook(self, gradient: Tensor | None) -> object:
         """The gradient to send, if there is one: a later operation may have stopped it."""
         return None if gradient is None else self.function(gradient)
 

@@ -1,7 +1,7 @@
 """Outputs: the tensor to explain among what a model returns, and functions of it."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -9,8 +9,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from saliency.engine.checks import shown
 
+Output: TypeAlias = Any  # what a model returns: a tensor, or any form that holds some
 
-def main_output(output: object, samples: int | None = None) -> Any:
+
+def main_output(output: object, samples: int | None = None) -> Output:
     """The tensor to explain: a mapping's or object's ``'logits'`` or ``'out'``, or the first element of a tuple.
 
     If a head has squeezed the batch axis of one of ``samples`` = 1, it is restored: (C,) becomes (1, C), and () becomes
@@ -28,7 +30,7 @@ def main_output(output: object, samples: int | None = None) -> Any:
     return output[None] if squeezed and isinstance(output, Tensor) else output
 
 
-def for_rows(function: Callable[[Any], Any], index: Tensor, samples: int) -> Callable[[Any], Any]:
+def for_rows(function: Callable[[Output], Output], index: Tensor, samples: int) -> Callable[[Output], Output]:
     """Adapt a function of the output of ``samples`` rows to the rows ``index``, each treated by itself.
 
     A function that holds something per image, such as labels, fits no other number of rows. If there are equally many,
@@ -37,7 +39,7 @@ def for_rows(function: Callable[[Any], Any], index: Tensor, samples: int) -> Cal
     if len(index) != samples or samples == 1 or index.tolist() == list(range(samples)):
         return function
 
-    def in_parts(output: Any) -> Any:
+    def in_parts(output: Output) -> Output:
         if not all(isinstance(leaf, Tensor) and leaf.shape[:1] == (samples,) for leaf in tree_leaves(output)):
             return function(output)
         parts = [function(tree_map(lambda x, rows=rows: x[rows], output)) for rows in (slice(1), slice(1, None))]

@@ -4,7 +4,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +17,13 @@ from saliency.engine.nesting import here
 _registering = threading.Lock()  # threads may hook the same module, and PyTorch numbers hooks without a lock
 
 
-def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any], **options: Any) -> RemovableHandle:
+def add_hook(
+    register: Callable[..., RemovableHandle], hook: Callable[..., object], **options: object
+) -> RemovableHandle:
     """Register a hook that acts on calls of this thread only and, inside a saliency call, not on those nested in it."""
     thread, call = threading.get_ident(), here.call
 
-    def own_calls(*args: object) -> Any:
+    def own_calls(*args: object) -> object:
         return hook(*args) if threading.get_ident() == thread and call in (None, here.call) else None
 
     with _registering:
@@ -76,13 +77,13 @@ class Probe:
     ) -> None:
         self.remove()
 
-    def _catch_input(self, module: Module, args: object, kwargs: object) -> Any:
+    def _catch_input(self, module: Module, args: object, kwargs: object) -> object:
         return self._record((args, kwargs))
 
-    def _catch_output(self, module: Module, args: object, output: object) -> Any:
+    def _catch_output(self, module: Module, args: object, output: object) -> object:
         return self._record(output)
 
-    def _record(self, values: object) -> Any:
+    def _record(self, values: object) -> object:
         with torch._C.DisableTorchFunction():  # the probe is not part of the model
             if self._enable_grad:
                 torch.set_grad_enabled(True)

@@ -7,7 +7,7 @@ the context for every operation after the site.
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class Pass:
 class _SiteProbe(Probe):
     """A probe that keeps the tensors of every call of the module."""
 
-    def _record(self, values: object) -> Any:
+    def _record(self, values: object) -> object:
         values = super()._record(values)
         self.calls.append(self.data)
         self._seen.append(self._watch.of(self.data[0]) if self._watch is not None and self.data else [])

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class _Recorder(TracingContext):
         self.history = []
         self.seen: set[Function] = set()
 
-    def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
+    def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         self.seen.add(function)
         if function in RELUS:
             return keep_relu(self.force, function, args, kwargs)

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,7 +129,7 @@ def model_dtype(model: Module, input: Tensor) -> torch.dtype:
     return next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), input.dtype)
 
 
-def _generators(device: torch.device) -> Iterator[tuple[Callable[..., Any], ...]]:
+def _generators(device: torch.device) -> Iterator[tuple[Callable[..., object], ...]]:
     """Functions that read, write and compare each global random state that a forward pass may draw from."""
     yield random.getstate, random.setstate, operator.eq
     yield torch.get_rng_state, torch.set_rng_state, torch.equal

@@ -7,7 +7,6 @@ and that with the layer's activation set to 0.
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from saliency.engine.call import Call
 from saliency.engine.contexts import NullContext, make_context
 from saliency.engine.front import Front, Recording
 from saliency.engine.interrupts import is_interrupted
+from saliency.engine.outputs import Output
 from saliency.engine.probe import add_hook
 from saliency.engine.record import ContextBuilder
 from saliency.engine.site import Site
@@ -52,12 +52,12 @@ class Tail:
         self._front = self._record()
         self.replays = not copies and self._comes_to_the_known_output()
 
-    def __call__(self, activations: Tensor) -> Any:
+    def __call__(self, activations: Tensor) -> Output:
         """The model's output for S activations, in a context of its own."""
         with make_context(self.context_builder):
             return self.run(activations)
 
-    def run(self, activations: Tensor) -> Any:
+    def run(self, activations: Tensor) -> Output:
         """Like a call, but inside a context that is already open, and may have to stay open for the backward pass."""
         if self.replays:
             try:
@@ -69,16 +69,16 @@ class Tail:
         index = torch.zeros(len(activations), dtype=torch.long, device="cpu")
         return self._run(self.call.rows(index), activations.clone(), nullcontext(), lambda: None)
 
-    def _replay(self, activations: Tensor) -> Any:
+    def _replay(self, activations: Tensor) -> Output:
         replay = self._front.replay(len(activations))
         inputs, args, kwargs = replay.given
         x = activations.clone() if self._overwritten else activations[...]
         return self._run(replace(self.call, inputs=inputs, args=args, kwargs=kwargs), x, replay, replay.finish)
 
-    def _run(self, call: Call, x: Tensor, mode: AbstractContextManager[object], reached: Callable[[], None]) -> Any:
+    def _run(self, call: Call, x: Tensor, mode: AbstractContextManager[object], reached: Callable[[], None]) -> Output:
         grad, left = torch.is_grad_enabled(), self._calls
 
-        def put(values: object) -> Any:
+        def put(values: object) -> object:
             nonlocal left
             left -= 1
             if left:
@@ -138,10 +138,10 @@ class Tail:
                 raise
             return False
 
-    def _hook(self, function: Callable[[Any], Any]) -> RemovableHandle:
+    def _hook(self, function: Callable[[object], object]) -> RemovableHandle:
         """Pass what goes into the layer, or comes out of it, through a function that is not part of the model."""
 
-        def run(values: object) -> Any:
+        def run(values: object) -> object:
             with torch._C.DisableTorchFunction():
                 return function(values)
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any, TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 
 from saliency.engine.checks import check_flag, check_maps_type, describe, is_int, shown
 from saliency.engine.interrupts import uninterrupted
-from saliency.engine.outputs import for_rows, main_output
+from saliency.engine.outputs import Output, for_rows, main_output
 
-Function: TypeAlias = Callable[[Any], Any]  # the model's output -> scores
+Function: TypeAlias = Callable[[Output], Output]  # the model's output -> scores
 Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
 
 # A parsed target: class indices (N, K) or the output's gradient; N entries or functions; a function of the output
@@ -91,7 +91,7 @@ class Targets:
             taken._parsed = for_rows(parsed, index, self.samples)
         return taken
 
-    def select(self, output: object) -> list[tuple[Tensor, Any]]:
+    def select(self, output: object) -> list[tuple[Tensor, Output]]:
         """K pairs: scores, and what remains to be selected from them by :func:`get_backward_gradient`."""
         if callable(self._parsed):
             return [(scores, None) for scores in self._called(self._parsed, output)]

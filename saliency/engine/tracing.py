@@ -5,7 +5,6 @@ linear ``op.standing.last``, and both have their ``op.result``.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ class TracingContext(RuleContext):
             self._names = {parameter: name for name, parameter in model.named_parameters()}
         self.surveys: list[Survey] = []  # of the score of the last backward pass
 
-    def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
+    def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Run an operation, keeping its arguments, its result and its own graph."""
         op = Operation(function, args, kwargs)
         op.ledger = self.ledger

@@ -1,20 +1,21 @@
 """Variants: how much of a score is left when the input, or a layer's activation, is changed."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from saliency.engine.call import Call
 from saliency.engine.interrupts import interruptible
+from saliency.engine.outputs import Output
 from saliency.engine.site import Site
 from saliency.engine.tail import Tail
 from saliency.engine.targets import Targets
 
 # run(tensors, rows): the model with B tensors in place of samples ``rows`` (B,). Yields, until all are
 # done, which of them (a LongTensor on the CPU) and the model's output for those.
-Run: TypeAlias = Callable[[Tensor, Tensor], Iterator[tuple[Tensor, Any]]]
+Run: TypeAlias = Callable[[Tensor, Tensor], Iterator[tuple[Tensor, Output]]]
 Progress: TypeAlias = Callable[[int, int], object] | None  # called with how many are done, and of how many
 
 
@@ -68,7 +69,7 @@ def in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 def replacing_input(call: Call, at: int) -> tuple[Tensor, Run]:
     """One of the inputs (N, ...), and a function that runs the model with it replaced."""
 
-    def run(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
+    def run(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Output]]:
         yield torch.arange(len(rows), device="cpu"), call.replacing({at: tensors}, rows).run()
 
     return call.inputs[at].detach(), run
@@ -90,7 +91,7 @@ def replacing_layer(call: Call, site: Site, record_all: bool = False, copies: bo
     samples = torch.arange(call.samples, device="cpu").split(1)
     tails = [Tail(site, call.rows(sample), record_all, copies=copies) for sample in samples]
 
-    def run(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
+    def run(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Output]]:
         for sample, tail in enumerate(tails):
             at = (rows == sample).nonzero().flatten()
             if len(at) == len(rows):

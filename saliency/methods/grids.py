@@ -1,7 +1,6 @@
 """Grids: a layer's activation as (N, C, h, w), whatever the layer's own layout, for methods that search for masks."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch.nn import Module
 from saliency.engine.call import Call
 from saliency.engine.checks import describe, shown
 from saliency.engine.layouts import Layout, to_channels_first
+from saliency.engine.outputs import Output
 from saliency.engine.site import Site
 from saliency.engine.variants import Run, replacing_layer
 from saliency.engine.watching import Grid
@@ -30,7 +30,7 @@ def replacing_grid(
         return x, run
     on_device = index.to(x.device)
 
-    def run_grids(grids: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
+    def run_grids(grids: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Output]]:
         return run(put_grid(x[rows.to(x.device, non_blocking=True)], on_device, grids), rows)
 
     return x.flatten(1)[:, on_device], run_grids

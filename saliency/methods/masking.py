@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from saliency.engine.checks import check_count, check_progress, describe, refuse
 from saliency.engine.interrupts import interruptible
 from saliency.engine.maps import Resize, check_map_options, finish_map
 from saliency.engine.notices import Notices
-from saliency.engine.outputs import main_output
+from saliency.engine.outputs import Output, main_output
 from saliency.engine.silence import note_map, note_score
 from saliency.engine.site import make_site
 from saliency.engine.state import evaluating, full_precision
@@ -197,7 +197,7 @@ def _without_scores(output: object) -> ValueError:
 def _activated(run: Run, activation: Callable[[Tensor], Tensor]) -> Run:
     """A run that returns the scores of the outputs."""
 
-    def activate(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
+    def activate(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Output]]:
         for at, output in run(tensors, rows):
             score = main_output(output, len(at))
             if isinstance(score, Tensor):

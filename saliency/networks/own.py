@@ -1,9 +1,11 @@
-"""A network of the user's own, from a function in a module of theirs."""
+"""What is the user's own, in a module of theirs: functions, and a network that one of them returns."""
 
 import importlib
 import sys
+from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from torch.nn import Module
 
@@ -25,8 +27,7 @@ def import_network(name: str) -> tuple[Module, Recipe]:
     >>> import_network("torch.nn:Identity")[1].size
     224
     """
-    build = _find(name)
-    made = build()
+    made = find_function("import", name, "my_module:build", "a function that returns a network")()
     if isinstance(made, Module):
         return made.eval(), IMAGENET_LIKE
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Module) and isinstance(made[1], Recipe):
@@ -37,29 +38,47 @@ def import_network(name: str) -> tuple[Module, Recipe]:
     )
 
 
-def _find(name: str) -> Any:
-    """The function of the module."""
-    check_type("import", name, str, "'my_module:build'")
+def find_function(argument: str, name: str, example: str, expected: str) -> Callable[..., object]:
+    """Return what ``'my_module:function'`` names; the module may lie in the current folder.
+
+    ``argument``, an ``example`` and what is ``expected`` are words of the ``ValueError`` that is raised where there is
+    no such module or function.
+
+    >>> find_function("method", "math:hypot", "my_module:method", "a function")(3, 4)
+    5.0
+    """
+    check_type(argument, name, str, repr(example))
     module_name, _, function = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), *function.split(".")]):
-        raise ValueError(f"import={shown(name)} names no function of a module; 'my_module:build' is accepted.")
-    here = str(Path.cwd())
-    if here not in sys.path:  # and it stays there: the network may import more while it runs
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"import={name!r} cannot be imported ({error}); a module in {here} or installed is accepted."
-        ) from error
+        raise ValueError(f"{argument}={shown(name)} names no function of a module; {example!r} is accepted.")
+    found: object = import_module(argument, module_name, name)
     for part in function.split("."):
         if not hasattr(found, part):
+            near = get_close_matches(part, dir(found), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"import={name!r} is not in {module_name}: it has no {part!r}; a function of it is accepted."
+                f"{argument}={name!r} is not in {module_name}: it has no {part!r}; {hint}a function of it is accepted."
             )
         found = getattr(found, part)
     if not callable(found):
-        raise ValueError(
-            f"import={name!r} is of type {type(found).__name__}; a function that returns a network is accepted."
-        )
+        raise ValueError(f"{argument}={name!r} is of type {type(found).__name__}; {expected} is accepted.")
     return found
+
+
+def import_module(argument: str, module_name: str, given: str | None = None) -> ModuleType:
+    """Import a module of the current folder, or one that is installed. ``ValueError`` where there is none.
+
+    ``given`` is what the user wrote, for the error. What the module itself raises is passed on.
+    """
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise ValueError(f"{argument}={shown(given or module_name)} is not a module's name; 'my_module' is accepted.")
+    here = str(Path.cwd())
+    if here not in sys.path:  # and it stays there: what is imported may import more while it runs
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{argument}={given or module_name!r} cannot be imported ({error}); "
+            f"a module in {here} or installed is accepted."
+        ) from error

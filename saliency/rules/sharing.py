@@ -1,7 +1,6 @@
 """Sharing: one forward pass for many methods."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch.nn import Module
 
@@ -20,8 +19,8 @@ def shared_forward(
     input: Input,
     saliency_layers: Layers = ("",),
     *,
-    additional_forward_args: Any = None,
-    forward_kwargs: Mapping[str, Any] | None = None,
+    additional_forward_args: object = None,
+    forward_kwargs: Mapping[str, object] | None = None,
     tables: Sequence[Mapping[Function, Row]] = (GUIDED, EXCITATION),
 ) -> SharedForward:
     """Run the model once for many methods: pass the result to each as its option ``shared``.

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from saliency.engine.call import check_inputs
+from saliency.engine.call import Input, check_inputs
 from saliency.engine.checks import check_seed, is_number, is_positive_int, shown
+from saliency.engine.signatures import Maps
 from saliency.wrappers.wrapping import Method, as_precise, check_method, refuse_probes, wide
 
 # The terms to sum over the samples, of a map and the first sample's map; and the result, of the means of the terms.
@@ -46,7 +48,7 @@ def smooth_grad(method: Method, n_samples: int = 25, sigma: float = 0.15, seed: 
     terms, finish = _POWERS[power]
 
     @wraps(method)
-    def smoothed(model: Any, input: Any, *args: Any, **options: Any) -> Any:
+    def smoothed(model: Module, input: Input, *args: object, **options: object) -> Maps:
         refuse_probes(options)
         inputs = check_inputs(input)
         generator = torch.Generator(inputs[0].device).manual_seed(int(seed))

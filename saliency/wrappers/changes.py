@@ -2,16 +2,20 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.utils._pytree import tree_map
 
-from saliency.engine.call import make_call
+from saliency.engine.call import Input, make_call
 from saliency.engine.checks import describe, is_number, shown
 from saliency.engine.fusing import check_fuse, fuse_maps
-from saliency.engine.maps import check_map_options, finish_map, safe_divide
+from saliency.engine.layers import Layers
+from saliency.engine.maps import Resize, check_map_options, finish_map, safe_divide
+from saliency.engine.signatures import Maps
+from saliency.engine.targets import Target
 from saliency.wrappers.wrapping import Method, as_precise, check_method, refuse_probes, wide
 
 
@@ -82,15 +86,15 @@ def fused(method: Method, fuse: str = "max", gamma: float | None = 2.0) -> Metho
 
     @wraps(method)
     def of_layers(
-        model: Any,
-        input: Any,
-        target: Any,
-        saliency_layer: Any,
-        resize: Any = False,
+        model: Module,
+        input: Input,
+        target: Target,
+        saliency_layer: Layers,
+        resize: Resize = False,
         resize_mode: str = "bilinear",
         smooth: float = 0,
-        **options: Any,
-    ) -> Any:
+        **options: object,
+    ) -> Maps:
         refuse_probes(options)
         image = make_call(model, input).image_of()
         check_map_options(resize, resize_mode, smooth, None, image)
@@ -106,7 +110,7 @@ def _finished(method: Method, change: Callable[[Tensor], Tensor]) -> Method:
     """The method with its maps changed."""
 
     @wraps(method)
-    def changed(model: Any, input: Any, *args: Any, **options: Any) -> Any:
+    def changed(model: Module, input: Input, *args: object, **options: object) -> Maps:
         refuse_probes(options)
         return tree_map(change, method(model, input, *args, **options))
 

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from functools import partial, wraps
 from math import cos, radians, sin
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Module
 from torch.utils._pytree import tree_map
 
+from saliency.engine.call import Input
 from saliency.engine.checks import describe, is_number, shown
 from saliency.engine.maps import safe_divide
+from saliency.engine.signatures import Maps
 from saliency.wrappers.wrapping import Method, check_method, refuse_probes, wide
 
 
@@ -68,7 +71,7 @@ def augmented(method: Method, warps: Sequence[Warp] = FLIPS) -> Method:
             raise ValueError(f"warps={warp!r} is not invertible; expected finite numbers and scale > 0.")
 
     @wraps(method)
-    def averaged(model: Any, input: Any, *args: Any, **options: Any) -> Any:
+    def averaged(model: Module, input: Input, *args: object, **options: object) -> Maps:
         refuse_probes(options)
         if not isinstance(input, Tensor) or input.ndim != 4:
             raise ValueError(f"input={describe(input)} cannot be transformed; expected images (N, C, H, W).")

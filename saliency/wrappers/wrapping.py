@@ -1,15 +1,16 @@
 """What every wrapper does: check its method, refuse options that it cannot support, and keep the precision."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.checks import check_flag, shown
+from saliency.engine.signatures import Maps
 
-Method = TypeVar("Method", bound=Callable[..., Any])  # a wrapped method has the same signature
+Method = TypeVar("Method", bound=Callable[..., Maps])  # a wrapped method has the same signature
 
 
 def check_method(method: object, name: str) -> None:
@@ -21,7 +22,7 @@ def check_method(method: object, name: str) -> None:
         )
 
 
-def refuse_probes(options: dict[str, Any]) -> None:
+def refuse_probes(options: Mapping[str, object]) -> None:
     """Raise ``ValueError`` for options with which a method returns more than maps."""
     for option in ("debug", "return_convergence_delta"):
         check_flag(option, options.get(option, False))

@@ -6,10 +6,12 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.choices import ATTENTION, BATCHED, CENTRE, LONG, TORCHRAY, choose_metrics, choose_names, make_methods
-from benchmarks.pointing_game import build_parser, main, make_setup
+from benchmarks.pointing_game import build_parser, main
 from saliency import METHODS, get_pointing_gradient, max_channels
-from saliency.cli.options import is_path_method
+from saliency.cli.choosing import CENTRE, choose_metrics, choose_names, make_methods
+from saliency.cli.naming import find_method
+from saliency.cli.preparing import make_setup
+from saliency.cli.settings import ATTENTION, BATCHED, LONG, TORCHRAY
 from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.explainers import Explainer
 from saliency.evaluation.metrics import METRICS
@@ -41,8 +43,8 @@ FEW = {
     "rise": ("num_masks=300",),
     "extremal_perturbation": ("areas=0.05", "max_iter=60"),
 }
-PATH_METHODS = [name for name in MARGINS if is_path_method(name)]
-LONGEST = [name for name in LONG if not is_path_method(name)]
+PATH_METHODS = [name for name in MARGINS if find_method(name).is_path]
+LONGEST = [name for name in LONG if not find_method(name).is_path]
 
 
 def few(names):
@@ -261,7 +263,7 @@ def test_a_network_of_one_s_own(played, tmp_path, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_network_of_another_precision(played, tmp_path, monkeypatch, dtype):
     network = scene_network().to(dtype), recipe("scenes")
-    monkeypatch.setattr("benchmarks.pointing_game.import_network", lambda name: network)
+    monkeypatch.setattr("saliency.cli.preparing.import_network", lambda name: network)
     metrics = [f"--metric={name}" for name in ("pointing_game", "box_iou", "insertion", "road", "sensitivity_n")]
     methods = [f"--method={name}" for name in ("centre", "grad_cam", "gradient", "excitation_backprop")]
     code, table, _ = played("--scenes", "3", *methods, *metrics, "--import", "own:build")
@@ -271,7 +273,7 @@ def test_a_network_of_another_precision(played, tmp_path, monkeypatch, dtype):
 
 def test_a_network_that_scores_no_classes_is_named(played, monkeypatch):
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten(0)), recipe("scenes")
-    monkeypatch.setattr("benchmarks.pointing_game.import_network", lambda name: network)
+    monkeypatch.setattr("saliency.cli.preparing.import_network", lambda name: network)
     code, _, said = played("--scenes", "3", "--import", "own:build")
     assert (code, said.count("\n")) == (2, 1)
     assert "output=(1,) of the network" in said

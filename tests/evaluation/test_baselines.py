@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.choices import choose_names, make_methods
+from saliency.cli.choosing import choose_names, make_methods
 from saliency.evaluation.baselines import BASELINES, centre, edges, mean_boxes, mean_map, random_map
 from saliency.evaluation.cases import labels_of
 from saliency.evaluation.datasets import load_dataset

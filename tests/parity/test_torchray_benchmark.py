@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torchray.attribution.common")
 
 from benchmarks import throughput, torchray_agreement
-from benchmarks.choices import TORCHRAY
+from saliency.cli.settings import TORCHRAY
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 WEIGHTS = DATA / "weights" / "resnet18.pth"

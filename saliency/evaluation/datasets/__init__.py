@@ -1,17 +1,16 @@
 """DATASETS: the table of data sets, all of whose annotations are read and checked before the first photo."""
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import NamedTuple
 
 from saliency.engine.checks import check_type, shown
 from saliency.evaluation.datasets.coco import coco_entries, folder_entries
 from saliency.evaluation.datasets.imagenet import imagenet_entries
-from saliency.evaluation.datasets.photos import ImageSet, Listing, collect, read_stored
+from saliency.evaluation.datasets.photos import ImageSet, Listing, Loader, collect, read_stored
 from saliency.evaluation.datasets.scenes import draw_scene, scene_entries
 from saliency.evaluation.datasets.voc import voc_entries
 from saliency.images import check_path
@@ -22,12 +21,14 @@ class Collection(NamedTuple):
     """A row of the table: ``entries(root, **options)`` lists what is in a data set, ``loader(place)`` reads an image.
 
     Without a parameter ``root`` there is no folder to read from. ``options`` are defaults other than the function's.
+    ``package`` is what reads the annotations, where it is not installed with this one but by the extra ``benchmark``.
     """
 
     entries: Callable[..., Listing]
-    loader: Callable[[Any], Tensor]
+    loader: Loader
     paper: str
     options: Mapping[str, object] = MappingProxyType({})
+    package: str = ""
 
     @property
     def known(self) -> list[str]:
@@ -42,13 +43,16 @@ class Collection(NamedTuple):
 
 _COCO = "Lin et al., Microsoft COCO, ECCV 2014"
 
+_VOC = "Everingham et al., The PASCAL Visual Object Classes, IJCV 2010"
+_IMAGENET = "Russakovsky et al., ImageNet Challenge, IJCV 2015"
+
 DATASETS: dict[str, Collection] = {
     "scenes": Collection(scene_entries, draw_scene, ""),
-    "voc2007": Collection(voc_entries, read_stored, "Everingham et al., The PASCAL Visual Object Classes, IJCV 2010"),
-    "coco2014": Collection(coco_entries, read_stored, _COCO, {"split": "val2014"}),
-    "coco2017": Collection(coco_entries, read_stored, _COCO, {"split": "val2017"}),
-    "imagenet": Collection(imagenet_entries, read_stored, "Russakovsky et al., ImageNet Challenge, IJCV 2015"),
-    "folder": Collection(folder_entries, read_stored, ""),
+    "voc2007": Collection(voc_entries, read_stored, _VOC, package="defusedxml"),
+    "coco2014": Collection(coco_entries, read_stored, _COCO, {"split": "val2014"}, "pycocotools"),
+    "coco2017": Collection(coco_entries, read_stored, _COCO, {"split": "val2017"}, "pycocotools"),
+    "imagenet": Collection(imagenet_entries, read_stored, _IMAGENET, package="defusedxml"),
+    "folder": Collection(folder_entries, read_stored, "", package="pycocotools"),
 }
 
 
@@ -61,7 +65,7 @@ def load_dataset(
     with a JSON file in COCO's format. Its ``options`` are those of the row: ``split`` is another part (``trainval``,
     ``train2017``) or the subfolder of the photos, ``annotations`` the path of the JSON file, ``scenes`` the number of
     scenes and ``seed`` the first; None is the default. With ``on_error='refuse'`` any problem raises ``ValueError``. So
-    does a layout that is not there.
+    does a layout that is not there; ``ImportError`` names a package that is missing.
 
     >>> [(annotation.name, annotation.size) for annotation in load_dataset("scenes", scenes=2).annotations]
     [('scene0', (128, 128)), ('scene1', (128, 128))]
@@ -72,6 +76,8 @@ def load_dataset(
     for option, value in given.items():
         if option not in row.known:
             raise ValueError(f"{option}={shown(value)} is not an option of {name!r}; expected one of {row.known}.")
+    if row.package and find_spec(row.package) is None:
+        raise ImportError(f"{row.package} is missing; install the extra 'benchmark' of saliency-torch.")
     folder = None if root is None else Path(root)
     where = {"root": folder} if row.has_root else {}
     return collect(name, folder, row.entries(**where, **{**row.options, **given}), row.loader, on_error)

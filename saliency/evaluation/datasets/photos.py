@@ -23,6 +23,7 @@ TRUSTED = 2**26  # pixels; a size beyond is compared with that of the file befor
 
 Name = TypeVar("Name")
 Box: TypeAlias = tuple[float, float, float, float]
+Loader: TypeAlias = Callable[[Any], Tensor]  # of a path, or of a seed: what its entries have as places
 
 
 class Entry(NamedTuple):
@@ -58,7 +59,7 @@ class ImageSet:
     annotations: Sequence[Annotation]
     problems: tuple[str, ...]
     places: tuple[Path | int, ...]
-    loader: Callable[[Any], Tensor]
+    loader: Loader
     source: str = ""
 
     def image(self, index: int) -> Tensor:
@@ -73,7 +74,7 @@ class ImageSet:
         return image
 
 
-def collect(name: str, root: Path | None, listing: Listing, loader: Callable[[Any], Tensor], on_error: str) -> ImageSet:
+def collect(name: str, root: Path | None, listing: Listing, loader: Loader, on_error: str) -> ImageSet:
     """Return the data set of all images and objects that are sound.
 
     Raises ``ValueError`` where no image is left, and with ``on_error='refuse'`` where anything is wrong.

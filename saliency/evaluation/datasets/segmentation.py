@@ -10,7 +10,7 @@ from torch import Tensor
 LONGEST_NUMBER = 60  # bits
 
 
-def segmentation_problem(segmentation: Any, size: tuple[int, int]) -> str:
+def segmentation_problem(segmentation: object, size: tuple[int, int]) -> str:
     """What is wrong with a segmentation in an image of ``size`` = (height, width), or ''; None and [] are none.
 
     >>> segmentation_problem([[1, 0, 3, 0, 3, 2]], (2, 4)), segmentation_problem([[1, 0, 3, 0]], (2, 4))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from xml.etree.ElementTree import Element
 
 from saliency.evaluation.cases import Thing
 from saliency.evaluation.datasets.photos import Entry, Listing, each_photo
@@ -52,7 +52,7 @@ def read_xml(path: Path, image: Path, labels: Mapping[str, int], first: int) -> 
     yield Entry(image.stem, image, size, tuple(thing for thing in found if isinstance(thing, Thing)))
 
 
-def _thing(element: Any, labels: Mapping[str, int], first: int) -> Thing | str:
+def _thing(element: Element, labels: Mapping[str, int], first: int) -> Thing | str:
     """An object with its box made half-open, or what is wrong with it."""
     name = (element.findtext("name") or "").strip()
     if name not in labels:
@@ -62,7 +62,7 @@ def _thing(element: Any, labels: Mapping[str, int], first: int) -> Thing | str:
     return Thing(labels[name], (x0, y0, x1 + 1, y1 + 1), difficult=difficult)
 
 
-def _number(element: Any, path: str) -> float:
+def _number(element: Element, path: str) -> float:
     """The number there, or NaN."""
     try:
         return float(element.findtext(path, "nan"))
