@@ -204,7 +204,7 @@ def test_a_path_runs_in_batches_that_fit_the_memory(tmp_path, monkeypatch, optio
 
 REFUSED = [
     ("rise", "seed", "seed='' is"),
-    ("rise", "scores=logit", "scores='logit' is unknown"),
+    ("rise", "scores=logit", "scores='logit' is not a valid score"),
     ("gradient_shap", "baselines=0.5", "option='baselines=0.5' is an option of none of the methods"),
     ("integrated_gradients", "method=simpson", "method='simpson' is not a quadrature"),
 ]
