@@ -1,7 +1,7 @@
 """Attention methods: what a transformer's tokens attend to, and how that makes the score."""
 
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -10,12 +10,15 @@ from typing_extensions import Unpack
 
 from saliency.engine.call import Input
 from saliency.engine.checks import is_number, shown
+from saliency.engine.contexts import NullContext
 from saliency.engine.layers import Layers
 from saliency.engine.maps import safe_divide
 from saliency.engine.signatures import Maps, typed
 from saliency.engine.targets import Target
+from saliency.methods.attention_relevance import AttentionRelevanceContext, modified_gradients
 from saliency.methods.chains import Rows, Step, follow, parts
 from saliency.methods.cross_attention import follow_queries
+from saliency.methods.relevance import Rules
 from saliency.methods.tokens import AttentionOptions, Observed, explain_tokens
 
 # How heads become one: those in an axis, and two such.
@@ -138,18 +141,22 @@ def transformer_attribution(
     target: Target,
     saliency_layer: Layers = None,
     start_layer: int = 0,
+    rules: Rules = None,
     **options: Unpack[AttentionOptions],
 ) -> Maps:
     r"""Transformer attribution: relevance that follows the attention that raises the score, through all layers.
 
     .. math:: s_n = q^\top (I + \bar A_L) \cdots (I + \bar A_1), \quad
-              \bar A = \frac{1}{H} \sum_h \max(0, A_h \odot \frac{\partial y}{\partial A_h})
+              \bar A = \frac{1}{H} \sum_h \max(0, R_h \odot \frac{\partial y}{\partial A_h})
 
-    with :math:`q` the shares of the tokens that the score reads: a class token, or all. Where queries attend to an
-    image's tokens, as in DETR, the paper's rules for cross attention. (N, 1, h, w), non-negative.
-    Chefer et al., Generic Attention-model Explainability, ICCV 2021.
+    with :math:`q` the shares of the tokens that the score reads: a class token, or all. :math:`R = A`, and where
+    queries attend to an image's tokens, as in DETR, the paper's rules for cross attention: Chefer et al., Generic
+    Attention-model Explainability, ICCV 2021. With ``rules``, as of :func:`lrp`, that share relevance with queries and
+    keys, :math:`R` is that of the attention, of 1 for the score: Chefer et al., Transformer Interpretability Beyond
+    Attention Visualization, CVPR 2021, whose rules are nearest to ``'attn_plus'``. (N, 1, h, w), non-negative.
     Options and errors: see :func:`~saliency.methods.tokens.explain_tokens`.
     """
+    builder = NullContext if rules is None else partial(AttentionRelevanceContext, rules, model)
 
     def transition(step: Step, relevance: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         sent = (relevance[:, None, None].to(a.dtype) @ (a * da).relu_() for a, da in parts(step, rows))
@@ -157,11 +164,13 @@ def transformer_attribution(
 
     def relevance(observed: Observed) -> Iterator[Tensor]:
         chain = observed.chain
-        residuals = [] if observed.crosses else observed.residuals()
+        crosses = rules is None and observed.crosses
+        residuals = [] if crosses else observed.residuals()
         for gradients, read in observed.gradients([of.edge for of in chain]):
-            if observed.crosses:
+            if crosses:
                 yield follow_queries(observed, gradients, read)
             else:
-                yield follow([Step(*of) for of in zip(chain, gradients, residuals, strict=True)], read, transition)
+                steps = zip(chain, gradients, residuals, modified_gradients(observed, gradients), strict=True)
+                yield follow([Step(*of) for of in steps], read, transition)
 
-    return explain_tokens(model, input, target, saliency_layer, relevance, start_layer, **options)
+    return explain_tokens(model, input, target, saliency_layer, relevance, start_layer, False, builder, **options)

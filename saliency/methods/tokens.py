@@ -22,7 +22,7 @@ from saliency.engine.graph import node_of
 from saliency.engine.layers import Layers, resolve_layer
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Attribution, Reduction, Resize, join_targets, sum_channels
-from saliency.engine.record import Pass, recording
+from saliency.engine.record import ContextBuilder, Pass, recording
 from saliency.engine.sending import keeping_copies
 from saliency.engine.shared import SharedForward, check_shared
 from saliency.engine.signatures import CallOptions, FinishOptions, Maps
@@ -122,6 +122,7 @@ def explain_tokens(
     relevance: Relevance,
     start_layer: int | None,
     without_gradients: bool = False,
+    context_builder: ContextBuilder = NullContext,
     /,
     *,
     reduction: Reduction = sum_channels,
@@ -138,7 +139,8 @@ def explain_tokens(
 
     ``saliency_layer`` is a module that holds attention; ``''`` and ``None`` are the model. A method of one attention
     explains the last in there, one that follows all starts with the first in there, or with number ``start_layer`` of
-    those. ``without_gradients`` says that none is asked for but behind the last attention, to know what is read there.
+    those. ``without_gradients`` says that none is asked for but behind the last attention, to know what is read there;
+    ``context_builder`` makes the context that the model runs in.
     ``reduction=None`` gives (N, tokens), with all that are none of the image. Other options as for
     :func:`saliency`. Raises ``ValueError`` for a network without attention, and for one that it is not defined for.
     """
@@ -152,7 +154,7 @@ def explain_tokens(
     targets = Targets(target, call.samples)
     shape = "layer" if reduction is None else layout
     finish = Finish(call, shape, Attribution(reduction, of="activation"), resize, resize_mode, smooth)
-    how = How(shared=shared)
+    how = How(context_builder, shared=shared)
     observing = _Observing(call, targets, how, module, saliency_layer, start_layer, layout, without_gradients)
     maps, site = keeping_copies(partial(_explain, observing, relevance, finish))
     result = join_targets(maps, shape == "layer")
@@ -201,7 +203,7 @@ def _explain(asked: _Observing, relevance: Relevance, finish: Finish, again: boo
         record = recording if how.shared is None else how.shared.recording
         if asked.without_gradients and not again:  # the graph says what feeds what; its tensors would fill the memory
             stack.enter_context(attending.forgetting())
-        recorded = stack.enter_context(record(call, [site], NullContext, attending=attending))
+        recorded = stack.enter_context(record(call, [site], how.context_builder, attending=attending))
         observed = _observe(asked, how, recorded, attending.found)
         first = observed.chain[0]
         name = first.layer or type(call.model).__name__
