@@ -63,10 +63,19 @@ class Walking(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """What a path gives: by target the activations, with what is folded in place of their gradients; deltas by site."""
+    """What a path gives: by target the activations, with what is folded in place of their gradients.
+
+    ``missed`` are by site columns (N, 1) or (N, K) of what these miss, there when the activations are.
+    """
 
     activations: Iterable[Activations]
-    deltas: list[Tensor]
+    missed: Sequence[list[Tensor]]
+
+    @property
+    def deltas(self) -> list[Tensor]:
+        """What is missed at every site: (N,), for K targets (N, K)."""
+        joined = (torch.cat(columns, 1) for columns in self.missed)
+        return [delta.squeeze(1) if delta.shape[1] == 1 else delta for delta in joined]
 
 
 def along(call: Call, targets: Targets, sites: Sequence[Site], walking: Walking, how: How) -> Walked:
@@ -85,7 +94,7 @@ def along(call: Call, targets: Targets, sites: Sequence[Site], walking: Walking,
     ]
     of_targets = zip(*(walked.activations for walked in each), strict=True)
     joined = [[at_site for (at_site,) in of_sites] for of_sites in of_targets]
-    return Walked(joined, [delta for walked in each for delta in walked.deltas])
+    return Walked(joined, [columns for walked in each for columns in walked.missed])
 
 
 class _Part(NamedTuple):
@@ -263,10 +272,9 @@ def _along_layer(call: Call, targets: Targets, site: Site, path: Path, walking: 
 
 
 def _walked(found: Sequence[Activations], change: Tensor | None) -> Walked:
-    """With the deltas: what the attributions at each site miss of the score's change (N, K), (N,) for one target."""
-    deltas = []
+    """With what the attributions at each site miss of the score's change (N, K)."""
+    missed = []
     for of_targets in zip(*found, strict=True) if change is not None else ():
         sums = [torch.stack([(x * gradient_of(x)).flatten(1).sum(1) for x in tensors]).sum(0) for tensors in of_targets]
-        delta = torch.stack(sums, 1) - (0 if change is None else change.to(sums[0]))
-        deltas.append(delta.squeeze(1) if delta.shape[1] == 1 else delta)
-    return Walked(found, deltas)
+        missed.append([torch.stack(sums, 1) - (0 if change is None else change.to(sums[0]))])
+    return Walked(found, missed)

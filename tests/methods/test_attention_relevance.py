@@ -86,11 +86,10 @@ def expected(model: Transformer, image: Tensor, target: int, table: str) -> Tens
     tokens = relevances[0].shape[-1]
     rollout = torch.eye(tokens, dtype=torch.float64)
     for relevance, gradient in zip(relevances, gradients, strict=True):
-        step = torch.eye(tokens, dtype=torch.float64)
+        step, r, g = torch.eye(tokens, dtype=torch.float64), relevance.tolist(), gradient.tolist()
         for i in range(tokens):
-            for j in range(tokens):
-                for h in range(HEADS):
-                    step[i, j] += max(0.0, float(gradient[h, i, j] * relevance[h, i, j]) / score) / HEADS
+            row = [sum(max(0.0, g[h][i][j] * r[h][i][j] / score) for h in range(HEADS)) for j in range(tokens)]
+            step[i] += torch.tensor(row, dtype=torch.float64) / HEADS
         rollout = step @ rollout
     return rollout.mean(0) if model.reads == "mean" else rollout[0]
 
