@@ -112,7 +112,7 @@ def _rows(relevance: Tensor) -> Rows:
 
 
 def parts(step: Step, rows: Rows = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
-    """The attention, or its relevance, and the score's derivative by it, (N, heads, rows, keys), a few heads at once."""
+    """The attention, or its relevance, and the score's derivative by it, (N, heads, rows, keys), by a few heads."""
     attention, gradient = step.attention, step.gradient
     for heads in attention.heads():
         weights = attention.weights(heads, rows)

@@ -24,9 +24,7 @@ from saliency.rules.unfused import attend
 
 _ELEMENTWISE = frozenset(f for f in (*ACTIVATIONS, *SQUASHING) if "softmax" not in f.__name__)
 # They make activations of layers.
-OF_POSITIONS = frozenset(
-    (*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *PRODUCTS, *QUOTIENTS, *SUMS, *DIFFERENCES, *JOINS)
-)
+OF_POSITIONS = frozenset((*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *PRODUCTS, *QUOTIENTS, *SUMS, *DIFFERENCES, *JOINS))
 # ReLU, pooling, reshaping, sums of two results and those side by side have none.
 BIASED = OF_POSITIONS | {*SQUASHING, *MATRIX_PRODUCTS, *ATTENTION}
 
