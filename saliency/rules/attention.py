@@ -43,7 +43,7 @@ def _share_attention(op: Operation, gradient: Tensor, shares: Mapping[str, float
 
 
 class SharedAttention(Rule):
-    """The rule of attention by one kernel; ``weights`` is the part of its result's relevance that goes to its weights."""
+    """The rule of attention by one kernel; ``weights`` is the part of the relevance that goes to its weights."""
 
     weights: float
 
