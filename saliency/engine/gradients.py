@@ -47,12 +47,8 @@ class How:
     probes: Sequence[Probe] = ()
 
 
-class Deltas(list[Tensor]):
-    """By how much the attributions at each site differ from the score: (N,), or (N, K) for K targets."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._columns: list[list[Tensor]] = []
+class Deltas(list[list[Tensor]]):
+    """By how much the attributions at each site differ from the score: one column (N, 1) per target."""
 
     def add(self, samples: int, recorded: Pass, activations: Activations) -> None:
         """Add the result of a pass for its next target."""
@@ -64,9 +60,9 @@ class Deltas(list[Tensor]):
             score - torch.stack([(x * gradient_of(x)).reshape(samples, -1).sum(1) for x in tensors]).sum(0)
             for tensors in activations
         ]
-        self._columns.append(of_sites)
-        joined = [torch.stack(columns, 1) for columns in zip(*self._columns, strict=True)]
-        self[:] = [delta.squeeze(1) if delta.shape[1] == 1 else delta for delta in joined]
+        self[:] = self or [[] for _ in of_sites]
+        for columns, missed in zip(self, of_sites, strict=True):
+            columns.append(missed[:, None])
 
 
 def send_gradients(

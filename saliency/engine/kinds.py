@@ -32,6 +32,7 @@ MEANS = with_exported(
 )
 SUMS = with_exported(torch.add, Tensor.add, Tensor.add_)
 DIFFERENCES = with_exported(torch.sub, Tensor.sub, Tensor.sub_, torch.rsub, Tensor.__rsub__)
+JOINS = with_exported(torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack, torch.vstack)
 PRODUCTS = with_exported(torch.mul, Tensor.mul, Tensor.mul_, torch.multiply, Tensor.multiply, Tensor.multiply_)
 QUOTIENTS = with_exported(
     *(torch.div, Tensor.div, Tensor.div_, torch.true_divide, Tensor.true_divide, Tensor.true_divide_),

@@ -70,10 +70,19 @@ class Walking(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """The result of a path: for each target the activations, with the folded gradients as ``.grad``; deltas by site."""
+    """The result of a path: for each target the activations, with the folded gradients as ``.grad``.
+
+    ``missed`` holds the columns (N, 1) or (N, K) of each site's deltas, complete once the activations are consumed.
+    """
 
     activations: Iterable[Activations]
-    deltas: list[Tensor]
+    missed: Sequence[list[Tensor]]
+
+    @property
+    def deltas(self) -> list[Tensor]:
+        """What is missed at every site: (N,), for K targets (N, K)."""
+        joined = (torch.cat(columns, 1) for columns in self.missed)
+        return [delta.squeeze(1) if delta.shape[1] == 1 else delta for delta in joined]
 
 
 def along(call: Call, targets: Targets, sites: Sequence[Site], walking: Walking, how: How) -> Walked:
@@ -92,7 +101,7 @@ def along(call: Call, targets: Targets, sites: Sequence[Site], walking: Walking,
     ]
     of_targets = zip(*(walked.activations for walked in each), strict=True)
     joined = [[at_site for (at_site,) in of_sites] for of_sites in of_targets]
-    return Walked(joined, [delta for walked in each for delta in walked.deltas])
+    return Walked(joined, [columns for walked in each for columns in walked.missed])
 
 
 class _Part(NamedTuple):
@@ -271,10 +280,9 @@ def _along_layer(call: Call, targets: Targets, site: Site, path: Path, walking: 
 
 
 def _walked(found: Sequence[Activations], change: Tensor | None) -> Walked:
-    """Add the deltas: by how much the attributions at each site differ from the change of the score (N, K), or (N,)."""
-    deltas = []
+    """Add the deltas (N, K): by how much the attributions at each site differ from the change of the score."""
+    missed = []
     for of_targets in zip(*found, strict=True) if change is not None else ():
         sums = [torch.stack([(x * gradient_of(x)).flatten(1).sum(1) for x in tensors]).sum(0) for tensors in of_targets]
-        delta = torch.stack(sums, 1) - (0 if change is None else change.to(sums[0]))
-        deltas.append(delta.squeeze(1) if delta.shape[1] == 1 else delta)
-    return Walked(found, deltas)
+        missed.append([torch.stack(sums, 1) - (0 if change is None else change.to(sums[0]))])
+    return Walked(found, missed)

@@ -1,7 +1,7 @@
 """Attention methods: what the tokens of a transformer attend to, and how that affects the score."""
 
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -10,12 +10,15 @@ from typing_extensions import Unpack
 
 from saliency.engine.call import Input
 from saliency.engine.checks import is_number, shown
+from saliency.engine.contexts import NullContext
 from saliency.engine.layers import Layers
 from saliency.engine.maps import safe_divide
 from saliency.engine.signatures import Maps, typed
 from saliency.engine.targets import Target
+from saliency.methods.attention_relevance import AttentionRelevanceContext, modified_gradients
 from saliency.methods.chains import Rows, Step, follow, parts
 from saliency.methods.cross_attention import follow_queries
+from saliency.methods.relevance import Rules
 from saliency.methods.tokens import AttentionOptions, Observed, explain_tokens
 
 # How heads are fused: over an axis, and from two partial results.
@@ -141,18 +144,22 @@ def transformer_attribution(
     target: Target,
     saliency_layer: Layers = None,
     start_layer: int = 0,
+    rules: Rules = None,
     **options: Unpack[AttentionOptions],
 ) -> Maps:
     r"""Transformer attribution: relevance propagated through all layers along the attention that raises the score.
 
     .. math:: s_n = q^\top (I + \bar A_L) \cdots (I + \bar A_1), \quad
-              \bar A = \frac{1}{H} \sum_h \max(0, A_h \odot \frac{\partial y}{\partial A_h})
+              \bar A = \frac{1}{H} \sum_h \max(0, R_h \odot \frac{\partial y}{\partial A_h})
 
-    with :math:`q` the distribution over the tokens that the score reads: a class token, or all. Where queries
-    attend to the tokens of an image, as in DETR, the paper's rules for cross attention apply. (N, 1, h, w),
-    non-negative. Chefer et al., Generic Attention-model Explainability, ICCV 2021. Options and errors: see
-    :func:`~saliency.methods.tokens.explain_tokens`.
+    with :math:`q` the distribution over the tokens that the score reads: a class token, or all. Without ``rules``
+    :math:`R = A`, and where queries attend to the tokens of an image, as in DETR, the paper's rules for cross attention
+    apply: Chefer et al., Generic Attention-model Explainability, ICCV 2021. With ``rules`` as of :func:`lrp` that send
+    relevance to queries and keys, :math:`R` is the relevance of :math:`A` for a score of 1: Chefer et al., Transformer
+    Interpretability Beyond Attention Visualization, CVPR 2021; ``'attn_plus'`` is closest to its rules. (N, 1, h, w),
+    non-negative. Options and errors: see :func:`~saliency.methods.tokens.explain_tokens`.
     """
+    builder = NullContext if rules is None else partial(AttentionRelevanceContext, rules, model)
 
     def transition(step: Step, relevance: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         sent = (relevance[:, None, None].to(a.dtype) @ (a * da).relu_() for a, da in parts(step, rows))
@@ -160,11 +167,13 @@ def transformer_attribution(
 
     def relevance(observed: Observed) -> Iterator[Tensor]:
         chain = observed.chain
-        residuals = [] if observed.crosses else observed.residuals()
+        crosses = rules is None and observed.crosses
+        residuals = [] if crosses else observed.residuals()
         for gradients, read in observed.gradients([of.edge for of in chain]):
-            if observed.crosses:
+            if crosses:
                 yield follow_queries(observed, gradients, read)
             else:
-                yield follow([Step(*of) for of in zip(chain, gradients, residuals, strict=True)], read, transition)
+                steps = zip(chain, gradients, residuals, modified_gradients(observed, gradients), strict=True)
+                yield follow([Step(*of) for of in steps], read, transition)
 
-    return explain_tokens(model, input, target, saliency_layer, relevance, start_layer, **options)
+    return explain_tokens(model, input, target, saliency_layer, relevance, start_layer, False, builder, **options)

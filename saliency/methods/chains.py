@@ -18,11 +18,15 @@ Transition: TypeAlias = Callable[["Step", Tensor, Rows], tuple[Tensor, Tensor]]
 
 
 class Step(NamedTuple):
-    """An attention of a chain, and the score's gradient there. ``residual``: are its queries among its keys?"""
+    """An attention of a chain, and the score's gradient there. ``residual``: are its queries among its keys?
+
+    ``modified`` is the gradient that rules send there, which makes relevance of its weights.
+    """
 
     attention: Attention
     gradient: Tensor | None
     residual: bool
+    modified: Tensor | None = None
 
 
 def refused(call: Call, attention: Attention, what: str) -> ValueError:
@@ -108,14 +112,14 @@ def _rows(relevance: Tensor) -> Rows:
 
 
 def parts(step: Step, rows: Rows = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
-    """The attention and the score's derivative by it, (N, heads, rows, keys), of a few heads after the other."""
+    """The attention, or its relevance, and the score's derivative by it, (N, heads, rows, keys), by a few heads."""
     attention, gradient = step.attention, step.gradient
     for heads in attention.heads():
         weights = attention.weights(heads, rows)
-        if gradient is None:
-            yield weights, torch.zeros_like(weights)
-        else:
-            yield weights, attention.derivative(gradient, heads, rows)
+        derivative = torch.zeros_like(weights) if gradient is None else attention.derivative(gradient, heads, rows)
+        if step.modified is not None:
+            weights = weights * attention.derivative(step.modified, heads, rows)
+        yield weights, derivative
 
 
 def raising(step: Step, rows: Rows = slice(None)) -> Tensor:

@@ -89,8 +89,10 @@ def eigen_cam(
 
     with the first column :math:`v` of V; channels are not centred, so that the map is non-negative behind a ReLU.
     The sign of :math:`v` is arbitrary: it is that by which the map is positive where the activation is strong,
-    :math:`\sum_u s_u \sum_c x_{cu}^2 \ge 0`; with the other it would show the background. (N, 1, h, w). The
-    decomposition waits for the device. Muhammad and Yeasin, IJCNN 2020. Options and errors: see :func:`saliency`.
+    :math:`\sum_u s_u \sum_c x_{cu}^2 \ge 0`. Tokens of a transformer have a mean that outweighs what differs: the map
+    is then how much of it each has, by definition, and largest in the background; :func:`kpca_cam` with
+    ``kernel='linear'`` centres. (N, 1, h, w). The decomposition waits for the device.
+    Muhammad and Yeasin, IJCNN 2020. Options and errors: see :func:`saliency`.
     """
     to_map = partial(_eigen, attribution=lambda x: x, centred=False)
     return saliency(

@@ -85,10 +85,11 @@ def full_grad(
               f = \sum x \odot dx + \sum_l \sum b_l \odot dy_l
 
     with :math:`\psi`, the absolute values of a channel scaled to [0, 1] and brought to the map's size. Biases are those
-    of convolutions and linear layers, and implicit ones, :math:`f_l(x) - f_l'(x) x`, of normalisations, activations and
-    products. Those without positions, as of a classifier, and those of attention are not in the map. (N, 1, h, w),
-    non-negative; at a layer, of the biases behind it. :class:`FullGradientContext` has every term. Srinivas and
-    Fleuret, Full-Gradient Representation, NeurIPS 2019. Options and errors: see :func:`saliency`.
+    of convolutions and linear layers, positions and class tokens, and implicit ones, :math:`f_l(x) - f_l'(x) x`, of
+    normalisations, activations and products. Those without positions, as of a classifier, and those of attention are
+    not in the map. (N, 1, h, w), non-negative; at a layer, of the biases behind it. :class:`FullGradientContext` has
+    every term. Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019. Options and errors: see
+    :func:`saliency`.
     """
     if isinstance(saliency_layer, (list, tuple)) and saliency_layer:  # each has biases behind it of its own
         return [full_grad(model, input, target, layer, **options) for layer in saliency_layer]

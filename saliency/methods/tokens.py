@@ -22,7 +22,7 @@ from saliency.engine.graph import node_of
 from saliency.engine.layers import Layers, resolve_layer
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Attribution, Reduction, Resize, join_targets, sum_channels
-from saliency.engine.record import Pass, recording
+from saliency.engine.record import ContextBuilder, Pass, recording
 from saliency.engine.sending import keeping_copies
 from saliency.engine.shared import SharedForward, check_shared
 from saliency.engine.signatures import CallOptions, FinishOptions, Maps
@@ -122,6 +122,7 @@ def explain_tokens(
     relevance: Relevance,
     start_layer: int | None,
     without_gradients: bool = False,
+    context_builder: ContextBuilder = NullContext,
     /,
     *,
     reduction: Reduction = sum_channels,
@@ -139,9 +140,10 @@ def explain_tokens(
     ``saliency_layer`` is a module that holds attention; ``''`` and ``None`` are the model. A method of one
     attention explains the last one inside; a method that follows all of them starts with the first one inside, or
     with the one at index ``start_layer``. ``without_gradients``: gradients are needed only behind the last
-    attention, to find the queries that the score reads. ``reduction=None`` returns (N, tokens), including tokens
-    that are not of the image. Other options as in :func:`saliency`. Raises ``ValueError`` for a network without
-    attention, or with attention that the method does not support.
+    attention, to find the queries that the score reads; ``context_builder``: the model runs in its context.
+    ``reduction=None`` returns (N, tokens), including tokens that are not of the image. Other options as in
+    :func:`saliency`. Raises ``ValueError`` for a network without attention, or with attention that the method does
+    not support.
     """
     refuse_unknown(unknown)
     call = make_call(model, input, additional_forward_args, forward_kwargs)
@@ -153,7 +155,7 @@ def explain_tokens(
     targets = Targets(target, call.samples)
     shape = "layer" if reduction is None else layout
     finish = Finish(call, shape, Attribution(reduction, of="activation"), resize, resize_mode, smooth)
-    how = How(shared=shared)
+    how = How(context_builder, shared=shared)
     observing = _Observing(call, targets, how, module, saliency_layer, start_layer, layout, without_gradients)
     maps, site = keeping_copies(partial(_explain, observing, relevance, finish))
     result = join_targets(maps, shape == "layer")
@@ -202,7 +204,7 @@ def _explain(asked: _Observing, relevance: Relevance, finish: Finish, again: boo
         record = recording if how.shared is None else how.shared.recording
         if asked.without_gradients and not again:  # the graph's structure is enough; its tensors fill the memory
             stack.enter_context(attending.forgetting())
-        recorded = stack.enter_context(record(call, [site], NullContext, attending=attending))
+        recorded = stack.enter_context(record(call, [site], how.context_builder, attending=attending))
         observed = _observe(asked, how, recorded, attending.found)
         first = observed.chain[0]
         name = first.layer or type(call.model).__name__

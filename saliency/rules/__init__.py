@@ -7,6 +7,7 @@ from saliency.rules.excitation import EXCITATION, PositivePart, excitation_rules
 from saliency.rules.linear import alpha_beta, epsilon, flat, gamma, identity, w_square, z_box, z_plus
 from saliency.rules.presets import (
     attn_lrp,
+    attn_plus,
     cp,
     default_rules,
     epsilon_alpha2_beta1,
@@ -28,6 +29,7 @@ __all__ = [
     "PositivePart",
     "alpha_beta",
     "attn_lrp",
+    "attn_plus",
     "cp",
     "default_rules",
     "epsilon",

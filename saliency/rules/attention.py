@@ -30,10 +30,26 @@ def _share_quotient(op: Operation, gradient: Tensor) -> list[Tensor | None]:
 
 
 def _share_attention(op: Operation, gradient: Tensor, shares: Mapping[str, float]) -> list[Tensor | None]:
-    """Send each argument of attention, by name, the fraction ``shares`` of its own gradient."""
+    """Send each argument of attention, by name, the fraction ``shares`` of its own gradient.
+
+    Where the queries or the keys are constant, as in attention pooling, the others receive the fractions of both.
+    """
     names = [_ARGUMENTS[at] if isinstance(at, int) else at for at, _ in op.places]
     found = op.derivative(gradient, of=[i for i, name in enumerate(names) if name in shares])
-    return [None if dx is None else dx * shares[name] for name, dx in zip(names, found, strict=True)]
+    pairs = zip(names, op.standing.origins, strict=True)
+    alone = sum(origin.depends for name, origin in pairs if name in ("query", "key")) == 1
+    parts = [shares.get(name, 0) * (2 if alone and name in ("query", "key") else 1) for name in names]
+    return [None if dx is None else dx * part for part, dx in zip(parts, found, strict=True)]
+
+
+class SharedAttention(Rule):
+    """The rule of attention by one kernel; ``weights`` is the part of the relevance that goes to its weights."""
+
+    weights: float
+
+    def __init__(self, shares: Mapping[str, float]) -> None:
+        super().__init__(lambda op, gradient: _share_attention(op, gradient, shares))
+        object.__setattr__(self, "weights", 1 - shares["value"])
 
 
 def _rows(spared: Collection[str], shares: Mapping[str, float]) -> dict[Function, Row]:
@@ -41,7 +57,7 @@ def _rows(spared: Collection[str], shares: Mapping[str, float]) -> dict[Function
     return {
         **dict.fromkeys(PRODUCTS + MATRIX_PRODUCTS + _FUSED_PRODUCTS, products),
         **dict.fromkeys(QUOTIENTS, Rule(_share_quotient)),
-        **dict.fromkeys(ATTENTION, Rule(lambda op, gradient: _share_attention(op, gradient, shares))),
+        **dict.fromkeys(ATTENTION, SharedAttention(shares)),
     }
 
 

@@ -9,6 +9,7 @@ from saliency.engine.kinds import (
     ATTENTION,
     BATCH_NORMS,
     DIFFERENCES,
+    JOINS,
     LINEAR,
     MATRIX_PRODUCTS,
     NORMALISATIONS,
@@ -23,9 +24,9 @@ from saliency.rules.unfused import attend
 
 _ELEMENTWISE = frozenset(f for f in (*ACTIVATIONS, *SQUASHING) if "softmax" not in f.__name__)
 # Operations whose results are activations of layers.
-OF_POSITIONS = frozenset((*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *PRODUCTS, *QUOTIENTS))
-# ReLU, pooling, reshaping and sums of two results have no bias.
-BIASED = OF_POSITIONS | {*SQUASHING, *SUMS, *DIFFERENCES, *MATRIX_PRODUCTS, *ATTENTION}
+OF_POSITIONS = frozenset((*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *PRODUCTS, *QUOTIENTS, *SUMS, *DIFFERENCES, *JOINS))
+# ReLU, pooling, reshaping, and sums and concatenations of results have no bias.
+BIASED = OF_POSITIONS | {*SQUASHING, *MATRIX_PRODUCTS, *ATTENTION}
 
 
 def bias_of(op: Operation) -> Tensor | None:
@@ -33,13 +34,14 @@ def bias_of(op: Operation) -> Tensor | None:
     result; ``None`` where there is none.
 
     For an affine operation, as a convolution or a batch norm with running statistics, it is the operation's own; for
-    a curved one it is implicit. Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019.
+    a curved one it is implicit. A constant that is added or concatenated, as positions and class tokens are, is one.
+    Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019.
     """
     if op.function in WEIGHTED and not any(op.recorded[1:]):
         bias: Tensor | None = op.argument(2, "bias")
         axes = 0 if op.function in LINEAR else op.tensors[1].ndim - 2  # the spatial axes, after the channels
         return None if bias is None else bias.view(-1, *[1] * axes)
-    if op.function in SUMS + DIFFERENCES and len(op.places) == 2 and all(op.recorded):
+    if op.function in SUMS + DIFFERENCES + JOINS and len(op.places) > 1 and all(op.recorded):
         return None
     if op.function in BATCH_NORMS and not op.argument(5, "training", False):
         x, *others = op.tensors

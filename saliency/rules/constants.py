@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saliency.engine.kinds import DIFFERENCES, SUMS
+from saliency.engine.kinds import DIFFERENCES, JOINS, SUMS
 from saliency.engine.operations import Function, Operation, Row, Rule, with_exported
 
 
@@ -22,8 +22,8 @@ def enter_constants(op: Operation, gradient: Tensor, found: list[Tensor | None])
 ADDING: dict[Function, Row] = dict.fromkeys(
     SUMS
     + DIFFERENCES
+    + JOINS
     + with_exported(
-        *(torch.cat, torch.concat, torch.stack, torch.hstack, torch.vstack),
         *(torch.where, Tensor.where, Tensor.masked_fill, Tensor.masked_fill_, F.pad),
     ),
     Rule(lambda op, gradient: enter_constants(op, gradient, op.derivative(gradient))),

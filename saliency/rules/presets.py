@@ -119,11 +119,20 @@ def attn_lrp(gamma: float = 0.05, convolution: float = 0.25, epsilon: float = EP
     return relevance_rules(rule_gamma(convolution, epsilon), rule_gamma(gamma, epsilon), others=ATTN_LRP)
 
 
+def attn_plus(epsilon: float = EPSILON) -> dict[Function, Row]:
+    """:func:`attn_lrp` with :func:`z_plus` in linear layers and convolutions: only what raises a result gets relevance.
+
+    Nearest to Chefer et al., Transformer Interpretability Beyond Attention Visualization, CVPR 2021, whose softmax and
+    norms pass all relevance on. For :func:`transformer_attribution`.
+    """
+    return relevance_rules(z_plus(epsilon), z_plus(epsilon), others=ATTN_LRP)
+
+
 _PRESETS: Mapping[str, Callable[..., dict[Function, Row]]] = {
     preset.__name__: preset
     for preset in (
         *(epsilon_plus, epsilon_plus_flat, epsilon_alpha2_beta1, epsilon_alpha2_beta1_flat),
-        *(epsilon_gamma_box, cp, attn_lrp),
+        *(epsilon_gamma_box, cp, attn_lrp, attn_plus),
     )
 }
 

@@ -86,7 +86,7 @@ def total_and_size(model, input, target, layer, **options):
 
 
 # Random, or a cut that not all of the score comes through: a residual branch, tokens that one is put in front of.
-INCOMPLETE = {("stochastic", ""), ("residual", "shortcut"), ("transformer", "")}
+INCOMPLETE = {("stochastic", ""), ("residual", "shortcut")}
 PLACES = [
     pytest.param(case, layer, id=f"{case.name} {layer!r}")
     for case in MODEL_CASES
