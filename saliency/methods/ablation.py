@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -193,14 +194,16 @@ def occlusion(
     .. math:: a_i = \frac{\sum_w m_{wi} (f(x) - f(x \odot (1 - m_w) + x' \odot m_w))}{\sum_w m_{wi}}
 
     ``sliding_window_shapes`` and ``strides`` have an entry for each dimension but the batch; left out, windows span all
-    channels and an eighth of each side, half of which is the stride. Windows are cut off at the end of a side.
+    channels and an eighth of each side of the grid, half of which is the stride. Windows are cut off at a side's end.
     Signed; ``reduction=None`` gives the input's shape. Zeiler and Fergus, ECCV 2014. Options: see :func:`explain`.
     """
 
     def attribute(p: Perturbed) -> Tensor:
-        window, stride = _windows(sliding_window_shapes, strides, tuple(p.x.shape[1:]))
+        entries = _entries(p, named=sliding_window_shapes is not None or strides is not None)
+        sides = tuple(p.x.shape[1:] if entries is None else entries.shape)
+        window, stride = _windows(sliding_window_shapes, strides, sides)
         (start,) = starts_of(p.own("baselines", baselines), [p.x])
-        covers = [_covers(*each, p.x) for each in zip(p.x.shape[1:], window, stride, strict=True)]
+        covers = [_covers(*each, p.x) for each in zip(sides, window, stride, strict=True)]
         places = torch.cartesian_prod(*[torch.arange(len(cover), device="cpu") for cover in covers])
         places = places.view(-1, len(covers))
 
@@ -209,16 +212,34 @@ def occlusion(
             for axis, (cover, place) in enumerate(zip(covers, places[numbers].unbind(1), strict=True)):
                 shape = [len(numbers), *[1] * axis, -1, *[1] * (len(covers) - axis - 1)]
                 hidden = hidden * cover[at(place, p.x)].view(shape)
-            return torch.where(hidden > 0, start[own], p.x[own])
+            return torch.where(_put(hidden.expand(-1, *sides), entries, p.x) > 0, start[own], p.x[own])
 
         drops = p.drops(len(places), make).mT.unflatten(2, [len(cover) for cover in covers])
         counts = torch.ones_like(drops[:1, :1])
         for cover in covers:  # the axis in front is summed and its positions go to the end: all have had their turn
             drops, counts = (torch.tensordot(x, cover.to(x.dtype), ([2], [0])) for x in (drops, counts))
-        attribution: Tensor = drops / counts
-        return attribution
+        return _put((drops / counts).flatten(0, 1), entries, p.x).unflatten(0, drops.shape[:2])
 
     return explain(model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, **options)
+
+
+def _entries(p: Perturbed, named: bool) -> Tensor | None:
+    """Which entries of a layer's activation windows slide over: the grid's; None is all, along its own dimensions.
+
+    Those are slid over where sides are named, and where no grid is told by the shape.
+    """
+    if not named and p.site.name and p.x.ndim > 2:
+        with suppress(ValueError):
+            return p.entries
+    return None
+
+
+def _put(values: Tensor, entries: Tensor | None, x: Tensor) -> Tensor:
+    """Values (B, ...) of some entries in tensors of x's own shape, 0 elsewhere."""
+    if entries is None:
+        return values
+    whole = values.new_zeros(len(values), x[0].numel())
+    return whole.index_copy_(1, entries.flatten(), values.flatten(1)).view(-1, *x.shape[1:])
 
 
 def _windows(windows: Sides, strides: Sides, sides: tuple[int, ...]) -> tuple[list[int], list[int]]:
