@@ -34,20 +34,20 @@ def difference(both: Tensor, alone: Tensor) -> float:
     return float((both - alone).abs().max() / alone.abs().max().clamp(min=1e-30))
 
 
-def activations(model: nn.Module, input: Tensor, target: object, layer: object = None) -> Any:
+def activations(model: nn.Module, input: Tensor, target: Any, layer: Any = None) -> Any:
     """The activation (N, C, ...) at a layer, or the one that is found, on the grid that is read; a list of a list."""
     options: dict[str, Any] = {"gradient_to_saliency": torch.clone, "get_backward_gradient": None}
     return driver(model, input, target, layer, **options)
 
 
-def _of_fewest_channels(model: nn.Module, input: Tensor, target: object) -> str:
+def _of_fewest_channels(model: nn.Module, input: Tensor, target: Any) -> str:
     names = [each.name for each in layer_candidates(model, input[:1], target=target) if not each.problem]
     maps = activations(model, input[:1], target, names)
     several = [(x.shape[1], name) for x, name in zip(maps, names, strict=True) if prod(x.shape[2:]) > 1]
     return min(several or [(0, names[-1])], key=lambda each: each[0])[1]
 
 
-def few(method: str, model: nn.Module, input: Tensor, target: object) -> dict[str, Any]:
+def few(method: str, model: nn.Module, input: Tensor, target: Any) -> dict[str, Any]:
     """The options of a method that it takes a few passes with: few samples, large features, few channels."""
     known = METHODS[method].options
     options: dict[str, Any] = {name: value for name, value in FEW.items() if name in known}
@@ -66,7 +66,7 @@ def few(method: str, model: nn.Module, input: Tensor, target: object) -> dict[st
     return options
 
 
-def examine_method(method: str, model: nn.Module, input: Tensor, target: object, grid: tuple[int, ...]) -> Found:
+def examine_method(method: str, model: nn.Module, input: Tensor, target: Any, grid: tuple[int, ...]) -> Found:
     """Explain two inputs at once and, where that is quick, one by one: the maps are the same, finite and of the grid.
 
     ``grid`` is that of the layer that is found. A method that needs what the network lacks gives its reason.
@@ -95,9 +95,7 @@ def _of_shape(method: str, maps: Tensor, grid: tuple[int, ...]) -> str:
     return "" if maps.shape == (2, 1, *wanted) else f"a map of shape {tuple(maps.shape)}"
 
 
-def _of_batch(
-    method: str, model: nn.Module, input: Tensor, target: object, options: dict[str, Any], both: Tensor
-) -> str:
+def _of_batch(method: str, model: nn.Module, input: Tensor, target: Any, options: dict[str, Any], both: Tensor) -> str:
     explain = METHODS[method].function
 
     def apart(model: nn.Module, input: Tensor) -> Tensor:

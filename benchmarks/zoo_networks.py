@@ -119,12 +119,12 @@ def _torchvision(library: Any, every_size: bool = False, side: int | None = None
 def classifiers(library: Any, names: Iterable[str], side: int | None = None) -> Iterator[tuple[str, Network]]:
     """Classifiers of torchvision for images of their own size, or of ``side`` pixels, a multiple of 32.
 
-    Inception takes no less than 96. MaxViT's windows, which have 7 cells a side, get a 32nd of the image's side.
+    Inception, whose border takes 43 pixels, gets those more; MaxViT's windows are a 32nd of the side, as at 224 pixels.
     """
     build: Callable[..., nn.Module] = library.models.get_model
     for name in names:
-        own = 299 if name == "inception_v3" else 224
-        size = own if side is None else max(side, 96) if own == 299 else side
+        size = side or (256 if name == "inception_v3" else 224)
+        size += 43 * (name == "inception_v3")
         make = partial(build, name, weights=None)
         if side is not None and name.startswith("vit_"):
             size = size // 14 * 14 if name == "vit_h_14" else size

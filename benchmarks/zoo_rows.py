@@ -62,9 +62,7 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of an earlier run."""
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [Row(**json.loads(line)) for line in lines]
-    return [
-        row._replace(grid=tuple(row.grid), problems=tuple(row.problems), shape=tuple(row.shape)) for row in rows
-    ]
+    return [row._replace(grid=tuple(row.grid), problems=tuple(row.problems), shape=tuple(row.shape)) for row in rows]
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -91,14 +89,14 @@ def page(rows: Sequence[Row]) -> str:
     for some in (rows[start : start + _COLUMNS] for start in range(0, len(rows), _COLUMNS)):
         lines = [[name, *(_cell(row, name, notes) for row in some)] for name in methods]
         times.append(_markdown(["method", *(row.network for row in some)], lines))
+    header = ["network", "image", "layer", "grid", "ms a forward pass", ""]
     layers = [
-        [row.network, _sides(row.shape), f"`{row.layer}`", _sides(row.grid), f"{1000 * row.forward / 2:.0f}"]
-        + [row.verdict or "ok"]
+        [row.network, _sides(row.shape), f"`{row.layer}`", _sides(row.grid), f"{500 * row.forward:.0f}", row.verdict]
         for row in rows
     ]
     return _PAGE.format(
         run=_run(rows),
-        layers=_markdown(["network", "image", "layer", "grid", "ms a forward pass", ""], layers),
+        layers=_markdown(header, layers),
         known="\n".join(f"- {line}" for line in _known(rows)),
         times="\n\n".join(times),
         notes="\n".join(f"({number}) {note}" + "  " for note, number in notes.items()),
@@ -112,9 +110,9 @@ _PAGE = """\
 
 ## Layers
 
-Where the CAMs look if no layer is named, and its grid. *ok*: what is planted in a corner of the image is found in that
-corner of the grid, and every method gave finite maps of the right shape; those of few passes also the same for an image
-in a batch as alone.
+Where the CAMs look if no layer is named, and its grid. Without a remark, what is planted in a corner of the image is
+found in that corner of the grid, and every method gave finite maps of the right shape; those of few passes also the
+same for an image in a batch as alone.
 
 {layers}
 
@@ -122,10 +120,11 @@ in a batch as alone.
 
 ## Times
 
-In forward passes of the same two images, of one call each: a rough figure. Methods of many passes had few: three steps
-of a path, two samples of noise, twenty masks of RISE, three iterations of extremal perturbations, a quarter of a side
-for ablation, occlusion and permutation; Score-CAM, SS-CAM and IS-CAM looked at the layer of the fewest channels.
-A number in brackets: the network has nothing for the method to explain, for the reason below.
+In forward passes of the same two images, processor time of one call: a rough figure. Methods of many passes had few:
+three steps of a path, two samples of noise, one sample of SS-CAM and IS-CAM, twenty masks of RISE, three iterations of
+extremal perturbations, 4 x 4 cells of the image for ablation, permutation and occlusion; Score-CAM, SS-CAM and IS-CAM,
+which take a pass a channel, looked at the layer of the fewest. Under a number in brackets, below, stands why a network
+has nothing for a method to explain.
 
 {times}
 
@@ -136,10 +135,11 @@ A number in brackets: the network has nothing for the method to explain, for the
 def _run(rows: Sequence[Row]) -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", *sorted({row.library for row in rows})))
     today = f"{datetime.now(timezone.utc):%d %B %Y}"
-    machine = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, on {torch.get_num_threads()} thread"
+    machine = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     return (
-        f"Written by `python -m benchmarks.zoo --document` (`make sweep`) on {today}: {len(rows)} networks with random "
-        f"weights and every method, {libraries}, {machine}."
+        f"Written by `python -m benchmarks.zoo --document` (`make sweep` runs all sizes) on {today}: {len(rows)} "
+        f"networks with random weights and every method, {libraries}; {torch.get_num_threads()} thread of a machine "
+        f"with processors {machine}, busy with other things too."
     )
 
 

@@ -218,7 +218,8 @@ def occlusion(
         counts = torch.ones_like(drops[:1, :1])
         for cover in covers:  # the axis in front is summed and its positions go to the end: all have had their turn
             drops, counts = (torch.tensordot(x, cover.to(x.dtype), ([2], [0])) for x in (drops, counts))
-        return _put((drops / counts).flatten(0, 1), entries, p.x).unflatten(0, drops.shape[:2])
+        attribution: Tensor = _put((drops / counts).flatten(0, 1), entries, p.x).view(*drops.shape[:2], *p.x.shape[1:])
+        return attribution
 
     return explain(model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, **options)
 
