@@ -54,3 +54,101 @@ def scenes() -> list[Scene]:
     """Scenes of two or three objects, each of a class of its own."""
     found = [make_scene(seed) for seed in range(40)]
     return [scene for scene in found if 2 <= len(scene.objects) == len({item.label for item in scene.objects}) <= 3]
+
+
+SCENES = [pytest.param(scene, id=f"scene {number}") for number, scene in enumerate(scenes()[:3])]
+LOCALISING = {
+    **dict.fromkeys(("gradient", "guided_backprop", "linear_approx"), {"smooth": 0.03}),
+    **dict.fromkeys(("excitation_backprop", "layer_cam", "hires_cam", "eigen_grad_cam"), {}),
+}
+
+
+def is_inside(saliency_map: Tensor, box: tuple[int, ...]) -> bool:
+    """Is the maximum in the box, or as near to it as half a cell?"""
+    y, x = divmod(int(saliency_map.argmax()), saliency_map.shape[-1])
+    near = CELL // 2
+    return box[0] - near <= x < box[2] + near and box[1] - near <= y < box[3] + near
+
+
+@NOTICES
+@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("kind", [Segmenter, Detector])
+def test_the_maps_of_a_scene_move_from_object_to_object(kind, scene):
+    """The peak is in the object whose region, or box, is asked about."""
+    model, wrong = kind().eval(), []
+    for item in scene.objects:
+        region, box = targets.class_in_region(item.label, item.mask), targets.box_score(item.box, item.label)
+        for name, options in LOCALISING.items():
+            target = region if kind is Segmenter else box
+            found = METHODS[name].function(model, scene.image[None], target, resize=True, **options)
+            wrong += [] if is_inside(found[0, 0], item.box) else [(name, item.label)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_grad_cam_finds_the_last_layer_with_a_grid(scene):
+    target = targets.box_score(scene.objects[0].box, scene.objects[0].label)
+    assert find_layer(Detector().eval(), scene.image[None], target=target) == "network.layer4"
+
+
+def test_d_rise_finds_the_box():
+    scene = scenes()[0]
+    item = scene.objects[0]
+    target = targets.detection_similarity(item.box, item.label)
+    found = rise_class(Detector().eval(), scene.image[None], target, num_masks=200)[0, 0]
+    x0, y0, x1, y1 = item.box
+    assert found[y0:y1, x0:x1].mean() > found.mean() + found.std()
+
+
+def by_hand(model: nn.Module, x: Tensor, target: object) -> Tensor:
+    """The largest gradient of any channel, by autograd."""
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(target(model(x)).sum(), x)
+    return gradient.abs().amax(1, keepdim=True)
+
+
+def middle(saliency_map: Tensor) -> float:
+    """The column at which a map has its centre of mass, as a share of its width."""
+    columns = torch.arange(saliency_map.shape[-1]) + 0.5
+    return float((saliency_map[0, 0].sum(0) * columns).sum() / saliency_map.sum() / len(columns))
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large", "fcn_resnet50"])
+def test_torchvisions_segmenters(name):
+    """Random weights: the gradient is autograd's, and follows the region from the left to the right."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=3).double().eval()
+    x, regions = torch.rand(1, 3, 64, 96, dtype=torch.float64), torch.zeros(2, 64, 96)
+    regions[0, :, :16] = regions[1, :, -16:] = 1
+    found = []
+    for region in regions:
+        target = targets.class_in_region(1, region)
+        torch.testing.assert_close(target(model(x)), model(x)["out"][:, 1, region.bool()].mean(1))
+        found.append(gradient(model, x, target))
+        torch.testing.assert_close(found[-1], by_hand(model, x, target))
+        cam = grad_cam(model, x, target, reduction=None)
+        assert cam.isfinite().all()
+        assert cam.any()
+    assert middle(found[0]) < middle(found[1])
+
+
+@pytest.mark.parametrize("name", ["retinanet_resnet50_fpn", "keypointrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn"])
+def test_torchvisions_detectors(name):
+    """Random weights: of a box that was found, the score, a side and, where there are any, a keypoint."""
+    threshold = "box_score_thresh" if "rcnn" in name else "score_thresh"
+    options = {threshold: 0.0, "num_classes": 2, "min_size": 64, "max_size": 64}
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **options).double().eval()
+    x = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        (found,) = model(x)
+    box, label = found["boxes"][0], int(found["labels"][0])
+    asked = [targets.box_score(box, label), targets.box_coordinate(box, "x2", label)]
+    expected = [found["scores"][0], box[2]]
+    if "keypoints_scores" in found:
+        asked.append(targets.keypoint_score(box, 3, label))
+        expected.append(found["keypoints_scores"][0, 3])
+    for target, value in zip(asked, expected, strict=True):
+        assert torch.equal(target(model(x)).detach(), value[None])
+        torch.testing.assert_close(gradient(model, x, target), by_hand(model, x, target))
+    assert grad_cam(model, x, asked[0]).isfinite().all()
