@@ -18,7 +18,8 @@ FEW: Mapping[str, object] = {"n_steps": 3, "n_samples": 2, "num_samples": 1, "nu
 EQUAL = 1e-3  # of the map's largest value: float32, and other kernels for other batches
 CELLS = 4  # a side of the image, for methods that change a cell after the other
 SCORED = ("score_cam", "ss_cam", "is_cam")  # as many forward passes as their layer has channels
-OTHER_GRID = (
+# Though they look for a layer where none is named.
+OTHER_GRID = ("guided_grad_cam", "refine_cam", "contrastive_excitation_backprop", *SCORED)
     "guided_grad_cam",
     "refine_cam",
     "contrastive_excitation_backprop",

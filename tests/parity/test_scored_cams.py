@@ -1,6 +1,7 @@
 """Score-CAM and Ablation-CAM beside pytorch-grad-cam and torch-cam, and the papers' formulas where those leave them."""
 
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -129,6 +130,10 @@ def at_full_resolution():
     return model.double().eval()
 
 
+def _drawn(draws, shape):
+    return draws.pop(0).expand(shape)
+
+
 def torchcam_map(method, **options):
     """Its map of each image, before it is scaled."""
     torchcam, model, maps = pytest.importorskip("torchcam.methods"), at_full_resolution(), []
@@ -138,7 +143,7 @@ def torchcam_map(method, **options):
                 generator = torch.Generator().manual_seed(0)
                 size = image.shape[2:]
                 draws = [torch.empty(size).normal_(0, 0.5, generator=generator).double() for _ in range(3)]
-                cam._distrib.sample = lambda shape, draws=iter(draws): next(draws).expand(shape)
+                cam._distrib.sample = partial(_drawn, draws)
             maps.append(cam(TARGET[n], model(image.clone()), normalized=False)[0])
     return torch.stack(maps)
 
@@ -152,15 +157,16 @@ def test_is_cam_of_shares_that_torchcam_adds_up():
     """The mask grows by shares t / T of itself; the peer adds these up: 1/3, 3/3 and 6/3 of it for 1/3, 2/3 and 3/3."""
     model, theirs = at_full_resolution(), torchcam_map("ISCAM", num_samples=3)
 
+    def score(image, mask, share, n):
+        return float(model(image * mask * share).detach()[0, TARGET[n]])
+
     def expected(shares):
         maps = []
         for n, image in enumerate(images().split(1)):
             x, means = model[:2](image)[0].detach(), []
             for channel in x:
                 mask = (channel - channel.min()) / (channel.max() - channel.min())
-                means.append(
-                    sum(float(model(image * mask * share).detach()[0, TARGET[n]]) for share in shares) / len(shares)
-                )
+                means.append(sum(score(image, mask, share, n) for share in shares) / len(shares))
             maps.append(class_map(softmax(means), x))
         return torch.stack(maps)[:, None]
 
