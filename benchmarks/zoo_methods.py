@@ -20,11 +20,6 @@ CELLS = 4  # a side of the image, for methods that change a cell after the other
 SCORED = ("score_cam", "ss_cam", "is_cam")  # as many forward passes as their layer has channels
 # Though they look for a layer where none is named.
 OTHER_GRID = ("guided_grad_cam", "refine_cam", "contrastive_excitation_backprop", *SCORED)
-    "guided_grad_cam",
-    "refine_cam",
-    "contrastive_excitation_backprop",
-    *SCORED,
-)  # though they look for a layer where none is named
 
 
 class Found(NamedTuple):
