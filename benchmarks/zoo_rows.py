@@ -20,6 +20,7 @@ _BATCH_NORM = (
 )
 # Why a network has a remark that says nothing about its map.
 ODDITIES = {
+    "CvtForImageClassification": _BATCH_NORM,
     "ASTForAudioClassification": "its input is (time, frequency), its grid (frequency, time): the corners are swapped",
     "EfficientNetForImageClassification": "untrained, nothing of the input reaches its last layer",
     "MobileViTForImageClassification": "untrained, its attention leaves nearly the same values everywhere",

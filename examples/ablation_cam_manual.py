@@ -1,4 +1,4 @@
-"""Ablation-CAM by hand: the network behind the layer, without one channel at a time."""
+"""Ablation-CAM by hand: the network behind the layer, with one channel set to 0 at a time."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Attention rollout by hand: all layers' attention multiplied, half of each token staying where it is."""
+"""Attention rollout by hand: the product of all layers' attention, each averaged with the identity."""
 
 import torch
 
@@ -12,7 +12,7 @@ probes = [Probe(block.attn.qkv, target="output") for block in model.blocks]
 model(image)
 rollout = torch.eye(257)
 for probe in probes:
-    q, k, v = probe.data[0].unflatten(2, (3, 4, -1)).permute(2, 0, 3, 1, 4)  # of 4 heads
+    q, k, v = probe.data[0].unflatten(2, (3, 4, -1)).permute(2, 0, 3, 1, 4)  # 4 heads
     rollout = ((q @ k.mT / 4).softmax(-1).mean(1) + torch.eye(257)) / 2 @ rollout
 relevance = rollout[:, 0, 1:]
 saliency = resize_saliency(image, relevance.detach().view(1, 1, 16, 16), True, "bilinear")

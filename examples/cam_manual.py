@@ -1,4 +1,4 @@
-"""CAM by hand: the layer's channels, weighed by the classifier that reads their means."""
+"""CAM by hand: the layer's channels, weighted by the classifier that reads their means."""
 
 from saliency import activation, resize_saliency
 from saliency.images import overlay, write_png

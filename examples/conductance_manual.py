@@ -1,4 +1,4 @@
-"""Conductance by hand: the gradient at each step towards the image, times what the layer's activation moves in it."""
+"""Conductance by hand: the gradient at each step towards the image, times the change of the activation in that step."""
 
 from itertools import pairwise
 

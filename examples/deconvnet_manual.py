@@ -1,4 +1,4 @@
-"""DeConvNet by hand: the gradient, inside the context that changes the rule of ReLU."""
+"""DeConvNet by hand: the gradient, inside the context that changes ReLU's backward rule."""
 
 from saliency import DeConvNetContext, Probe, gradient_to_saliency
 from saliency.images import overlay, write_png

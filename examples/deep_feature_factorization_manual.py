@@ -1,4 +1,4 @@
-"""Deep feature factorisation by hand: two non-negative factors of the layer's positions, improved in turn."""
+"""Deep feature factorisation by hand: two non-negative factors of the layer's activation, updated in turn."""
 
 import torch
 

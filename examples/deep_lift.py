@@ -1,4 +1,4 @@
-"""DeepLIFT in one call: what each pixel's difference from black adds to the score."""
+"""DeepLIFT in one call: the contribution of each pixel's difference from black."""
 
 from saliency import deep_lift
 from saliency.images import overlay, write_png

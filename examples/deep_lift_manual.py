@@ -1,4 +1,4 @@
-"""DeepLIFT by hand: ReLU sends back quotients of differences between the image and black, which run side by side."""
+"""DeepLIFT by hand: ReLU sends back ratios of differences between the image and black, which run side by side."""
 
 import torch
 

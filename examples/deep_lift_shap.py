@@ -1,4 +1,4 @@
-"""DeepLIFT's SHAP values in one call: the baselines are scenes without a star."""
+"""DeepLIFT SHAP in one call: the baselines are scenes without a star."""
 
 import torch
 

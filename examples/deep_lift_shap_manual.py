@@ -1,4 +1,4 @@
-"""DeepLIFT's SHAP values by hand: DeepLIFT from each of five scenes without a star, on average."""
+"""DeepLIFT SHAP by hand: the mean of DeepLIFT from each of five scenes without a star."""
 
 from saliency import deep_lift, imsmooth
 from saliency.images import overlay, write_png

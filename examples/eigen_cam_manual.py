@@ -1,4 +1,4 @@
-"""Eigen-CAM by hand: the layer's positions, projected on their first right singular vector."""
+"""Eigen-CAM by hand: the layer's positions, projected onto their first right singular vector."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Excitation backprop by hand: what the backward pass sends are winning probabilities, inside the context."""
+"""Excitation backprop by hand: inside the context, the backward pass sends winning probabilities."""
 
 from saliency import ExcitationBackpropContext, Probe, gradient_to_excitation_backprop_saliency, resize_saliency
 from saliency.images import overlay, write_png

@@ -1,4 +1,4 @@
-"""Expected gradients by hand: gradients between scenes without a star and the image, times that way, on average."""
+"""Expected gradients by hand: the mean gradient between scenes without a star and the image, times their difference."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Extremal perturbation by hand: 50 steps on the parameters of a mask, to the score and to an area of a tenth."""
+"""Extremal perturbation by hand: 50 steps on the parameters of a mask, for the score and an area of a tenth."""
 
 import torch
 

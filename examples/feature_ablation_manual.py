@@ -1,4 +1,4 @@
-"""Feature ablation by hand: the network behind the layer, with one entry of the activation at 0 at a time."""
+"""Feature ablation by hand: the network behind the layer, with one entry of the activation set to 0 at a time."""
 
 from saliency import Probe, resize_saliency
 from saliency.images import overlay, write_png

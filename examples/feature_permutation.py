@@ -1,4 +1,4 @@
-"""Feature permutation in one call: each channel of a layer is that of another image."""
+"""Feature permutation in one call: each channel of a layer is replaced by that of another image."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Feature permutation by hand: of two images, each channel is that of the other one."""
+"""Feature permutation by hand: each channel is swapped between two images."""
 
 import torch
 
@@ -14,6 +14,6 @@ with Probe(model.layer4, target="output") as probe, torch.no_grad():
 x, other = probe.data[0].detach()
 swapped = torch.where(torch.eye(len(x), dtype=torch.bool)[:, :, None, None], other, x)
 drops = score - model.fc(swapped.mean((2, 3)))[:, target]
-saliency = drops.sum().expand(1, 1, *x.shape[1:]).detach()  # every position of a channel has what the channel has
+saliency = drops.sum().expand(1, 1, *x.shape[1:]).detach()  # a channel's drop counts at all its positions
 saliency = resize_saliency(images[:1], saliency, True, "bilinear")
 write_png(overlay(scene.image, saliency[0, 0]), "feature_permutation_manual.png")

@@ -1,4 +1,4 @@
-"""FEM by hand: where channels are two standard deviations above their mean, counted by it."""
+"""FEM by hand: where channels exceed their mean by two standard deviations, weighted by that mean."""
 
 from saliency import activation, resize_saliency
 from saliency.images import overlay, write_png

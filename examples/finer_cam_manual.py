@@ -1,4 +1,4 @@
-"""Finer-CAM by hand: Grad-CAM of the score, less the mean of the three that are nearest to it."""
+"""Finer-CAM by hand: Grad-CAM of the score minus 0.6 of the mean of the three closest scores."""
 
 from saliency import Probe, gradient_to_grad_cam_saliency, resize_saliency
 from saliency.images import overlay, write_png

@@ -1,4 +1,4 @@
-"""FullGrad by hand: what the gradient says of the image, and of every batch norm's bias; no other layer has one."""
+"""FullGrad by hand: the gradient times the image, and times the bias of every batch norm, added up."""
 
 from saliency import Probe, resize_saliency
 from saliency.images import overlay, write_png

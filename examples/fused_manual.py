@@ -1,4 +1,4 @@
-"""LayerCAM of several layers by hand: the largest of their maps, each over its maximum and squashed."""
+"""LayerCAM of several layers by hand: the maximum of their maps, each divided by its maximum and squashed."""
 
 import torch
 

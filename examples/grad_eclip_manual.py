@@ -1,4 +1,4 @@
-"""Grad-ECLIP by hand: values weighed by the gradient, and by how alike query and key are."""
+"""Grad-ECLIP by hand: values weighted by the gradient and by the similarity of query and key."""
 
 from torch.nn.functional import cosine_similarity
 

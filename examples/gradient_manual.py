@@ -1,4 +1,4 @@
-"""The gradient by hand: a probe at the input, a backward pass, the largest of the channels."""
+"""The gradient by hand: a probe at the input, a backward pass, the maximum over channels."""
 
 from saliency import Probe, gradient_to_saliency
 from saliency.images import overlay, write_png

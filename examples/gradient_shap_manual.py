@@ -1,4 +1,4 @@
-"""GradientSHAP by hand: gradients on the way from scenes without a star to the image, times that way, on average."""
+"""GradientSHAP by hand: the mean gradient between scenes without a star and the image, times their difference."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Guided backpropagation by hand: the gradient, inside the context that changes the rule of ReLU."""
+"""Guided backpropagation by hand: the gradient, inside the context that changes ReLU's backward rule."""
 
 from saliency import GuidedBackpropContext, Probe, gradient_to_saliency
 from saliency.images import overlay, write_png

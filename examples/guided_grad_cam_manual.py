@@ -1,4 +1,4 @@
-"""Guided Grad-CAM by hand: Grad-CAM's map, times the guided gradient at the input."""
+"""Guided Grad-CAM by hand: Grad-CAM's map times the guided gradient at the input."""
 
 from saliency import GuidedBackpropContext, Probe, grad_cam, max_channels
 from saliency.images import overlay, write_png

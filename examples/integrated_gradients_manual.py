@@ -1,4 +1,4 @@
-"""Integrated gradients by hand: the mean gradient on the way from black to the image, times that way."""
+"""Integrated gradients by hand: the mean gradient between black and the image, times their difference."""
 
 from numpy.polynomial.legendre import leggauss
 

@@ -1,4 +1,4 @@
-"""Internal influence in one call: the channels that the score depends on most, position by position."""
+"""Internal influence in one call: the largest mean gradient at each position of a layer."""
 
 from saliency import internal_influence, max_channels
 from saliency.images import overlay, write_png

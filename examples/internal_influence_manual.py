@@ -1,4 +1,4 @@
-"""Internal influence by hand: the mean gradient at a layer, while the image comes up from black."""
+"""Internal influence by hand: the mean gradient at a layer over fading images; then the maximum over channels."""
 
 from numpy.polynomial.legendre import leggauss
 

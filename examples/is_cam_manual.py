@@ -1,4 +1,4 @@
-"""IS-CAM by hand: the score of the image behind every channel of the layer, while the mask grows."""
+"""IS-CAM by hand: the score of the image masked by every channel of the layer, at increasing mask strengths."""
 
 import torch
 

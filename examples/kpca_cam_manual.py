@@ -1,4 +1,4 @@
-"""KPCA-CAM by hand: the first eigenvector of the centred kernel between the layer's positions."""
+"""KPCA-CAM by hand: the first eigenvector of the centred kernel matrix of the layer's positions."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation by hand: x times the gradient that comes back by the rules of a table."""
+"""Layer-wise relevance propagation by hand: x times the gradient that a table of rules sends back."""
 
 import torch
 

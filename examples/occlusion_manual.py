@@ -1,4 +1,4 @@
-"""Occlusion by hand: how far the score falls behind each window, shared by the pixels that it hides."""
+"""Occlusion by hand: how far the score falls behind each window, averaged over the windows that hide a pixel."""
 
 import torch
 
@@ -15,5 +15,5 @@ for top in range(0, 97, 16):
         window[:, :, top : top + 32, left : left + 32] = 1
         drop = model(image)[0, target] - model(image * (1 - window))[0, target]
         saliency, covered = saliency + 3 * drop.detach() * window, covered + window
-saliency = saliency / covered  # three channels, added up
+saliency = saliency / covered  # summed over the three channels
 write_png(overlay(scene.image, saliency[0, 0]), "occlusion_manual.png")

@@ -1,4 +1,4 @@
-"""Recipro-CAM by hand: the network behind the layer sees one position, and a little of those beside it."""
+"""Recipro-CAM by hand: the network behind the layer sees one position, and its neighbours faintly."""
 
 import torch
 

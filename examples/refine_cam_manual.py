@@ -1,4 +1,4 @@
-"""RefineCAM by hand: the product of Grad-CAM++'s maps of several layers, each over its maximum."""
+"""RefineCAM by hand: the product of the Grad-CAM++ maps of several layers, each divided by its maximum."""
 
 from saliency import grad_cam_plus_plus, resize_saliency
 from saliency.images import overlay, write_png

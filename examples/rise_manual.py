@@ -1,4 +1,4 @@
-"""RISE by hand: random masks, the score of every masked image, the mean of the masks weighed by it."""
+"""RISE by hand: the mean of random masks, each weighted by the score of the masked image."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Score-CAM by hand: the score of the image behind every channel of the layer."""
+"""Score-CAM by hand: the score of the image masked by every channel of the layer."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""ShapleyCAM by hand: Grad-CAM of the gradient, less half of the Hessian times the activation."""
+"""ShapleyCAM by hand: Grad-CAM of the gradient minus half of the Hessian times the activation."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""SmoothGrad: a method, averaged over noise, in one call."""
+"""SmoothGrad in one call: any method, averaged over noise."""
 
 from saliency import gradient, smooth_grad
 from saliency.images import overlay, write_png

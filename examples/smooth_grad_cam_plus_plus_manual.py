@@ -1,4 +1,4 @@
-"""Smooth Grad-CAM++ by hand: Grad-CAM++ of the means of powers of the gradient at noisy images."""
+"""Smooth Grad-CAM++ by hand: Grad-CAM++ of the mean powers of the gradient over noisy images."""
 
 import torch
 

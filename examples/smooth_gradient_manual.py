@@ -1,4 +1,4 @@
-"""SmoothGrad by hand: the mean of the gradients at noisy images, and the largest of its channels."""
+"""SmoothGrad by hand: the mean gradient over noisy images, and its maximum over channels."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""SS-CAM by hand: the score of the image behind every channel of the layer, with noise on the mask."""
+"""SS-CAM by hand: the score of the image masked by every channel of the layer, with noise added to the mask."""
 
 import torch
 

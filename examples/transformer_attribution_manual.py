@@ -1,4 +1,4 @@
-"""Transformer attribution by hand: the attention that raises the score, layer after layer."""
+"""Transformer attribution by hand: the attention that raises the score, layer by layer."""
 
 import torch
 
@@ -12,7 +12,7 @@ probes = [(Probe(of.attn.qkv, target="output"), Probe(of.attn.proj)) for of in m
 model(image)[0, target].backward()
 relevance = torch.eye(257)
 for probe, result in probes:
-    q, k, v = probe.data[0].unflatten(2, (3, 4, -1)).permute(2, 0, 3, 1, 4)  # of 4 heads
+    q, k, v = probe.data[0].unflatten(2, (3, 4, -1)).permute(2, 0, 3, 1, 4)  # 4 heads
     gradient = result.data[0].grad.unflatten(2, (4, -1)).transpose(1, 2) @ v.mT
     relevance = relevance + ((q @ k.mT / 4).softmax(-1) * gradient).relu().mean(1) @ relevance
 relevance = relevance[:, 0, 1:]

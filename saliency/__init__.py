@@ -2,7 +2,7 @@
 
 >>> from saliency import grad_cam
 >>> from saliency.scenes import make_scene, scene_network
->>> map = grad_cam(scene_network(), make_scene(0).image[None], 0, saliency_layer='layer4')
+>>> saliency_map = grad_cam(scene_network(), make_scene(0).image[None], 0, saliency_layer='layer4')
 """
 
 from saliency import targets as targets

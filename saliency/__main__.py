@@ -5,7 +5,7 @@ import sys
 import saliency
 
 if __name__ == "__main__":
-    # Another distribution, PAIR-code's, imports under the same name; installed later, it overwrites files of this one.
+    # PAIR-code's distribution has the same import name; installed later, it overwrites files of this one.
     if not hasattr(saliency, "METHODS"):
         path = saliency.__file__
         sys.exit(f"saliency: error: {path} is of another distribution; uninstall that, and reinstall saliency-torch.")

@@ -1,13 +1,13 @@
-"""Targets over embeddings: what makes an image like a text or like another image, and which pairs of parts do.
+"""Targets over embeddings: what makes an image similar to a text or to another image, and which pairs of parts do.
 
-A model that embeds images has no classes; its scores are similarities to the embeddings of something else. With CLIP
-or SigLIP of Hugging Face, K prompts from one forward pass::
+A model that embeds images has no classes; its scores are similarities to reference embeddings. With CLIP or SigLIP of
+Hugging Face, K prompts from one forward pass::
 
     text = clip.get_text_features(**tokenizer(prompts, padding=True, return_tensors="pt"))  # (K, D)
     maps = grad_cam(ImageEncoder(clip), pixels, cosine_similarity(text))  # (N, K, h, w)
 
-A target is a function of the output, and so is what is made of several: how much more an image is like a cat than like
-a dog, how unlike a concept, or the probability of each prompt among all::
+A target is a function of the output, and so is any combination of targets: how much more an image resembles a cat than
+a dog, how much it differs from a concept, or the probability of each prompt among all::
 
     lambda output: cosine_similarity(cat)(output) - cosine_similarity(dog)(output)
     lambda output: 1 - cosine_similarity(concept)(output)
@@ -28,14 +28,14 @@ from saliency.engine.layers import Layer
 from saliency.engine.outputs import main_output
 
 Embedding: TypeAlias = Callable[[Any], Tensor]  # the model's output -> (N, D)
-_FIELDS = ("image_embeds", "image_features", "pooler_output")  # the embedding of an image, by name
+_FIELDS = ("image_embeds", "image_features", "pooler_output")  # fields that hold an image's embedding
 _ENCODERS = ("get_image_features", "encode_image")  # of Hugging Face; of open_clip and OpenAI's CLIP
 
 
 def embedding_of(output: object) -> Tensor:
-    """The embedding (N, D) in a model's output: a named one, or else the main output.
+    """The embedding (N, D) in a model's output: a named field, or else the main output.
 
-    Names are those of Hugging Face and open_clip: ``image_embeds``, ``image_features``, ``pooler_output``.
+    The names are those of Hugging Face and open_clip: ``image_embeds``, ``image_features``, ``pooler_output``.
 
     >>> embedding_of({"last_hidden_state": torch.zeros(1, 5, 2), "pooler_output": torch.ones(1, 2)})
     tensor([[1., 1.]])
@@ -47,11 +47,12 @@ def embedding_of(output: object) -> Tensor:
 
 
 def cosine_similarity(references: Tensor, embedding: Embedding = embedding_of) -> Callable[[Any], Tensor]:
-    r"""The target :math:`\cos(\phi(x), r_k)`: how like each of K references an image is.
+    r"""The target :math:`\cos(\phi(x), r_k)`: how similar an image is to each of K references.
 
-    ``references`` are constants: (K, D) for scores (N, K) of one forward pass, (D,) for scores (N,). ``embedding``
-    reads :math:`\phi(x)` (N, D) in the model's output. Where each of N images has a reference of its own, the target is
-    ``[cosine_similarity(reference) for reference in references]``. ``ValueError`` for references of another length D.
+    ``references`` are constants: (K, D) gives scores (N, K) from one forward pass, (D,) gives scores (N,).
+    ``embedding`` extracts :math:`\phi(x)` (N, D) from the model's output. For a reference per image, use
+    ``[cosine_similarity(reference) for reference in references]``. Raises ``ValueError`` for references of another
+    length D.
 
     >>> cosine_similarity(torch.tensor([[2.0, 0.0], [3.0, 4.0]]))(torch.tensor([[1.0, 0.0]]))
     tensor([[1.0000, 0.6000]])
@@ -69,12 +70,12 @@ def dot_product(references: Tensor, embedding: Embedding = embedding_of) -> Call
 
 
 class ImageEncoder(Module):
-    """The image half of a model of images and texts, from images (N, C, H, W) to embeddings (N, D).
+    """The image encoder of a model of images and texts, from images (N, C, H, W) to embeddings (N, D).
 
     For models with a method ``get_image_features`` (Hugging Face's CLIP, SigLIP, ALIGN, BLIP …) or ``encode_image``
-    (open_clip, OpenAI's CLIP); ``ValueError`` for others. What is an image encoder already, as ``clip.visual`` of
-    open_clip, ``CLIPVisionModelWithProjection`` or timm's with ``num_classes=0``, needs none. Layers are those of
-    ``model``, under its name: ``'model.vision_model.encoder.layers.10'``.
+    (open_clip, OpenAI's CLIP); raises ``ValueError`` for others. Models that are image encoders already, such as
+    ``clip.visual`` of open_clip, ``CLIPVisionModelWithProjection`` or timm's with ``num_classes=0``, do not need
+    it. Layers are named after ``model``: ``'model.vision_model.encoder.layers.10'``.
     """
 
     def __init__(self, model: Module) -> None:
@@ -84,7 +85,7 @@ class ImageEncoder(Module):
         self.encoder = next((name for name in _ENCODERS if callable(getattr(model, name, None))), "")
         if not self.encoder:
             raise ValueError(
-                f"model={shown(model)} has no method {' or '.join(_ENCODERS)}; expected one of images and texts."
+                f"model={shown(model)} has no method {' or '.join(_ENCODERS)}; expected a model of images and texts."
             )
 
     def forward(self, images: Tensor, **options: Any) -> Any:
@@ -102,25 +103,25 @@ def bilrp(
     embedding: Embedding = embedding_of,
     **options: Any,
 ) -> Tensor:
-    r"""BiLRP: how much each pair of positions of two images adds to the similarity of their embeddings.
+    r"""BiLRP: how much each pair of positions in two images contributes to the similarity of their embeddings.
 
     .. math:: R_{n,u,v} = \sum_{k=1}^D R^{(k)}_u(a_n) \, R^{(k)}_v(b_n), \quad \phi(a) \cdot \phi(b) = \sum_k \phi_k(a)
               \, \phi_k(b)
 
-    ``method`` makes the maps :math:`R^{(k)}` of all D entries of the embedding, from one forward pass of ``first`` and
-    one of ``second``, (N, C, H, W) each: ``lrp``, or ``linear_approx``, exact for ReLU networks without biases. Maps
-    are summed up in ``pool`` cells along each axis, or (rows, columns), at most as many as they have positions. The
-    result is (N, h, w, h', w'), and sums to the dot product if the method is complete. ``options`` are the method's.
-    D maps of each image are in memory at once. ``ValueError`` for images that make no pairs.
-    Eberle et al., Building and Interpreting Deep Similarity Models, TPAMI 2022.
+    ``method`` makes the maps :math:`R^{(k)}` (N, D, h, w) of all D entries of the embedding, from one forward pass
+    for ``first`` and one for ``second``, images (N, C, H, W): ``lrp``, or ``linear_approx``, which is exact for
+    ReLU networks without biases. Maps are summed over ``pool`` cells along each axis, or (height, width), at most
+    their resolution. Returns (N, h, w, h', w'), which sums to the dot product if the method is complete.
+    ``options`` are the method's. D maps of each image are in memory at once. Raises ``ValueError`` for images that
+    cannot be paired. Eberle et al., Building and Interpreting Deep Similarity Models, TPAMI 2022.
     """
     check_tensor("first", first)
     check_tensor("second", second)
     if first.shape[:1] != second.shape[:1]:
-        raise ValueError(f"second={describe(second)} makes no pairs; expected as many images as first, {len(first)}.")
+        raise ValueError(f"second={describe(second)} cannot be paired; expected {len(first)} images, as in first.")
     sizes = pool if isinstance(pool, tuple) else (pool,) * (first.ndim - 2)
     if len(sizes) != first.ndim - 2 or not all(map(is_positive_int, sizes)):
-        raise ValueError(f"pool={shown(pool)} is not a number of cells; expected an int >= 1, or one for each axis.")
+        raise ValueError(f"pool={shown(pool)} is not a number of cells; expected an int >= 1, or one per axis.")
     if not callable(method):
         raise ValueError(f"method={shown(method)} is not a method; expected a function such as linear_approx.")
     a, b = (_pooled(method(model, images, embedding, saliency_layer, **options), sizes) for images in (first, second))
@@ -129,29 +130,29 @@ def bilrp(
 
 
 def _similarity(references: object, embedding: Embedding, scale: Callable[[Tensor], Tensor]) -> Callable[[Any], Tensor]:
-    """The target of the products of what ``scale`` makes of embeddings: (N, K), or (N,) for a single reference."""
+    """The target of the products of scaled embeddings and references: (N, K), or (N,) for a single reference."""
     if not (isinstance(references, Tensor) and references.is_floating_point() and references.ndim in (1, 2)):
         raise ValueError(f"references={shown(references)} are not embeddings; expected a tensor (D,) or (K, D).")
     if not callable(embedding):
-        raise ValueError(f"embedding={shown(embedding)} is not a function; expected one of the model's output.")
-    with torch.inference_mode(False):  # inside, where embeddings are often made, none is a part of a graph
+        raise ValueError(f"embedding={shown(embedding)} is not a function; expected a function of the model's output.")
+    with torch.inference_mode(False):  # in which tensors cannot join a graph
         constant = references.detach().clone()
 
     def score(output: Any) -> Tensor:
         x = embedding(output)
         if not isinstance(x, Tensor) or x.ndim > 2 or x.shape[-1:] != constant.shape[-1:]:
             raise ValueError(
-                f"references={describe(constant)} do not fit an embedding that is {describe(x)}; expected (N, D) of "
-                "the same D, which embedding= can read in the output."
+                f"references={describe(constant)} do not fit an embedding that is {describe(x)}; expected (N, D) with "
+                "the same D, which embedding= may extract from the output."
             )
-        # A linear layer, as the rules of a backward pass see it: a classifier whose weights are the references.
+        # To backward rules, this is a linear layer: a classifier whose weights are the references.
         return F.linear(scale(x), scale(constant.to(x)))
 
     return score
 
 
 def _pooled(maps: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """The sums of maps (N, K, ...) over cells, so many along each axis that differ by one position at most."""
+    """The sums of maps (N, K, ...) over cells along each axis, whose sizes differ by at most one position."""
     for axis, size in enumerate(sizes, 2):
         side = maps.shape[axis]
         count = min(size, side)

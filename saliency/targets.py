@@ -1,6 +1,6 @@
-"""Targets: functions of a model's output that make the score to explain, where that is more than a class's score.
+"""Targets: functions of a model's output that define the score to explain, beyond the score of a class.
 
-Each can be passed as ``target`` to every method: ``grad_cam(model, image, difference(3, 5))``.
+Each can be the ``target`` of any method: ``grad_cam(model, image, difference(3, 5))``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ _SIDES = ("x1", "y1", "x2", "y2")
 
 
 def probability(index: int) -> Score:
-    r"""The probability :math:`p_c` of a class, of softmax over the classes.
+    """The softmax probability :math:`p_c` of a class.
 
     >>> probability(1)(torch.tensor([[0.0, 0.0]]))
     tensor([0.5000])
@@ -27,9 +27,9 @@ def probability(index: int) -> Score:
 
 
 def log_odds(index: int) -> Score:
-    r"""The logarithm of the odds of a class: :math:`\log \frac{p_c}{1 - p_c} = z_c - \log \sum_{j \ne c} e^{z_j}`.
+    r"""The log-odds of a class: :math:`\log \frac{p_c}{1 - p_c} = z_c - \log \sum_{j \ne c} e^{z_j}`.
 
-    Unlike a probability, it does not saturate, and unlike the class's own score, it falls when another one rises.
+    Unlike the probability, it does not saturate; unlike the class's logit, it falls when another logit rises.
 
     >>> log_odds(1)(torch.tensor([[0.0, 2.0]]))
     tensor([2.])
@@ -45,7 +45,7 @@ def log_odds(index: int) -> Score:
 
 
 def difference(index: int, other: int) -> Score:
-    """By how much the score of one class is above that of another: why ``index``, and not ``other``?
+    """The score of one class minus that of another: why ``index`` rather than ``other``?
 
     >>> difference(0, 2)(torch.tensor([[5.0, 1.0, 2.0]]))
     tensor([3.])
@@ -61,7 +61,7 @@ def difference(index: int, other: int) -> Score:
 
 
 def total(indices: Sequence[int]) -> Score:
-    """The sum of the scores of several classes, such as all breeds of dogs, or the labels of an image.
+    """The sum of the scores of several classes, such as all breeds of dogs, or all labels of an image.
 
     >>> total([0, 2])(torch.tensor([[5.0, 1.0, 2.0]]))
     tensor([7.])
@@ -75,7 +75,7 @@ def total(indices: Sequence[int]) -> Score:
 
 
 def entropy() -> Score:
-    r"""How undecided a classifier is: :math:`-\sum_c p_c \log p_c`, in nats.
+    r"""The entropy of a classifier's prediction: :math:`-\sum_c p_c \log p_c`, in nats.
 
     >>> entropy()(torch.zeros(1, 2)).exp()
     tensor([2.])
@@ -89,7 +89,7 @@ def entropy() -> Score:
 
 
 def class_in_region(index: int, region: Tensor) -> Score:
-    """The mean score of a class over a region: a mask (h, w) of the output's size, for a segmenter's (N, C, h, w).
+    """The mean score of a class in a segmentation (N, C, h, w), over a region: a mask (h, w) of the output's size.
 
     >>> class_in_region(1, torch.tensor([[True, False]]))(torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]]))
     tensor([3.])
@@ -97,7 +97,7 @@ def class_in_region(index: int, region: Tensor) -> Score:
     _check_class("index", index)
     check_tensor("region", region)
     if region.ndim != 2 or not region.any():
-        raise ValueError(f"region={describe(region)} is not a mask of some positions; expected (h, w), not all zero.")
+        raise ValueError(f"region={describe(region)} is not a mask of any position; expected (h, w), not all zero.")
     cells = region.flatten().nonzero()[:, 0]
     weights = region.flatten()[cells]
 
@@ -108,17 +108,17 @@ def class_in_region(index: int, region: Tensor) -> Score:
                 f"region={describe(region)} does not fit an output of shape {tuple(scores.shape)}; expected its (h, w)."
             )
         weight = weights.to(scores)
-        # Entries are chosen, not multiplied by 0: rules that send relevance back would send it to those as well.
+        # Selected, not multiplied by 0: relevance rules would send relevance to the zeroed entries as well.
         return (scores[:, index].flatten(1)[:, cells.to(scores.device)] * (weight / weight.mean())).mean(1)
 
     return score
 
 
 def box_score(box: Sequence[float] | Tensor, label: int | None = None, iou_threshold: float = 0.5) -> Score:
-    """The score of the detected box that best overlaps ``box`` (x1, y1, x2, y2), of this label or of any.
+    """The score of the detection that best overlaps ``box`` (x1, y1, x2, y2), with this label or with any.
 
-    For detectors that return a dict of ``boxes``, ``labels`` and ``scores`` for each image, as torchvision's do. Where
-    no box has an intersection over union of at least ``iou_threshold``, the score is 0.
+    For detectors that return a dict of ``boxes``, ``labels`` and ``scores`` per image, as torchvision's do. The
+    score is 0 where no detection has an intersection over union of at least ``iou_threshold``.
 
     >>> found = {"boxes": torch.tensor([[0.0, 0.0, 4.0, 4.0]]), "labels": torch.tensor([7]), "scores": torch.ones(1)}
     >>> box_score((0, 0, 4, 3), label=7)([found]), box_score((9, 9, 12, 12))([found])
@@ -130,7 +130,7 @@ def box_score(box: Sequence[float] | Tensor, label: int | None = None, iou_thres
 def box_coordinate(
     box: Sequence[float] | Tensor, side: str, label: int | None = None, iou_threshold: float = 0.5
 ) -> Score:
-    """Where a side of that box is, ``'x1'``, ``'y1'``, ``'x2'`` or ``'y2'`` in pixels: what says where an object ends?
+    """A side of a detected box, ``'x1'``, ``'y1'``, ``'x2'`` or ``'y2'`` in pixels: what decides where the object ends?
 
     The box is chosen as in :func:`box_score`.
     """
@@ -143,7 +143,7 @@ def box_coordinate(
 def keypoint_score(
     box: Sequence[float] | Tensor, keypoint: int, label: int | None = None, iou_threshold: float = 0.5
 ) -> Score:
-    """The score of a keypoint of that box, of a detector that returns ``keypoints_scores`` (boxes, keypoints) too.
+    """The score of a keypoint of a detected box, for detectors that return ``keypoints_scores`` (boxes, keypoints).
 
     The box is chosen as in :func:`box_score`.
     """
@@ -154,11 +154,11 @@ def keypoint_score(
 
 
 def detection_similarity(box: Sequence[float] | Tensor, label: int | None = None) -> Score:
-    r"""How well the detections match an object: :math:`\max_j \mathrm{IoU}(b, b_j) \, s_j`, of boxes of its label.
+    r"""How well the detections match an object: :math:`\max_j \mathrm{IoU}(b, b_j) \, s_j`, over boxes with its label.
 
-    D-RISE is RISE with this target: ``rise_class(detector, image, detection_similarity(box, label))``.
-    Petsiuk et al., Black-box Explanation of Object Detectors via Saliency Maps, CVPR 2021, with a detector that gives
-    the score of one label a box.
+    D-RISE is RISE with this target: ``rise_class(detector, image, detection_similarity(box, label))``. Petsiuk et
+    al., Black-box Explanation of Object Detectors via Saliency Maps, CVPR 2021, for detectors that return the score
+    of a single label per box.
     """
     corners = _check_box(box)
 
@@ -169,10 +169,10 @@ def detection_similarity(box: Sequence[float] | Tensor, label: int | None = None
 
 
 def query_score(box: Sequence[float] | Tensor, label: int) -> Score:
-    """The logit of a label at the object query whose box best overlaps ``box``, as of DETR.
+    """The logit of a label at the object query whose box best overlaps ``box``, as in DETR.
 
-    ``box`` is (centre x, centre y, width, height) as a fraction of the image, as are the output's ``pred_boxes``
-    (N, queries, 4); its ``logits`` are (N, queries, labels).
+    ``box`` is (centre x, centre y, width, height) as fractions of the image, like the output's ``pred_boxes`` (N,
+    queries, 4); its ``logits`` are (N, queries, labels).
     """
     _check_class("label", label)
     corners = _corners(_check_box(box, ordered=False))
@@ -187,17 +187,17 @@ def query_score(box: Sequence[float] | Tensor, label: int) -> Score:
 
 
 def _classes(output: Any, *indices: int) -> Tensor:
-    """The scores (N, C, ...) of an output that has those classes."""
+    """The scores (N, C, ...) of an output that has these classes."""
     scores = main_output(output)
     if not isinstance(scores, Tensor) or scores.ndim < 2 or max(indices, default=0) >= scores.shape[1]:
-        wanted = f"class {max(indices)} of" if indices else "scores of classes in"
+        wanted = f"class {max(indices)} of" if indices else "class scores of"
         raise ValueError(f"target asks for {wanted} an output that is {describe(scores)}; expected (N, C, ...).")
     return scores
 
 
 def _check_class(argument: str, index: object) -> None:
     if not is_int(index) or index < 0:
-        raise ValueError(f"{argument}={shown(index)} is not an index; expected an int >= 0.")
+        raise ValueError(f"{argument}={shown(index)} is not a valid index; expected an int >= 0.")
 
 
 def _check_box(box: Sequence[float] | Tensor, ordered: bool = True) -> Tensor:
@@ -213,12 +213,12 @@ def _check_box(box: Sequence[float] | Tensor, ordered: bool = True) -> Tensor:
 def _field(output: Any, name: str) -> Any:
     found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
     if found is None:
-        raise ValueError(f"target needs {name!r} of the output, which is {describe(output)}; expected a detector.")
+        raise ValueError(f"target needs {name!r}, but the output is {describe(output)}; expected a detector.")
     return found
 
 
 def _detections(output: Any) -> Sequence[Mapping[str, Tensor]]:
-    """A dict of detections for each image."""
+    """The dict of detections of each image."""
     fits = isinstance(output, (list, tuple)) and all(isinstance(found, Mapping) for found in output)
     if not fits or not all({"boxes", "scores"} <= found.keys() for found in output):
         raise ValueError(
@@ -231,15 +231,15 @@ def _detections(output: Any) -> Sequence[Mapping[str, Tensor]]:
 def _of_best(
     box: Tensor, label: int | None, iou_threshold: float, value: Callable[[Mapping[str, Tensor], Tensor], Tensor]
 ) -> Score:
-    """The value of the box of each image that best overlaps a box; 0 where none does."""
+    """The value of the detection that best overlaps a box, per image; 0 where none does."""
     if not is_number(iou_threshold) or not 0 <= iou_threshold <= 1:
-        raise ValueError(f"iou_threshold={shown(iou_threshold)} is not an overlap; expected a number, 0 to 1.")
+        raise ValueError(f"iou_threshold={shown(iou_threshold)} is not a valid overlap; expected a number in [0, 1].")
 
     def score(output: Any) -> Tensor:
         values = []
         for found in _detections(output):
             overlap, best = _best(found, box, label)
-            nothing = found["scores"].sum() * 0  # which depends on the image all the same
+            nothing = found["scores"].sum() * 0  # zero, yet attached to the graph
             values.append(nothing if overlap < max(iou_threshold, 1e-9) else value(found, best))
         return torch.stack(values)
 
@@ -249,7 +249,7 @@ def _of_best(
 def _best(
     found: Mapping[str, Tensor], box: Tensor, label: int | None, of_scores: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The largest overlap with a box, times the score if that counts, and which of the detections has it."""
+    """The largest overlap with a box, optionally times the score, and the index of its detection."""
     overlaps = _overlap(found["boxes"] if of_scores else found["boxes"].detach(), box)
     values = overlaps * found["scores"] if of_scores else overlaps
     if label is not None:
@@ -259,7 +259,7 @@ def _best(
 
 
 def _overlap(boxes: Tensor, box: Tensor) -> Tensor:
-    """Intersection over union of boxes (M, 4) with one, all as corners."""
+    """Intersection over union of boxes (M, 4) with one box, all as corners."""
     box = box.to(boxes)
     low, high = torch.maximum(boxes[:, :2], box[:2]), torch.minimum(boxes[:, 2:], box[2:])
     shared = (high - low).clamp(min=0).prod(1)
@@ -268,6 +268,6 @@ def _overlap(boxes: Tensor, box: Tensor) -> Tensor:
 
 
 def _corners(boxes: Tensor) -> Tensor:
-    """Boxes (..., 4) of centre and size as corners."""
+    """Boxes (..., 4), given as centre and size, as corners."""
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([centre - half, centre + half], -1)

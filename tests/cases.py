@@ -28,7 +28,7 @@ def shown(value: Any) -> str:
 NOTICES = pytest.mark.filterwarnings(
     *(
         f"ignore:.*{words}"
-        for words in ("changed nothing", "zero everywhere", "winning probability", "has one position")
+        for words in ("changed nothing", "zero everywhere", "winning probability", "has a single position")
     )
 )
 

@@ -275,7 +275,7 @@ def test_pairs_of_one_image_with_itself_are_symmetric():
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"second": torch.zeros(2, 3, 12, 10)}, r"second=a tensor of shape \(2, 3, 12, 10\) makes no pairs; expected"),
+        ({"second": torch.zeros(2, 3, 12, 10)}, r"second=a tensor of shape \(2, 3, 12, 10\) cannot be paired"),
         ({"second": None}, r"second=None is not a tensor"),
         ({"pool": 0}, r"pool=0 is not a number of cells; expected"),
         ({"pool": (2,)}, r"pool=\(2,\) is not a number of cells; expected"),

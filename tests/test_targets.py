@@ -162,17 +162,17 @@ def test_torchvisions_detectors(build):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: targets.probability(-1), r"index=-1 is not an index"),
-        (lambda: targets.difference(0, "cat"), r"other='cat' is not an index"),
+        (lambda: targets.probability(-1), r"index=-1 is not a valid index"),
+        (lambda: targets.difference(0, "cat"), r"other='cat' is not a valid index"),
         (lambda: targets.total([]), r"indices=\[\] is not a list of classes"),
         (lambda: targets.class_in_region(0, torch.zeros(2, 2)), r"region=a tensor of shape \(2, 2\) is not a mask"),
         (lambda: targets.box_score((0, 0, 0, 3)), r"box=\(0, 0, 0, 3\) is empty"),
         (lambda: targets.box_score((0, 0, 3)), r"box=\(0, 0, 3\) is not a box"),
-        (lambda: targets.box_score((0, 0, 3, 3), iou_threshold=2), r"iou_threshold=2 is not an overlap"),
+        (lambda: targets.box_score((0, 0, 3, 3), iou_threshold=2), r"iou_threshold=2 is not a valid overlap"),
         (lambda: targets.box_coordinate((0, 0, 3, 3), "left"), r"side='left' is not a side"),
         (lambda: targets.probability(3)(Z), r"target asks for class 3 of an output that is a tensor of shape \(2, 3\)"),
         (lambda: targets.box_score((0, 0, 3, 3))(Z), r"target needs boxes and scores of each image"),
-        (lambda: targets.query_score((0, 0, 3, 3), 0)(Z), r"target needs 'pred_boxes' of the output"),
+        (lambda: targets.query_score((0, 0, 3, 3), 0)(Z), r"target needs 'pred_boxes', but the output"),
         (lambda: targets.class_in_region(0, torch.ones(2, 2))(torch.rand(1, 2, 3, 3)), r"region=.* does not fit"),
     ],
 )

@@ -280,14 +280,14 @@ def test_wrappers_wrap_wrapped_methods():
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        (lambda: smooth_grad(saliency.gradient, power="cubed"), "power='cubed' is not a power"),
-        (lambda: augmented(saliency.gradient, []), r"warps=\[\] is not a list of changes"),
-        (lambda: augmented(saliency.gradient, [Warp(scale=0)]), "warps=Warp.* cannot be undone"),
+        (lambda: smooth_grad(saliency.gradient, power="cubed"), "power='cubed' is not a valid power"),
+        (lambda: augmented(saliency.gradient, []), r"warps=\[\] is not a list of warps"),
+        (lambda: augmented(saliency.gradient, [Warp(scale=0)]), "warps=Warp.* is not invertible"),
         (lambda: augmented(torch.nn.Identity()), "method=a Identity is not a method; .*augmented"),
-        (lambda: augmented(saliency.gradient)(None, torch.rand(1, 3, 4), 0), "input=.* cannot be turned"),
-        (lambda: low_pass(saliency.gradient, 0), "cutoff=0 is not a share"),
-        (lambda: low_pass(recorder([]), 0.5)(None, torch.rand(1, 3), 0), "method made .* no map to filter"),
-        (lambda: normalised(saliency.gradient, "l2"), "by='l2' is not a scale"),
+        (lambda: augmented(saliency.gradient)(None, torch.rand(1, 3, 4), 0), "input=.* cannot be transformed"),
+        (lambda: low_pass(saliency.gradient, 0), "cutoff=0 is not a fraction"),
+        (lambda: low_pass(recorder([]), 0.5)(None, torch.rand(1, 3), 0), "method returned .* not a map"),
+        (lambda: normalised(saliency.gradient, "l2"), "by='l2' is not a normalisation"),
         (lambda: normalised(saliency.gradient)(None, torch.rand(1, 3, 4), 0, debug=True), "debug=True is not possible"),
     ],
 )

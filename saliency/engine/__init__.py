@@ -1,1 +1,1 @@
-"""HOW: the machinery that attaches probes, runs the model and shapes maps. It knows no method."""
+"""The machinery: attach probes, run the model, shape the maps. It knows no method."""

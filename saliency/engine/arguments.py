@@ -1,15 +1,15 @@
-"""Arguments: where the tensors are among those that a function is called with."""
+"""Arguments: locate the tensors among the arguments of a function."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
-Place: TypeAlias = tuple[int | str, int | None]  # of an argument, and in the list that it is, if it is one
+Place: TypeAlias = tuple[int | str, int | None]  # the argument, and the index if it is a list
 
 
 def places_in(arguments: Iterable[tuple[int | str, object]]) -> Iterator[Place]:
-    """Where the tensors are among arguments, also in lists.
+    """Yield the place of every tensor among the arguments, including those inside lists.
 
     >>> import torch
     >>> list(places_in(enumerate([torch.ones(1), [2, torch.ones(1)]])))
@@ -23,7 +23,7 @@ def places_in(arguments: Iterable[tuple[int | str, object]]) -> Iterator[Place]:
 
 
 def tensor_at(args: Sequence[object], kwargs: Mapping[str, object], place: Place) -> Any:
-    """The tensor at a place; of a list, where the place is one."""
+    """Return the tensor at a place; for a place in a list, that element."""
     at, i = place
     value: Any = args[at] if isinstance(at, int) else kwargs[at]
     return value if i is None else value[i]
@@ -32,7 +32,7 @@ def tensor_at(args: Sequence[object], kwargs: Mapping[str, object], place: Place
 def put_tensors(
     args: list[object], kwargs: dict[str, object], places: Sequence[Place], tensors: Sequence[Tensor]
 ) -> None:
-    """Put tensors at their places."""
+    """Put each tensor at its place."""
     for (at, i), tensor in zip(places, tensors, strict=True):
         value: Any = tensor
         if i is not None:

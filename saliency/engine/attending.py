@@ -1,4 +1,8 @@
-"""Attending: find the attentions of a forward pass, fused or spelled out, while it runs."""
+"""Attending: find the attentions of a forward pass, fused or spelled out, while it runs.
+
+One that is spelled out is followed: ``logits = q @ k.mT`` is remembered with its factors q and k, ``a =
+logits.softmax(-1)`` as a softmax, and ``a @ v`` is then an attention with queries q, keys k and values v.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -28,12 +32,12 @@ _FUSED = frozenset(ATTENTION)
 _SOFTMAX = frozenset(SOFTMAX)
 _EINSUM = frozenset(with_exported(torch.einsum))
 _PRODUCTS = _EINSUM | frozenset(MATRIX_PRODUCTS)
-# What an attention matrix goes through between softmax and values, and its logits in front: other axes, other numbers.
+# What may happen to logits before the softmax, and to the matrix after it: new axes, or new numbers.
 _RESHAPING = frozenset(
     with_exported(
         *(Tensor.view, Tensor.reshape, torch.reshape, Tensor.flatten, torch.flatten, Tensor.unflatten),
         *(Tensor.transpose, torch.transpose, Tensor.permute, torch.permute, Tensor.squeeze, Tensor.unsqueeze),
-        *(Tensor.swapaxes, Tensor.movedim, F.linear, F.conv2d),  # heads that talk to each other
+        *(Tensor.swapaxes, Tensor.movedim, F.linear, F.conv2d),  # talking heads
     )
 )
 _ELEMENTWISE = frozenset(
@@ -46,13 +50,13 @@ _ELEMENTWISE = frozenset(
     )
 )
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-
-
-_KEPT = 8  # matrices that are followed at once: more than are on their way between two products
+_KEPT = 8  # matrices followed at once: more than are alive between two products
 
 
 class _Factor(NamedTuple):
-    """A factor of a product; in this order its axes are those of both factors, its own, and the one summed over."""
+    """One factor of a matrix product. ``order`` lists its axes: those of both factors, its own, and the one summed
+    over.
+    """
 
     tensor: Tensor
     order: tuple[int, ...]
@@ -64,17 +68,17 @@ class _Factor(NamedTuple):
 
 
 class _Followed(NamedTuple):
-    """A matrix on its way to a softmax, or behind it, to the values; and what it was made of, if that is known."""
+    """A matrix on its way to a softmax, or from there to the values, and the factors it was computed from, if known."""
 
-    tensor: Tensor  # held, so that its id is nobody else's
+    tensor: Tensor  # kept alive, so that its id stays unique
     factors: tuple[_Factor, ...] = ()
     is_softmax: bool = False
 
 
 class Attending(OwnMode):
-    """Note the attentions of a forward pass of so many images, in their order, and the grids, with :attr:`watch`.
+    """Note the attentions of a forward pass over N images in order, and its grids in :attr:`watch`.
 
-    With ``copies``, what is kept may be overwritten behind an attention.
+    With ``copies``, everything kept is cloned, because the model overwrites some of it later.
 
     >>> q, k, v = torch.rand(3, 1, 2, 5, 4).unbind()
     >>> with Attending(1) as attending:
@@ -91,8 +95,8 @@ class Attending(OwnMode):
         self._images = images
         self._copies = copies
         self._followed: dict[int, _Followed] = {}
-        self._saved: list[list[Tensor]] = []  # by autograd, since the last attention, where the rest is forgotten
-        # The modules that run now, with their names, and how many were found before.
+        self._saved: list[list[Tensor]] = []  # by autograd, since the last attention
+        # The modules that are running, each with its name and the number of attentions found before it.
         self._around: list[tuple[str, Module | None, int]] = [("", None, 0)]
 
     def __torch_function__(self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None) -> Any:
@@ -102,7 +106,7 @@ class Attending(OwnMode):
                 return opened(func)(*args, **kwargs)
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
-            with torch._C.DisableTorchFunction():  # shapes are asked for, which is no operation of the model
+            with torch._C.DisableTorchFunction():  # reading a shape is not an operation of the model
                 if not result.is_nested:
                     self._note(func, result, args, kwargs)
         return result
@@ -118,7 +122,7 @@ class Attending(OwnMode):
             self.found[-1].note_tokens(result)
 
     def _follow(self, function: Function, result: Tensor, args: Args, kwargs: Kwargs) -> None:
-        """Keep track of a matrix through what is no product."""
+        """Keep track of a matrix through an operation that is not a matrix product."""
         x = next((x for x in (*args[:3], kwargs.get("input")) if id(x) in self._followed), None)
         known = self._followed[id(x)] if isinstance(x, Tensor) else _Followed(result)
         if function in _SOFTMAX:
@@ -136,7 +140,7 @@ class Attending(OwnMode):
             del self._followed[next(iter(self._followed))]
 
     def _multiply(self, function: Function, result: Tensor, args: Args, kwargs: Kwargs) -> None:
-        """A product of matrices: logits, or an attention with its values."""
+        """Handle a matrix product: either logits, or an attention applied to its values."""
         factors = _factors(function, args, kwargs)
         if factors is None:
             return
@@ -179,7 +183,7 @@ class Attending(OwnMode):
 
     def _add_spelled(self, result: Tensor, matrix: "_Factor", value: "_Factor") -> None:
         followed = self._followed[id(matrix.tensor)]
-        self._followed.clear()  # whatever there was belonged to this one
+        self._followed.clear()  # everything followed so far led to this attention
         own = self._own(matrix.tensor)
         weights = by_head(own.permute(matrix.order), self._images)
         query, key = [by_head(self._own(x.aligned), self._images) for x in followed.factors] or (None, None)
@@ -203,7 +207,7 @@ class Attending(OwnMode):
         )
 
     def _own(self, x: Tensor) -> Tensor:
-        """What is kept of a tensor: a copy, where the model is known to overwrite it."""
+        """The tensor to keep: a copy where the model is known to overwrite it."""
         return x.detach().clone() if self._copies else x.detach()
 
     def _add(self, attention: Attention) -> None:
@@ -213,7 +217,7 @@ class Attending(OwnMode):
         self._saved.clear()
 
     def forgetting(self) -> AbstractContextManager[None]:
-        """Save for the backward pass only what comes behind the last attention; one that needs more raises an error."""
+        """Save for the backward pass only what comes after the last attention; needing more raises an error."""
 
         def save(x: Tensor) -> list[Tensor]:
             with torch._C.DisableTorchFunction():
@@ -229,7 +233,7 @@ class Attending(OwnMode):
 
     @contextmanager
     def around(self, model: Module) -> Iterator[None]:
-        """Note in which modules of the model each attention is, and what the largest with no other returned."""
+        """Note which modules contain each attention, and the output of the largest one that contains no other."""
 
         def enter(name: str, module: Module) -> None:
             self._around.append((name, module, len(self.found)))
@@ -251,7 +255,7 @@ class Attending(OwnMode):
 
 
 def _is_elementary(module: Module) -> bool:
-    """Does no attention happen in a layer? Those of PyTorch without parts do not attend, and there are many."""
+    """Is this a built-in layer without submodules? None of these attends, and they are many."""
     return not module._modules and type(module).__module__.startswith("torch.nn.modules.")
 
 
@@ -260,7 +264,7 @@ def _ignoring(function: Callable[[], None], *args: object) -> None:
 
 
 def _factors(function: Function, args: Args, kwargs: Kwargs) -> tuple[_Factor, _Factor] | None:
-    """The two factors of a product of matrices; ``None`` where it is another one."""
+    """The two factors of a matrix product; ``None`` if this is another kind of product."""
     if function in _EINSUM:
         equation, *given = args
         operands = given[0] if given and isinstance(given[0], (list, tuple)) else given
@@ -274,7 +278,7 @@ def _factors(function: Function, args: Args, kwargs: Kwargs) -> tuple[_Factor, _
 
 
 def _summed(equation: str, operands: Sequence[Tensor]) -> tuple[_Factor, _Factor] | None:
-    """The factors of an einsum that is a product of matrices.
+    """The factors of an einsum that is a matrix product; ``None`` for any other.
 
     >>> [factor.order for factor in _summed("bhij,bjhd->bihd", [torch.zeros(1, 2, 3, 4), torch.zeros(1, 4, 2, 5)])]
     [(0, 1, 2, 3), (0, 2, 3, 1)]

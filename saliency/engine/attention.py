@@ -1,8 +1,8 @@
-"""Attention: who attends to whom in a forward pass, and how a score changes with it, in the model as it is.
+"""Attention: which token attends to which in a forward pass of the unmodified model, and how a score depends on it.
 
-A fused attention, ``F.scaled_dot_product_attention``, is never spelled out: its weights are computed from queries and
-keys when they are asked for, a few heads at a time, and the score's derivative by them from the values and the gradient
-at what the kernel returned.
+A fused attention, ``F.scaled_dot_product_attention``, is never spelled out: its weights are computed from the queries
+and keys on demand, a few heads at a time, and the derivative of the score with respect to them from the values and the
+gradient at the kernel's result: for out = A v, dA = dout vᵀ.
 """
 
 import math
@@ -19,22 +19,22 @@ from torch.utils._pytree import tree_leaves
 from saliency.engine.operations import version_of
 from saliency.engine.watching import Grid
 
-_AT_ONCE = 2**18  # weights that are computed together where there are several heads: what a cache holds
+_AT_ONCE = 2**18  # weights computed at once if there are several heads: they fit into a cache
 
 
 @dataclass(eq=False, kw_only=True)
 class Attention:
-    """One attention of a forward pass: of (N, heads, queries, keys).
+    """One attention of a forward pass, of shape (N, heads, queries, keys).
 
-    ``edge`` is where the gradient is taken that :meth:`derivative` needs, ``output`` the result's; ``reads`` are the
-    nodes of the graph that made the queries and the keys, ``values`` the values. ``seen`` are the grids that the pass
-    had shown so far, ``module`` is the innermost around it, and ``layer`` its name. ``query``, ``key`` and ``value``
-    are (N, heads, tokens, channels), where they are known. ``behind`` is where the gradient is taken at the last tensor
-    (N, queries, ...) that was made behind it.
+    ``edge`` is where :meth:`derivative` needs the gradient, and ``output`` the edge of the result; ``reads`` are the
+    graph nodes that produced the queries and keys, ``values`` the one that produced the values. ``seen`` are the grids
+    that the pass had shown so far; ``module`` is the innermost module around the attention, and ``layer`` its name.
+    ``query``, ``key`` and ``value`` are (N, heads, tokens, channels), where known. ``behind`` is the edge of the last
+    tensor (N, queries, ...) computed after it.
     """
 
     shape: tuple[int, int, int, int]
-    in_parts: bool  # has it further axes, of windows or blocks?
+    in_parts: bool  # does it have further axes, such as windows or blocks?
     edge: GradientEdge | None
     output: GradientEdge | None
     reads: tuple[Node | None, ...]
@@ -53,47 +53,47 @@ class Attention:
         self.versions = [(x, version_of(x)) for x in vars(self).values() if isinstance(x, Tensor)]
 
     def check_unchanged(self) -> None:
-        """Raise ``RuntimeError`` where the model has overwritten something since, as autograd does."""
+        """Raise ``RuntimeError``, as autograd does, if the model has since overwritten a tensor that is needed."""
         if any(version_of(x) != version for x, version in self.versions):
             raise overwritten()
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device of its tensors."""
         return self.versions[0][0].device
 
     @property
     def queries(self) -> int:
-        """How many tokens attend."""
+        """The number of tokens that attend."""
         return self.shape[2]
 
     @property
     def keys(self) -> int:
-        """How many tokens are attended to."""
+        """The number of tokens that are attended to."""
         return self.shape[3]
 
     def heads(self) -> Iterator[slice]:
-        """All heads, a few at a time: as many as do not take much memory, or one."""
+        """All heads in slices of as many as need little memory, at least one."""
         images, heads, queries, keys = self.shape
         step = max(1, min(heads, _AT_ONCE // max(1, images * queries * keys)))
         yield from (slice(at, min(at + step, heads)) for at in range(0, heads, step))
 
     def weights(self, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
-        """The attention (N, heads, rows, keys) of some heads, and of some of the queries."""
+        """The attention weights (N, heads, queries, keys) of a slice of heads, optionally of some queries."""
         raise NotImplementedError
 
     def derivative(self, gradient: Tensor, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
-        """The score's derivative by those weights, of its ``gradient`` at the :attr:`edge`."""
+        """The derivative of the score with respect to those weights, given its ``gradient`` at the :attr:`edge`."""
         raise NotImplementedError
 
     def note_tokens(self, x: Tensor) -> None:
-        """Note a tensor that was made behind it, if it may be of its queries; later ones come later."""
+        """Note a tensor computed after the attention that may hold its queries; a later one replaces it."""
         images, _, queries, _ = self.shape
         if x.ndim == 3 and x.requires_grad and x.shape[:2] == (images, queries) != (queries, images):
             self.behind = get_gradient_edge(x)
 
     def note_block(self, module: Module, name: str, output: object, copies: bool) -> None:
-        """Note what a module around it returned, if that is its tokens; larger modules come later."""
+        """Note what an enclosing module returned, if these are the attention's tokens; a larger module replaces it."""
         images, _, queries, _ = self.shape
         x = next((x for x in tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()), None)
         if x is not None and x.requires_grad and x.ndim == 3 and x.shape[:2] in ((images, queries), (queries, images)):
@@ -101,12 +101,12 @@ class Attention:
             self.block = Block(module, name, kept, get_gradient_edge(x), version_of(kept))
 
     def by_query(self, gradient: Tensor) -> Tensor:
-        """A gradient at the :attr:`edge` as (N, heads, queries, ...)."""
+        """A gradient at the :attr:`edge`, as (N, heads, queries, ...)."""
         return by_head(gradient, self.shape[0])
 
 
 class Block(NamedTuple):
-    """The largest module around an attention that holds no other: what it returned, and where a gradient goes in."""
+    """The largest module around an attention that contains no other: its output, and the edge where gradients enter."""
 
     module: Module
     name: str
@@ -115,19 +115,19 @@ class Block(NamedTuple):
     version: int
 
     def check_unchanged(self) -> None:
-        """Raise ``RuntimeError`` where the model has overwritten the tokens since, as autograd does."""
+        """Raise ``RuntimeError``, as autograd does, if the model has since overwritten the tokens."""
         if version_of(self.tokens) != self.version:
             raise overwritten()
 
 
 def overwritten() -> RuntimeError:
-    """What autograd says of it: then the model is run again, and all that is kept is copied."""
+    """The error in autograd's words: on it, the model runs again and everything kept is copied."""
     return RuntimeError("what an attention needs has been modified by an inplace operation")
 
 
 @dataclass(eq=False, kw_only=True)
 class FusedAttention(Attention):
-    """An attention by one kernel: softmax(q kᵀ · scale + mask) v."""
+    """An attention computed by one kernel: softmax(q kᵀ · scale + mask) v."""
 
     query: Tensor
     key: Tensor
@@ -146,21 +146,21 @@ class FusedAttention(Attention):
         if kept is not None:
             logits = logits.masked_fill(~kept, -math.inf) if kept.dtype == torch.bool else logits + kept
         weights = logits.softmax(-1)
-        return weights if kept is None else weights.nan_to_num(0.0)  # who may attend to nobody does not
+        return weights if kept is None else weights.nan_to_num(0.0)  # a query whose keys are all masked attends to none
 
     def derivative(self, gradient: Tensor, heads: slice, rows: slice | Tensor = slice(None)) -> Tensor:
         sent = self.by_query(gradient)[:, heads][:, :, rows]
         return _precise(sent) @ _precise(self._shared(self.value, heads)).mT
 
     def _shared(self, x: Tensor, heads: slice) -> Tensor:
-        """Keys or values of some heads: a group of heads may share them."""
+        """The keys or values of some heads; a group of heads may have them in common."""
         group = self.shape[1] // x.shape[1]
         return x[:, heads] if group == 1 else x[:, torch.arange(self.shape[1], device=x.device)[heads] // group]
 
 
 @dataclass(eq=False, kw_only=True)
 class SpelledAttention(Attention):
-    """An attention of single operations: ``matrix`` is what meets the values, with its axes in an ``order``."""
+    """An attention spelled out in single operations: ``matrix`` multiplies the values, with its axes in ``order``."""
 
     matrix: Tensor
     order: tuple[int, ...]
@@ -176,12 +176,12 @@ class SpelledAttention(Attention):
 
 
 def _precise(x: Tensor) -> Tensor:
-    """At least float32: a row of float16 weights does not add up."""
+    """Convert to float32 at least: a softmax in float16 does not sum to 1."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def by_head(x: Tensor, images: int) -> Tensor:
-    """As (N, heads, tokens, channels): the heads of an image may stand behind each other in one axis.
+    """View as (N, heads, tokens, channels); the heads of an image may be folded into the batch axis.
 
     >>> by_head(torch.zeros(6, 5, 4), images=2).shape
     torch.Size([2, 3, 5, 4])
@@ -193,5 +193,5 @@ def by_head(x: Tensor, images: int) -> Tensor:
 
 
 def edge_of(x: Tensor) -> GradientEdge | None:
-    """Where in the graph the gradient of a tensor is taken, as it is now: it may be overwritten later."""
+    """The gradient edge of a tensor as it is now: it may be overwritten later."""
     return get_gradient_edge(x) if x.requires_grad else None

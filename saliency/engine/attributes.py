@@ -1,6 +1,7 @@
-"""Attributes: tensors that modules keep beside their parameters, and that a forward pass may change.
+"""Attributes: tensors that modules keep besides their parameters, and that a forward pass may change.
 
-Old weight and spectral norms and pruning leave a layer's weight there, recurrent networks their state, others a cache.
+Weight norm, spectral norm and pruning in the old style keep a layer's weight there, recurrent networks their state, and
+others a cache.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +20,9 @@ _MISSING = object()
 
 
 def hold_attributes(modules: Iterable[Module]) -> Undo:
-    """Remember the tensors among modules' attributes, also in lists, tuples and dicts; gives what puts them back."""
+    """Remember the tensors among the modules' attributes, also in lists, tuples and dicts; return a function that
+    restores them.
+    """
     states = []
     containers: list[tuple[Any, Any]] = []
     tensors: list[Undo] = []
@@ -27,7 +30,7 @@ def hold_attributes(modules: Iterable[Module]) -> Undo:
     layers = {kind: kind.__module__.startswith("torch.nn.") for kind in set(map(type, modules))}
     for module in modules:
         is_layer = layers[type(module)]
-        if is_layer and not module._forward_pre_hooks:  # PyTorch's own layers keep nothing, hooks do
+        if is_layer and not module._forward_pre_hooks:  # PyTorch's own layers keep nothing, but their hooks may
             continue
         own = module.__dict__
         states.append((own, own.copy()))
@@ -35,7 +38,7 @@ def hold_attributes(modules: Iterable[Module]) -> Undo:
             value = own[name]
             if isinstance(value, (list, dict)):
                 containers.append((value, value.copy()))
-            elif isinstance(value, Tensor) and not is_layer:  # a layer's hook makes it anew, and overwrites nothing
+            elif isinstance(value, Tensor) and not is_layer:  # a layer's hook makes a new tensor each time
                 tensors.append(hold_tensor(value))
 
     def put_back() -> None:
@@ -52,12 +55,12 @@ def hold_attributes(modules: Iterable[Module]) -> Undo:
 
 
 def hold_tensor(tensor: Tensor) -> Undo:
-    """Remember the values of a tensor; gives what puts them back, into the same tensor."""
+    """Remember the values of a tensor; return a function that writes them back into the same tensor."""
     copy, was_leaf = tensor.detach().clone(), tensor.grad_fn is None
 
     def undo() -> None:
         if tensor.grad_fn is not None and was_leaf:
-            tensor.detach_()  # what the model has written into it had a gradient
+            tensor.detach_()  # the model has written a tensor with a gradient into it
         if tensor.shape != copy.shape:
             tensor.data = copy
         elif not torch.equal(tensor, copy):
@@ -67,7 +70,7 @@ def hold_tensor(tensor: Tensor) -> Undo:
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    """Do two lists or dicts hold the same objects? They are compared by hundreds, once a call."""
+    """Do two lists or dicts hold the same objects? Kept fast: hundreds are compared in each call."""
     if len(a) != len(b) or not all(map(is_, a, b)):
         return False
     return isinstance(a, list) or all(map(is_, a.values(), b.values()))

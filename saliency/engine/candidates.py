@@ -1,4 +1,4 @@
-"""What a forward pass shows of its layers: which of them return a map, and where it stands in the graph."""
+"""Candidates: which layers of a forward pass return a map, and where these are in the graph."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,29 +20,29 @@ NO_GRID = "no grid"
 
 @dataclass
 class Output:
-    """The one tensor that a module returned, where it stands in the graph, and why it is no map."""
+    """The single tensor that a module returned, where it is in the graph, and why it is not a map, if it is not."""
 
     name: str
     module: Module
     shape: tuple[int, ...]
     problem: str
     edge: GradientEdge | None = None
-    stream: tuple[Node | None, ...] = ()  # what its tokens were before the module, where that is known
-    seen: tuple[Grid, ...] = ()  # the grids that the pass had shown by then
+    stream: tuple[Node | None, ...] = ()  # the node of the module's own input tokens, where known
+    seen: tuple[Grid, ...] = ()  # the grids that the pass had shown so far
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape}: {self.problem}"
 
 
 class _Shapes:
-    """Which shapes are those of a map: it depends on the grids and tokens that the pass has shown so far."""
+    """Decide which shapes are those of a map, given the grids and tokens that the pass has shown so far."""
 
     def __init__(self, samples: int, size: tuple[int, ...]) -> None:
         self._samples, self._size = samples, size
         self._tokens: set[int] = set()
 
     def problem(self, x: Tensor, module: Module, seen: Sequence[Grid]) -> str:
-        """Why this is no map; nothing if its shape is that of one."""
+        """The reason why a tensor is not a map; empty if its shape is that of one."""
         if isinstance(module, (_AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)):
             return "an adaptive pool"
         if x.ndim < 3 or len(x) != self._samples or x.is_inference():
@@ -50,24 +50,24 @@ class _Shapes:
         try:
             reading = read(x.shape, self._size, module, seen)
         except ValueError:
-            return "a layout that its shape does not tell"
+            return "an ambiguous layout"
         if reading is None or prod(reading.sides) < 2 or self._exceeds(reading.sides, seen):
             return NO_GRID
         if len(reading.sides) == 1 < len(self._size):
-            return "a line of numbers, for an input of more dimensions"
+            return "one axis, for an input with more"
         if x.ndim == 3 and (len(reading.sides) > 1 or reading.channels == "last"):
             return self._of_tokens(x, reading, module)
         return self._of_cells(reading.sides, seen)
 
     def _exceeds(self, sides: tuple[int, ...], seen: Sequence[Grid]) -> bool:
-        """Is it far larger than the image, and not because the model has enlarged that?"""
+        """Is the grid far larger than the image, without the model having upsampled to it?"""
         known = len(sides) != len(self._size) or any(grid.sides == sides for grid in seen)
         return not known and any(side > 2 * of for side, of in zip(sides, self._size, strict=True))
 
     def _of_tokens(self, x: Tensor, reading: Reading, module: Module) -> str:
         tokens, features = x.shape[1:]
         if features == 1:
-            return "one number a channel, or a token"
+            return "one number per channel, or per token"
         if reading.channels == "first":
             return "the channels of a flattened grid"
         self._tokens.add(tokens)
@@ -93,7 +93,9 @@ class Watch:
         self._shapes = _Shapes(samples, size)
 
     def give(self, tensor: Tensor) -> Tensor:
-        """A tensor for the model, which may overwrite it, and whose graph is known by it."""
+        """Prepare an input tensor for the model: one that it may overwrite, and whose node marks what depends on the
+        input.
+        """
         if not tensor.is_floating_point():
             return tensor
         tensor = tensor.requires_grad_().clone()
@@ -104,20 +106,20 @@ class Watch:
         def note(module: Module, args: object, kwargs: object, output: object) -> Tensor | None:
             if not (isinstance(output, Tensor) and output.is_floating_point()):
                 return None
-            with torch._C.DisableTorchFunction():  # what the search does is no operation of the model
+            with torch._C.DisableTorchFunction():  # the search is not part of the model
                 return self._note(name, module, (args, kwargs), output)
 
         return note
 
     def _note(self, name: str, module: Module, given: object, x: Tensor) -> Tensor | None:
-        self.outputs.pop(name, None)  # of several calls the last one counts, and its place
+        self.outputs.pop(name, None)  # of several calls the last one counts, in its order
         seen = self.grids.of(x)
         found = self.outputs[name] = Output(name, module, tuple(x.shape), self._shapes.problem(x, module, seen))
         if found.problem:
             return None
         found.seen = tuple(seen)
         enabled = torch.is_grad_enabled()
-        torch.set_grad_enabled(True)  # a model may switch gradients off around a layer, which has one all the same
+        torch.set_grad_enabled(True)  # a model may switch gradients off around a layer that has one all the same
         kept = x if x.requires_grad else x.detach().requires_grad_()
         found.edge = get_gradient_edge(kept)
         if not (enabled or x.requires_grad):
@@ -125,5 +127,5 @@ class Watch:
         first = next((leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)), None)
         if enabled and x.ndim == 3 and first is not None and first.shape[:2] == x.shape[:2]:
             found.stream = (node_of(first),)
-        # An operation in place rewrites the graph of a view.
+        # An in-place operation rewrites the graph of a view.
         return kept.clone() if kept is not x or x._is_view() else None

@@ -1,4 +1,4 @@
-"""Checks of arguments, and the words of their errors."""
+"""Checks of arguments, and the wording of their errors."""
 
 import math
 import sys
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-LARGEST = 2**31  # a count or a side beyond is that of nothing
-_LONGEST = 300  # characters of a value in an error
+LARGEST = 2**31  # no count or side is larger
+_LONGEST = 300  # characters of a value shown in an error
 
-# What options of other libraries are here.
+# Options of other libraries, and what replaces them here.
 _ELSEWHERE = {
     **dict.fromkeys(("target_layers", "target_layer", "layers", "layer", "conv_layer"), "saliency_layer"),
     **dict.fromkeys(("targets", "class_idx", "class_index", "target_category", "y"), "target"),
@@ -25,7 +25,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("interpolate_mode", "interpolation"), "resize_mode"),
     **dict.fromkeys(("relu_attributions", "attr_dim_summation"), "reduction or gradient_to_saliency"),
     **dict.fromkeys(("aug_smooth", "nt_type", "nt_samples", "noise_level"), "smooth_grad(method)"),
-    **dict.fromkeys(("normalize", "normalized", "relu"), "a map on its raw scale, changed afterwards"),
+    **dict.fromkeys(("normalize", "normalized", "relu"), "a map on its raw scale, to be changed afterwards"),
     **dict.fromkeys(("use_cuda", "device"), "a model and an input on that device"),
     "attributions_only": "the maps alone, which a call returns anyway",
     "composite": "context_builder",
@@ -35,7 +35,7 @@ _ELSEWHERE = {
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Is this a whole number, of Python or NumPy?"""
+    """Is this an integer, of Python or NumPy?"""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -52,7 +52,7 @@ def is_positive_int(value: object) -> TypeGuard[int]:
 
 
 def describe(value: object) -> str:
-    """What a value is, in a few words, however large it is."""
+    """What a value is in a few words, however large it is."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     shape = getattr(value, "shape", None)  # of an array
@@ -60,63 +60,63 @@ def describe(value: object) -> str:
 
 
 def check_tensor(argument: str, value: object) -> None:
-    """Raise ``ValueError`` for what is not a tensor, as an array, a list or a text."""
+    """Raise ``ValueError`` for anything but a tensor, such as an array, a list or a string."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{argument}={shown(value)} is not a tensor; expected a torch.Tensor.")
 
 
 def check_type(argument: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
-    """Raise ``ValueError`` for what is not of a type."""
+    """Raise ``ValueError`` for a value of another type."""
     if not isinstance(value, kind):
-        raise ValueError(f"{argument}={shown(value)} is of another type; expected {expected}.")
+        raise ValueError(f"{argument}={shown(value)} is of the wrong type; expected {expected}.")
 
 
 def check_model(model: object) -> None:
-    """Raise ``ValueError`` for what is not a network."""
+    """Raise ``ValueError`` for a model that is not a ``Module``."""
     check_type("model", model, Module, "a torch.nn.Module")
 
 
 def check_maps_type(argument: str, maps: object) -> None:
-    """Raise ``ValueError`` for maps that cannot be ordered: no tensor, or one of truth values or complex numbers."""
+    """Raise ``ValueError`` for maps that cannot be ordered: not a tensor, or one of booleans or complex numbers."""
     check_tensor(argument, maps)
     if isinstance(maps, Tensor) and (maps.dtype == torch.bool or maps.is_complex()):
-        raise ValueError(f"{argument}={describe(maps)} holds {maps.dtype}; expected maps of real numbers.")
+        raise ValueError(f"{argument}={describe(maps)} is of dtype {maps.dtype}; expected maps of real numbers.")
 
 
 def shown(value: object) -> str:
-    """A value as an error repeats it; of tensors, modules, what holds them and what is long, only what it is."""
+    """A value as errors repeat it; tensors, modules, containers of them and long values are described instead."""
     text = describe(value) if isinstance(value, (Tensor, Module)) else repr(value)
     return describe(value) if len(text) > _LONGEST or "tensor(" in text or "array(" in text else text
 
 
 def check_flag(argument: str, value: object) -> None:
-    """Raise ``ValueError`` for what is neither true nor false."""
+    """Raise ``ValueError`` for a flag that is neither ``True`` nor ``False``."""
     if not isinstance(value, bool):
-        raise ValueError(f"{argument}={shown(value)} is not a choice; expected True or False.")
+        raise ValueError(f"{argument}={shown(value)} is not a flag; expected True or False.")
 
 
 def check_progress(progress: object) -> None:
-    """Raise ``ValueError`` for what cannot be told how far a call is."""
+    """Raise ``ValueError`` for a progress callback that is not callable."""
     if not (progress is None or callable(progress)):
-        raise ValueError(f"progress={shown(progress)} cannot be called; expected a function of two ints or None.")
+        raise ValueError(f"progress={shown(progress)} is not callable; expected a function of two ints or None.")
 
 
 def check_seed(seed: object) -> None:
-    """Raise ``ValueError`` for what seeds no generator."""
+    """Raise ``ValueError`` for a value that cannot seed a generator."""
     if not is_int(seed) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={shown(seed)} is not a seed; expected an int >= 0.")
 
 
 def check_count(argument: str, value: object) -> None:
-    """Raise ``ValueError`` for what is no positive number of things."""
+    """Raise ``ValueError`` for a count that is not a positive integer."""
     if not is_positive_int(value):
         raise ValueError(f"{argument}={shown(value)} is not a positive number; expected an int >= 1.")
 
 
 def refuse_unknown(unknown: Mapping[str, object]) -> None:
-    """Raise ``ValueError`` for options that the caller does not know, with the nearest that it does know.
+    """Raise ``ValueError`` for unknown options, with the closest known name.
 
-    Where the caller was handed the options of another function, the other's own count too, and so on.
+    If the caller passes on the options of another function, the options of that one are known too, and so on.
     """
     for argument, value in unknown.items():
         names: set[str] = set()

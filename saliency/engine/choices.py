@@ -1,4 +1,4 @@
-"""Choices: rows that depend on where an operation stands, and on what is explained."""
+"""Choices: table rows that depend on the position of an operation in the network, and on what is explained."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,16 +6,16 @@ from saliency.engine.operations import Operation, Row, Rule
 
 
 class Attributing(Rule):
-    """As :class:`Rule`, but what comes back is an attribution of the first tensor among the arguments.
+    """Like :class:`Rule`, but what comes back is the attribution of the first tensor argument, not its gradient.
 
-    It is no gradient, and ends there: where that tensor is what is explained, it is the result.
+    It is not propagated further; if that tensor is the one that is explained, it is the result.
     """
 
 
 class Chosen(Row):
-    """The row of the first choice that suits an operation, if there is one.
+    """The row of the first choice that suits an operation, if any.
 
-    A choice is a question to the operation, and a row: ``Chosen((lambda op: op.standing.first, a), (any_other, b))``.
+    A choice is a predicate of the operation and a row: ``Chosen((lambda op: op.standing.first, a), (any_other, b))``.
     """
 
     def __init__(self, *choices: tuple[Callable[[Operation], bool], Row]) -> None:
@@ -24,5 +24,5 @@ class Chosen(Row):
         object.__setattr__(self, "choices", choices)
 
     def row(self, op: Operation) -> Row | None:
-        """The row of an operation."""
+        """The row that suits an operation."""
         return next((row for suits, row in self.choices if suits(op)), None)

@@ -1,4 +1,4 @@
-"""Comparing: a pass whose operations know what an earlier pass, as one of baselines, has made of the same."""
+"""Comparing: a pass whose operations know the results of an earlier pass, such as one at baselines."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,21 +19,22 @@ from saliency.engine.state import model_device, random_state
 
 
 class Compared(Operation):
-    """An operation that knows its ``reference``: the same operation, as the earlier pass ran it."""
+    """An operation that knows its ``reference``: the same operation as the earlier pass ran it."""
 
     __slots__ = ("reference",)
     reference: Operation
 
 
 class Multilinear(Rule):
-    """A rule for what is linear in each of its tensors: where only one of them depends on the input, there is none."""
+    """A rule for an operation that is linear in each of its tensors; not needed if only one depends on the input."""
 
 
 class ComparingContext(RuleContext):
     """Rules of :class:`Compared` operations, for a model that runs twice.
 
-    What the operations of the first pass have made is kept; those of the second, in a context that knows the
-    ``earlier`` one, find it in the order in which they run.
+    The first pass keeps its operations. The second runs in a context that knows the ``earlier`` one, and finds the
+    counterpart of each operation by the order in which they run: the third max pooling at the input is compared with
+    the third operation kept at the baselines.
     """
 
     carries = "differences"
@@ -55,12 +56,12 @@ class ComparingContext(RuleContext):
         return self.keep(op, graph=False)
 
     def same(self, number: int, op: Operation) -> Operation:
-        """The operation that ran as this ``number``; ``ValueError`` where it is another one."""
+        """The earlier operation with this ``number``; ``ValueError`` if it is not the same operation."""
         found = self._operations[number : number + 1]
         if [_kind(each) for each in found] != [_kind(op)]:
             raise ValueError(
-                f"baselines=those of this call let the model run other operations than the input does, which ran "
-                f"{op.function.__name__}; expected a model that runs the same ones, of the same shapes."
+                f"baselines=those of this call make the model run other operations than the input, which ran "
+                f"{op.function.__name__}; expected the same operations, of the same shapes, for both."
             )
         found[0].check_unchanged()
         return found[0]
@@ -68,14 +69,14 @@ class ComparingContext(RuleContext):
     def send_back(
         self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool
     ) -> list[Tensor | None]:
-        """As any other context, where there is an earlier pass to compare with."""
+        """Like any other context, if there is an earlier pass to compare with."""
         if self._earlier is None:
             raise without_reference(type(self))
         return super().send_back(scores, gradient, tensors, retain)
 
 
 def _depends(value: object) -> bool:
-    """May it depend on the input?"""
+    """May this value depend on the input?"""
     return isinstance(value, Tensor) and value.requires_grad and not isinstance(value, Parameter)
 
 
@@ -87,7 +88,7 @@ def without_reference(context_builder: object) -> ValueError:
     """The error of a context that has nothing to compare with."""
     return ValueError(
         f"context_builder={shown(context_builder)} is not possible without baselines; expected a path of the "
-        "input that begins at some, as path=line(...)."
+        "input that begins at baselines, such as path=line(...)."
     )
 
 
@@ -99,10 +100,10 @@ def compare(
     context_builder: ContextBuilder,
     read: Callable[[object], object],
 ) -> Iterator[tuple[Pass, list[Tensor]]]:
-    """The pass at the end, whose operations know those at the start, and the tensors that the sites have at the start.
+    """Yield the pass at ``end``, whose operations know those at ``start``, and the tensors of the sites at ``start``.
 
-    What the model draws at random is the same in both. ``read`` is what a target makes of the output: its operations
-    are compared too.
+    Random draws of the model are the same in both. ``read`` applies a target to the output: its operations are compared
+    too.
     """
     with ExitStack() as stack:
         stack.enter_context(random_state(model_device(end.model)))
@@ -110,8 +111,8 @@ def compare(
         first = stack.enter_context(recording(start, sites, context_builder))
         earlier, tensors = first.context, [x.detach() for at_site in first.tensors for x in at_site]
         read(first.output)
-    del first  # its graph, of which nothing is asked
+    del first  # its graph, which is not needed
     if not isinstance(earlier, ComparingContext):
-        raise TypeError(f"{type(earlier).__name__} carries differences and is not a ComparingContext.")
+        raise TypeError(f"{type(earlier).__name__} carries differences but is not a ComparingContext.")
     with recording(end, sites, lambda: ComparingContext(earlier.rules, earlier)) as recorded:
         yield recorded, tensors

@@ -1,4 +1,4 @@
-"""Contexts: how the backward pass runs. A rule replaces one operation while its context is open."""
+"""Contexts: how the backward pass runs. Rules replace single operations while their context is open."""
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ from saliency.engine.sending import Force, Sought, differentiate, is_recorded, k
 
 @contextmanager
 def outside_rules() -> Iterator[None]:
-    """What runs inside is no operation of the model: no context of this thread sees it."""
+    """Run code that is not part of the model: no context of this thread sees its operations."""
     before, here.in_rule = here.in_rule, here.call
     try:
         yield
@@ -52,10 +52,10 @@ class NullContext:
 
 
 def make_context(context_builder: object) -> AbstractContextManager[object]:
-    """The context that a builder makes. Raises ``ValueError`` for what makes none."""
+    """The context that a builder returns. Raises ``ValueError`` for a builder that does not return one."""
     context = context_builder() if callable(context_builder) else None
     if not isinstance(context, AbstractContextManager):
-        made = f", but makes {describe(context)}" if callable(context_builder) else ""
+        made = f", but returns {describe(context)}" if callable(context_builder) else ""
         raise ValueError(
             f"context_builder={shown(context_builder)} is not a context class{made}; expected one, or a function "
             "that returns a context manager."
@@ -64,7 +64,7 @@ def make_context(context_builder: object) -> AbstractContextManager[object]:
 
 
 def told_by(context_builder: object, attribute: str, default: object) -> object:
-    """What the context that a builder makes says of itself."""
+    """An attribute of the context class behind a builder, or the default."""
     context = context_builder if isinstance(context_builder, type) else make_context(context_builder)
     return getattr(context, attribute, default)
 
@@ -86,7 +86,7 @@ class Patch:
         path, _, self.attribute = target.rpartition(".")
         self.target: object = _import(path) if path else None
         if not callable(getattr(self.target, self.attribute, None)):
-            raise ValueError(f"target={shown(target)} names no callable; expected a path such as 'torch.relu'.")
+            raise ValueError(f"target={shown(target)} is not the path of a callable; expected one, as 'torch.relu'.")
         self.orig_callable = getattr(self.target, self.attribute)
         setattr(self.target, self.attribute, new_callable)
 
@@ -98,7 +98,7 @@ class Patch:
 
 
 def _import(path: str) -> Any:
-    """The module or attribute at a dotted path; ``None`` if there is none."""
+    """The module or attribute at a dotted path; ``None`` if it does not exist."""
     try:
         return importlib.import_module(path)
     except ImportError:
@@ -107,7 +107,7 @@ def _import(path: str) -> Any:
 
 
 class Noted(NamedTuple):
-    """An operation of the graph, and where in it the operation begins and ends."""
+    """An operation of the graph, and the nodes where it begins and ends."""
 
     op: Operation
     input: GradientEdge
@@ -115,8 +115,9 @@ class Noted(NamedTuple):
 
 
 class Conserved(NamedTuple):
-    """Of what is sent in at the output, the share that arrives at a layer that all paths cross; and what to say of
-    a layer where less arrives, where the share is not between 0 and ``most``, and where nothing arrives."""
+    """Of what is sent in at the output, the fraction that arrives at a layer that all paths cross; and the warnings for
+    a layer where less arrives, where the share is not between 0 and ``most``, and where nothing arrives.
+    """
 
     least: float
     most: float
@@ -126,45 +127,45 @@ class Conserved(NamedTuple):
 
 
 class RuleContext(OwnMode):
-    """Replace what operations send back, or the operations: ``rules`` maps a torch function to a row.
+    """Replace the backward pass of operations, or the operations: ``rules`` maps each torch function to a table row.
 
-    A row is ``Pre(f)``: f(gradient) is sent through the operation's derivative; ``Through(f)``: f(gradient) comes back
-    as it is; ``Rule(f)``: f(op, gradient) comes back, op an :class:`Operation`; ``Instead(f)``, or a bare f:
-    f(function, *args, **kwargs) runs in place of the operation. The context sees modules, functional calls and tensor
-    methods alike, in an unmodified model; it is local to the thread. Of several open contexts that know an operation,
-    the innermost one rules. What activation checkpointing computes again during the backward pass is outside the
-    context: switch checkpointing off.
+    ``Pre(f)`` sends f(gradient) through the operation's derivative; ``Through(f)`` sends back f(gradient) as it is;
+    ``Rule(f)`` sends back f(op, gradient), with op an :class:`Operation`; ``Instead(f)``, or a bare f, runs f(function,
+    *args, **kwargs) in place of the operation. The context sees modules, functional calls and tensor methods alike, in
+    an unmodified model, and is local to the thread. If several open contexts have a row for an operation, the innermost
+    one applies. Activation checkpointing recomputes operations during the backward pass, outside the context: switch it
+    off.
 
     >>> with RuleContext({torch.relu: lambda function, x: function(x) + 1}):
     ...     torch.relu(torch.tensor([-1.0, 2.0]))
     tensor([1., 3.])
     """
 
-    carries: ClassVar[str] = "gradient"  # or "relevance", "differences": what travels down is no derivative
+    carries: ClassVar[str] = "gradient"  # or "relevance", "differences": what is propagated is not a derivative
     conserves: ClassVar[Conserved | None] = None
-    completes: ClassVar[bool] = False  # do activations times what comes back add up to the score?
+    completes: ClassVar[bool] = False  # do activations times what is sent back sum to the score?
 
     def __init__(self, rules: Table) -> None:
         super().__init__()
         self.rules: Mapping[Function, Row] = as_table(rules)
         self.force = Force(self.rules)
         self._opens = not HIDDEN.isdisjoint(self.rules)
-        self.ran = 0  # how often a row was applied behind the first site
-        self.last: dict[Function, Noted | None] | None = None
+        self.ran = 0  # how often a row was applied after the first site
+        self.history: list[tuple[Function, Noted | None]] | None = None  # in the order in which they ran, if requested
         self._keeping: dict[int, list[Operation]] = {}  # by the memory of their arguments
-        self._made: dict[int, tuple[Operation, int, torch.Size]] = {}  # by the memory of what they made
+        self._made: dict[int, tuple[Operation, int, torch.Size]] = {}  # by the memory of their results
         self._opened = Opened()
 
     @property
     def is_table(self) -> bool:
-        """Is it rules for the backward pass alone, which can be chosen when the gradient comes back?"""
+        """Does it only change the backward pass, so that its rules can be chosen when the gradient comes back?"""
         own = type(self).__torch_function__ is not RuleContext.__torch_function__
         return not own and not any(isinstance(row, Instead) for row in self.rules.values())
 
     def send_back(
         self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool
     ) -> list[Tensor | None]:
-        """The gradients at the tensors of ``scores`` whose own gradient is given, under the rules in force."""
+        """The gradients at the tensors under the rules in force, given the ``gradient`` of the ``scores``."""
         self.force.last = not retain
         return differentiate([(scores, gradient)], tensors, retain)
 
@@ -209,7 +210,7 @@ class RuleContext(OwnMode):
         return self.run_recorded(row, function, args, kwargs)
 
     def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
-        """Run an operation that a gradient comes back to; the row is that of the table, which does not change."""
+        """Run an operation that the backward pass reaches; ``row`` is its row of the table, which does not change."""
         if isinstance(row, Pre):
             output: Tensor = function(*args, **kwargs)
             output.register_hook(row.hook)
@@ -219,15 +220,15 @@ class RuleContext(OwnMode):
         return self.keep(Operation(function, args, kwargs), graph=False)
 
     def keep(self, op: Operation, graph: bool) -> Tensor:
-        """Run an operation and keep its arguments: as they are now, also if the model overwrites them later."""
+        """Run an operation and keep its arguments as they are now, even if the model overwrites them later."""
         input = op.tensors[0]
         made = self._made.get(memory_of(input)) if op.inplace else None
         source = made[0] if made is not None and made[1:] == (version_of(input), input.shape) else None
         output = keep_operation(self.force, op, graph, source)
         if graph and not op.inplace:
             self._made[memory_of(output)] = (op, version_of(output), output.shape)
-        if self.last is not None:
-            depends = input.requires_grad and output.requires_grad  # not where all of it is the model's own
+        if self.history is not None:
+            depends = input.requires_grad and output.requires_grad  # not if all arguments belong to the model
             self.note(op.function, Noted(op, *map(get_gradient_edge, (input, output))) if depends else None)
         for tensor, own in zip(op.tensors, op.parameters, strict=True):
             if not own:
@@ -235,13 +236,12 @@ class RuleContext(OwnMode):
         return output
 
     def pass_by(self, function: Function, args: tuple[object, ...]) -> None:
-        """An operation without a row is about to run."""
+        """Called before an operation that has no row runs."""
 
     def note(self, function: Function, noted: "Noted | None") -> None:
-        """An operation that has a row has run; ``None`` where it is in front of the first site."""
-        if self.last is not None:
-            self.last.pop(function, None)  # the latest stands at the end
-            self.last[function] = noted
+        """Called after an operation that has a row has run; ``noted`` is ``None`` before the first site."""
+        if self.history is not None:
+            self.history.append((function, noted))
 
     def _keep_copies(self, overwritten: object) -> None:
         if isinstance(overwritten, Tensor):
@@ -249,7 +249,7 @@ class RuleContext(OwnMode):
                 op.keep_copies(overwritten)
 
     def __enter__(self) -> "RuleContext":
-        self._opened.call = here.call  # a call that is made inside of it, by a hook or a reduction, is not touched
+        self._opened.call = here.call  # a call nested inside, by a hook or a reduction, is left alone
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -270,7 +270,7 @@ def _replace_relu(
 
 
 class ReLUContext(RuleContext):
-    """Replace ReLU, however it is spelled, by ``relu_func``, a :class:`torch.autograd.Function` of one tensor."""
+    """Replace ReLU in all its spellings by ``relu_func``, a :class:`torch.autograd.Function` of one tensor."""
 
     def __init__(self, relu_func: type[torch.autograd.Function]) -> None:
         if not (isinstance(relu_func, type) and issubclass(relu_func, torch.autograd.Function)):

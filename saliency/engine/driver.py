@@ -33,11 +33,11 @@ from saliency.engine.targets import Target, Targets
 from saliency.engine.walking import Walking, along
 
 _FLAGS = ("debug", "attribute_to_layer_input", "return_convergence_delta", "multiply_by_inputs", "materialize_grads")
-# The sites; maps by site and tensor, of all targets; deltas by site; the probes
+# The sites; maps of all targets by site and tensor; deltas by site; the probes
 _Explained: TypeAlias = tuple[list[Site], list[tuple[Tensor, ...]], Sequence[Tensor], Mapping[str, Probe] | None]
 
 
-@typed  # type: ignore[arg-type]  # an option that nobody knows is refused by name
+@typed  # type: ignore[arg-type]  # an unknown option is refused by name
 def saliency(
     model: Module,
     input: Input,
@@ -66,43 +66,43 @@ def saliency(
 ) -> Maps:
     """Explain the score of ``target`` at a layer: the engine of every gradient method.
 
-    A probe records the layer's activation ``x``; the model runs forward, and backward down to the layer, inside
-    ``context_builder()``; ``gradient_to_saliency(x)`` makes a map of ``x`` and ``x.grad``, which is resized and
-    smoothed on the model's device. The model, the caller's tensors and the global state stay as they were.
+    A probe records the layer's activation ``x``. The model runs forward, then backward down to the layer, inside
+    ``context_builder()``. ``gradient_to_saliency(x)`` turns ``x`` and ``x.grad`` into a map, which is resized and
+    smoothed on the model's device. The model, the caller's tensors and all global state are left unchanged.
 
     Args:
-        model: any ``Module`` whose batch comes first; evaluated in ``eval`` mode, whatever mode it is in.
-        input: (N, C, H, W), or one or three axes in place of two, or a clip (B, T, C, H, W), which the model's first
-            convolution tells from a volume; a tuple of tensors for a model of several inputs.
+        model: any ``Module`` with the batch as its first axis; runs in ``eval`` mode, whatever mode it is in.
+        input: (N, C, H, W), or with one or three spatial axes, or a clip (B, T, C, H, W), which the model's first
+            convolution tells from a volume; a tuple of tensors for a model with several inputs.
         target: what is explained: a class index, one per sample, (N, K) indices for K maps from one forward pass, a
-            float tensor shaped like the output, a tuple of indices, ``None`` for an only score, or a function of the
+            float tensor shaped like the output, a tuple of indices, ``None`` for a single score, or a function of the
             output that returns one score per sample.
         saliency_layer: dotted name or module; ``''`` is the input, ``None`` the last layer with spatial output; a list
             of layers gives a list of maps from one forward pass.
         resize: ``True`` for the input's size, or (width, height), innermost axis first. ``resize_mode`` as in
             ``F.interpolate``; 'bilinear' is linear along each axis of any map.
         smooth: standard deviation of a Gaussian filter, as a fraction of the map's longest side.
-        context_builder: makes the context that both passes run in.
-        gradient_to_saliency: makes a map (N, 1, h, w) of a tensor (N, C, h, w) that has its ``.grad``.
-        get_backward_gradient: makes the output's gradient of output and target; ``None``: no backward pass.
-        debug: also return a dict of probes, one per module, with data and gradients (of the last of K targets).
-        additional_forward_args, forward_kwargs: reach the model's ``forward`` after the input.
-        attribute_to_layer_input: probe what goes into the layer, not what comes out of it.
-        layout: how the activation holds its grid, if the pass does not show it: ``'channels_first'``, tokens' (h, w),
-            ``'channels_last'``, a function that returns (N, C, h, w); ``'layer'`` hands it on as it is.
-        shared: a :func:`shared_forward` of the same model and input, which need not run again.
-        path: take gradients on a path, as ``line()``, ``internal_batch_size`` points at a time.
-        call: of a layer that runs several times: which call is explained, or ``'all'`` for the sum over them.
-        return_convergence_delta: also return what the attribution on a path misses of the score's change.
-        multiply_by_inputs: whether an attribution is the gradient times the input, or the gradient itself.
-        materialize_grads: zeros at a layer that the score does not depend on, in place of an error.
+        context_builder: returns the context that both passes run in.
+        gradient_to_saliency: turns a tensor (N, C, h, w) with its ``.grad`` into a map (N, 1, h, w).
+        get_backward_gradient: computes the output's gradient from output and target; ``None``: no backward pass.
+        debug: also return a dict of probes, one per module, with data and gradients (for the last of K targets).
+        additional_forward_args, forward_kwargs: passed to the model's ``forward`` after the input.
+        attribute_to_layer_input: probe the layer's input instead of its output.
+        layout: where the activation has its grid, if the pass does not show it: ``'channels_first'``, tokens' (h, w),
+            ``'channels_last'``, a function that returns (N, C, h, w); ``'layer'`` keeps the layer's own shape.
+        shared: a :func:`shared_forward` of the same model and input, reused in place of a new pass.
+        path: take gradients along a path such as ``line()``, ``internal_batch_size`` points at a time.
+        call: which call of a layer that runs several times is explained, or ``'all'`` for the sum over its calls.
+        return_convergence_delta: also return by how much a path's attribution differs from the change of the score.
+        multiply_by_inputs: whether an attribution is the gradient times the input, or the gradient alone.
+        materialize_grads: return zeros at a layer that the score does not depend on, instead of raising.
 
     Returns:
         (N, 1, h, w) at the layer's resolution or at ``resize``, raw scale, detached, in the model's dtype; (N, K, h, w)
         for K targets; (B, T, h, w) of frames; a list for a list of layers; for a tuple of inputs, a tuple of maps of
         the floating-point ones; with ``debug`` (that, probes), with ``return_convergence_delta`` (that, deltas).
 
-    Raises ``ValueError`` for an argument that cannot be used, a layer that is not reached, a gradient that is not.
+    Raises ``ValueError`` for invalid arguments, a layer that does not run, or one that no gradient reaches.
     """
     refuse_unknown(unknown)
     asked = make_call(model, input, additional_forward_args, forward_kwargs)
@@ -129,7 +129,7 @@ def saliency(
     for layer, site, joined in zip(layers, sites, found, strict=True):
         as_tuple = isinstance(input, (tuple, list)) if layer == "" else whole and len(joined) > 1
         results.append(joined if as_tuple else joined[0])
-        note_map(asked, site, parsed, () if materialize_grads else joined)  # zeros may be what was asked for
+        note_map(asked, site, parsed, () if materialize_grads else joined)  # zeros may have been requested
     asked.notices.report()
     several = isinstance(saliency_layer, (list, tuple))
     result = results if several else results[0]
@@ -139,10 +139,10 @@ def saliency(
 
 
 def as_list(layers: Layers) -> list[Layer]:
-    """The layers of a call; ``ValueError`` where there are none."""
+    """The layers of a call; ``ValueError`` if there are none."""
     listed: list[Layer] = [*layers] if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
     if not listed:
-        raise ValueError(f"saliency_layer={shown(layers)} names no layer; expected a layer or a list of layers.")
+        raise ValueError(f"saliency_layer={shown(layers)} is not a layer; expected one, or a non-empty list of them.")
     return listed
 
 
@@ -156,11 +156,11 @@ def _explain(
     debug: bool,
     again: bool,
 ) -> _Explained:
-    """Explain the targets: the maps of each are made before the gradients of the next are taken."""
+    """Explain the targets: the maps of each are finished before the gradients of the next are computed."""
     how = replace(how, shared=None) if again else how
     sites = make_sites(False)
-    # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on. A
-    # layer may be one that was found for another target, or before the model was changed; then it is searched anew.
+    # A model may disable gradients itself around the layer; if that cuts it off, record from the input on. A
+    # remembered layer may have been found for another target, or before the model changed: then search again.
     ways = [(debug, False), (True, False), (True, True)]
     while True:
         record_all, anew = ways.pop(0)
@@ -173,7 +173,7 @@ def _explain(
                 walked = along(call, targets, sites, walking, watching)
                 every, found = walked.activations, []
                 if isinstance(every, Generator):
-                    stack.callback(every.close)  # it holds the pass open; an error keeps it alive, but has to end it
+                    stack.callback(every.close)  # it keeps the pass open, and an error would keep it alive
                 for each in every:
                     found.append([finish.maps(*of) for of in zip(sites, each, strict=True)])
                     for site, tensors in zip(sites, each, strict=True) if finish.layout != "layer" else ():
@@ -186,7 +186,7 @@ def _explain(
 
 
 def _check_pieces(how: How, gradient_to_saliency: object, flags: Sequence[object]) -> None:
-    """Raise ``ValueError`` for a piece of the driver that is none."""
+    """Raise ``ValueError`` for an invalid piece of the driver."""
     check_shared(how.shared)
     if not (how.get_backward_gradient is None or callable(how.get_backward_gradient)):
         raise ValueError(
@@ -195,15 +195,15 @@ def _check_pieces(how: How, gradient_to_saliency: object, flags: Sequence[object
         )
     if not callable(gradient_to_saliency):
         raise ValueError(
-            f"gradient_to_saliency={shown(gradient_to_saliency)} is not a function of an activation with its gradient; "
-            "expected one."
+            f"gradient_to_saliency={shown(gradient_to_saliency)} is not a function; expected one of an activation with "
+            "its gradient."
         )
     for argument, flag in zip(_FLAGS, flags, strict=True):
         check_flag(argument, flag)
 
 
 def _join(found: list[list[list[Tensor]]], layer_shaped: bool) -> list[tuple[Tensor, ...]]:
-    """Maps by site and tensor, of maps by target, site and tensor."""
+    """Regroup maps by target, site and tensor into maps by site and tensor, each with all targets."""
     return [
         tuple(join_targets(list(per), layer_shaped) for per in zip(*of_targets, strict=True))
         for of_targets in zip(*found, strict=True)
@@ -229,7 +229,7 @@ def _check_combination(
     gradient_to_saliency: Callable[[Tensor], Tensor],
     debug: bool,
 ) -> None:
-    """Raise ``ValueError`` for options that mean nothing together."""
+    """Raise ``ValueError`` for options that cannot be combined."""
     path, attribution = walking.path, isinstance(gradient_to_saliency, Attribution)
     if path is None:
         completes = walking.delta and attribution and not debug and told_by(how.context_builder, "completes", False)
@@ -266,7 +266,7 @@ def _refuse_without_path(argument: str, value: object, expected: str) -> NoRetur
 
 
 def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
-    """Raise ``ValueError`` for a context that sends back no derivatives, on a path that needs them."""
+    """Raise ``ValueError`` for a context that does not send back derivatives, on a path that needs them."""
     if not callable(context_builder) or (path is None and not isinstance(context_builder, type)):
         return
     carries = told_by(context_builder, "carries", "gradient")
@@ -274,6 +274,6 @@ def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
         raise without_reference(context_builder)
     if carries == "relevance" and path is not None and path.displaces:
         raise ValueError(
-            f"context_builder={shown(context_builder)} is not possible on a path that multiplies gradients with a "
+            f"context_builder={shown(context_builder)} is not possible on a path that multiplies gradients by a "
             "displacement; expected a context that sends back gradients."
         )

@@ -1,4 +1,4 @@
-"""Finishing: from a site's tensors and their gradients to maps of the asked size."""
+"""Finishing: from a site's tensors and their gradients to maps of the requested size."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -19,19 +19,18 @@ from saliency.engine.site import Site
 def check_finish(
     call: Call, layers: Sequence[Layer], resize: object, resize_mode: object, smooth: object, layout: object
 ) -> None:
-    """Raise ``ValueError`` for options that no maps of these layers can be made with."""
+    """Raise ``ValueError`` for options with which no map of these layers can be made."""
     check_map_options(resize, resize_mode, smooth, layout, call.image)
     further = [x for x in tree_leaves((call.args, call.kwargs)) if isinstance(x, Tensor) and _is_like(x, call.image)]
     sizes = {tuple(x.shape[2:]) for x in (*call.inputs, *further) if x.ndim > 2}
     if resize is True and len(sizes) > 1 and any(layer != "" for layer in layers):
         raise ValueError(
-            f"resize=True does not say which of the inputs' sizes {sorted(sizes)} is meant at a layer; expected "
-            "(width, height)."
+            f"resize=True is ambiguous at a layer, as inputs have sizes {sorted(sizes)}; expected (width, height)."
         )
 
 
 def _is_like(x: Tensor, image: Tensor) -> bool:
-    """Is it another image of that kind, maybe of another size?"""
+    """Is this another image of the same kind, perhaps of another size?"""
     return x.is_floating_point() and x.ndim == image.ndim and x.shape[:2] == image.shape[:2]
 
 
@@ -48,7 +47,7 @@ class Finish(NamedTuple):
     @outside_rules()
     @torch.no_grad()
     def maps(self, site: Site, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """One map a tensor; of all calls of a layer, their sum."""
+        """One map per tensor; for all calls of a layer, their sum."""
         found = [self._map(site, _changed(x, lambda values: values.to(self.call.dtype))) for x in tensors]
         if site.call != "all":
             return found
@@ -76,7 +75,7 @@ class Finish(NamedTuple):
 
 
 def _changed(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """What a function makes of a tensor, with what it makes of the gradient, and of that one's own."""
+    """Apply a function to a tensor and to its gradient, and to that gradient's own, and so on."""
     changed = change(x)
     if changed is not x and x.grad is not None:
         changed.grad = _changed(x.grad, change)
@@ -86,8 +85,8 @@ def _changed(x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
     if x.shape[:1] != image.shape[:1] and not (layout == "layer" or callable(layout)):
         raise ValueError(
-            f"{site.said} makes {tuple(x.shape)}, no batch of {len(image)} images; expected "
-            "a layer with one row an image, or layout=function."
+            f"{site.said} returns {tuple(x.shape)}, which is not a batch of {len(image)} images; expected "
+            "a layer with one row per image, or layout=function."
         )
     seen = site.seen or ()
     return _changed(x, lambda values: to_channels_first(values, image.shape[2:], layout, site.module, seen))

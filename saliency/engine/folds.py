@@ -1,4 +1,4 @@
-"""Folds: how the gradients of one path become one tensor."""
+"""Folds: how the gradients along one path become one tensor."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 class Steps(NamedTuple):
     """Steps of one sample's path: activations and gradients (T, ...), and weights (T, 1, ...).
 
-    ``moved`` (T, ...) is the activation where the path of a step ends, less that where it begins, if a fold needs it.
+    ``moved`` (T, ...), if the fold needs it, is the activation at the end of each step's path minus that at its start.
     """
 
     x: Tensor
@@ -20,7 +20,7 @@ class Steps(NamedTuple):
     moved: Tensor | None
 
     def joined(self, others: "Steps") -> "Steps":
-        """These steps and the others behind them."""
+        """These steps followed by the others."""
         moved = None if self.moved is None or others.moved is None else torch.cat([self.moved, others.moved])
         x, gradient, weight = (torch.cat(pair) for pair in zip(self[:3], others[:3], strict=True))
         return Steps(x, gradient, weight, moved)
@@ -37,8 +37,8 @@ class Steps(NamedTuple):
 class Fold:
     """How the steps of one path become one tensor.
 
-    ``overlap``: 0, a sum over steps, added up chunk by chunk; 1, each step needs its successor; None, all at once.
-    What comes out is an ``attribution``, or else a gradient, which takes the place of ``x.grad``.
+    ``overlap``: 0, a sum over steps, accumulated chunk by chunk; 1, each step needs its successor; None, all at once.
+    The result is an ``attribution``, or else a gradient, which replaces ``x.grad``.
     """
 
     combine: Callable[[Steps], Tensor]
@@ -54,7 +54,7 @@ MOMENTS = Fold(
 )
 SQUARED = Fold(lambda steps: (steps.weight * steps.gradient.square()).sum(0), attribution=True)
 VARIANCE = Fold(lambda steps: steps.gradient.var(0, correction=0), overlap=None, attribution=True)
-# The gradient at the beginning of a step, times what the activation moves in it.
+# The gradient at the start of each step, times the change of the activation over the step.
 CONDUCTANCE = Fold(lambda steps: (steps.gradient[:-1] * steps.x.diff(dim=0)).sum(0), overlap=1, attribution=True)
 SHAP = Fold(
     lambda steps: (steps.weight * steps.gradient * (1 if steps.moved is None else steps.moved)).sum(0),

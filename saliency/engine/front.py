@@ -1,14 +1,15 @@
-"""The front: the network up to a layer, which runs once; then its operations are repeated without computing.
+"""The front: the network up to a layer, which runs once; afterwards its operations are replayed without computing.
 
-Recording notes every operation of a forward pass, with weak references to its results. When the layer is reached, those
-that are still alive are all that the rest of the network, the tail, may use; those that it does use are kept as they
-were there. Replaying runs the model's own code again: an operation in front gives what was kept, in as many rows as are
-asked for, or a shell of the right shape, without memory, where the tail never looks::
+Recording notes every operation of a forward pass, with weak references to its results. When the layer is reached, only
+the results that are still alive can be used by the rest of the network, the tail; those that it does use are kept as
+they were at that moment. Replaying runs the model's own code again: each operation of the front returns the kept
+result, expanded to the requested number of rows, or, if the tail never reads it, a shell of the right shape without
+memory::
 
     def forward(self, x):           recorded                         replayed in 3 rows
         a = self.stem(x)            kept: the sum below uses it      the kept a (1, ...), expanded to (3, ...)
-        b = a.relu()                let go                           a shell of shape (3, ...)
-        c = self.layer(b)           the layer is reached             what is put in its place, (3, ...)
+        b = a.relu()                released                         a shell of shape (3, ...)
+        c = self.layer(b)           the layer is reached             its replacement, (3, ...)
         return self.head(a + c)     computed                         computed
 """
 
@@ -24,9 +25,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from saliency.engine.nesting import OwnMode
 
 _Function: TypeAlias = Callable[..., Any]
-_Operation: TypeAlias = tuple[_Function, Any]  # a function, and its result with a Noted in place of every tensor
+_Operation: TypeAlias = tuple[_Function, Any]  # a function, and its result with every tensor replaced by a Noted
 
-# Never noted: they depend on the number of rows, or change a state of the thread.
+# Never noted: they depend on the number of rows, or change the state of the thread.
 _RUN_ANYWAY = frozenset(
     [
         *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "nbytes")),
@@ -37,21 +38,21 @@ _RUN_ANYWAY = frozenset(
 
 
 class DivergedError(Exception):
-    """The model does not repeat what it did when it was recorded."""
+    """The model does not repeat the operations that were recorded."""
 
 
 def _storage(tensor: Tensor) -> int:
-    """What tensors share that are views of each other; valid as long as one of them is alive."""
+    """An identifier common to all views of the same memory; valid as long as one of them is alive."""
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Can it be repeated without memory?"""
+    """Can a shell without memory stand in for this tensor?"""
     return tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
 
 
 def _is_row(tensor: Tensor) -> bool:
-    """Is this the row of one sample? A vector of one float is a factor."""
+    """Does this tensor belong to one sample? A vector of one float is a scale instead."""
     row = _is_plain(tensor) and tensor.ndim > 0 and tensor.shape[0] == 1
     return row and not (tensor.ndim == 1 and tensor.is_floating_point())
 
@@ -61,32 +62,32 @@ def _in_rows(tensor: Tensor, rows: int) -> Tensor:
 
 
 def _strided(content: Tensor, like: Tensor) -> Tensor:
-    """The part of a storage's content that a tensor stands for."""
+    """The view of a storage's content with the geometry of ``like``."""
     return content.as_strided(like.shape, like.stride(), like.storage_offset())
 
 
 class _Noted:
-    """A tensor of the front: as it was where the layer was reached, if the tail uses it, and else its shape alone."""
+    """A tensor of the front: its value when the layer was reached, if the tail uses it, otherwise only its shape."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._alive = weakref.ref(tensor)
         self._shape, self._dtype, self._device = tensor.shape, tensor.dtype, tensor.device
         self._shell = None if _is_plain(tensor) else tensor
         self._kept: Tensor | None = None
-        self.identity = id(self)  # the same for all results that are one tensor
-        self._content: Tensor | None = None  # of its whole storage, where the tail overwrites that
+        self.identity = id(self)  # equal for all results that are the same tensor
+        self._content: Tensor | None = None  # of the whole storage, if the tail overwrites it
 
     def release(self) -> None:
         self._kept = None
 
     def hold(self) -> list[Tensor]:
-        """Hold the tensor from here on, if it is alive."""
+        """Keep the tensor alive from here on, if it still is."""
         self._kept = self._alive()
         self.identity = id(self if self._kept is None else self._kept)
         return [] if self._kept is None else [self._kept]
 
     def settle(self, uses: "_Uses") -> None:
-        """Let go of a tensor that the tail did not use."""
+        """Release a tensor that the tail did not use."""
         if self._kept is not None and _storage(self._kept) in uses.read:
             self._content = uses.overwritten.get(_storage(self._kept))
             self._kept = self._kept.detach()
@@ -94,9 +95,10 @@ class _Noted:
             self._kept, self.identity = None, id(self)
 
     def in_rows(self, rows: int, buffers: dict[tuple[int, int], Tensor]) -> Tensor:
-        """The tensor, or its shell, in every row. What the tail overwrites is a view of a copy of its whole storage.
+        """The tensor, or its shell, in every row. If the tail overwrites it, this is a view of a copy of its whole
+        storage.
 
-        Tensors that share a storage share its copy, in ``buffers``: one sees what is written to the other.
+        Tensors with a common storage get a common copy, in ``buffers``: what is written to one is seen by the other.
         """
         x, content = self._kept, self._content
         if x is None:
@@ -114,13 +116,13 @@ class _Noted:
 
 
 class _Uses(TorchDispatchMode):
-    """Which of the watched storages are used, and what those held that are overwritten, whoever does it and how."""
+    """Note which of the watched storages are used, and what they held before they are overwritten in any way."""
 
     supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # to be skipped by the compiler, it would be imported first, which takes a second
+        return False  # skipping would import the compiler first, which takes a second
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -129,11 +131,11 @@ class _Uses(TorchDispatchMode):
         self.overwritten: dict[int, Tensor] = {}
 
     def watch(self, tensors: Sequence[Tensor]) -> None:
-        """Watch the storages of these tensors, and forget all others."""
+        """Watch the storages of these tensors and forget all others."""
         self._watched, self.read, self.overwritten = set(map(_storage, tensors)), set(), {}
 
     def see(self, values: object) -> list[Tensor]:
-        """Note the use of all tensors in there; gives those that are watched."""
+        """Note the use of all tensors in ``values``; return those that are watched."""
         tensors = [x for x in tree_leaves(values) if isinstance(x, Tensor) and _storage(x) in self._watched]
         self.read.update(map(_storage, tensors))
         return tensors
@@ -158,9 +160,9 @@ class _Uses(TorchDispatchMode):
 
 
 class Recording(OwnMode):
-    """Note the operations of a forward pass. ``recording.uses`` and this are opened around the model, innermost.
+    """Note the operations of a forward pass. Open ``recording.uses`` and this around the model, innermost.
 
-    ``given`` is what the model is called with; ``mark`` is called where the layer is reached.
+    Call the model with ``given``, and :meth:`mark` when the layer is reached.
     """
 
     def __init__(self, given: object) -> None:
@@ -181,7 +183,7 @@ class Recording(OwnMode):
         return result
 
     def mark(self, at_layer: Sequence[Tensor]) -> None:
-        """The front ends here, with these tensors; if the layer is called again, there."""
+        """End the front here, at these tensors; if the layer is called again, end it there instead."""
         self._length = len(self._operations)
         noted = self._noted()
         for each in noted:
@@ -189,15 +191,15 @@ class Recording(OwnMode):
         self.uses.watch([*at_layer, *(x for each in noted for x in each.hold())])
 
     def is_overwritten(self, tensor: Tensor) -> bool:
-        """Did the tail write to a tensor that was there when the layer was reached?"""
+        """Did the tail write to a tensor that existed when the layer was reached?"""
         return _storage(tensor) in self.uses.overwritten
 
     def as_marked(self, tensor: Tensor) -> Tensor:
-        """What such a tensor was when the layer was reached."""
+        """The value of such a tensor when the layer was reached."""
         return _strided(self.uses.overwritten[_storage(tensor)], tensor) if self.is_overwritten(tensor) else tensor
 
     def settle(self, output: object) -> "Front":
-        """The front, after the model has returned this output."""
+        """The front, once the model has returned ``output``."""
         self.uses.see(output)
         for noted in self._noted():
             noted.settle(self.uses)
@@ -209,20 +211,20 @@ class Recording(OwnMode):
 
 
 class Front:
-    """What was noted of a front: what the model was given, and its operations up to the layer."""
+    """A recorded front: what the model was given, and its operations up to the layer."""
 
     def __init__(self, given: object, operations: Sequence[_Operation]) -> None:
         self.given, self.operations = given, operations
 
     def replay(self, rows: int) -> "Replay":
-        """A mode in which the model repeats the front in that many rows."""
+        """A mode in which the model repeats the front in this many rows."""
         return Replay(self, rows)
 
 
 class Replay(OwnMode):
-    """The operations of the front give what is known. Raises :class:`DivergedError` for any other operation.
+    """Operations of the front return what was kept. Raises :class:`DivergedError` for any other operation.
 
-    ``given`` is what the model is to be called with; ``finish`` is called where the layer is reached.
+    Call the model with ``given``, and :meth:`finish` when the layer is reached.
     """
 
     def __init__(self, front: Front, rows: int) -> None:
@@ -242,7 +244,7 @@ class Replay(OwnMode):
         known, result = next(self._left, (None, None))
         if known != func:
             raise DivergedError(f"{known} was recorded, not {func}")
-        # Most results are one tensor, and this is all that a front costs.
+        # The fast way for most results: this is all that replaying costs.
         return self._hand_out(result) if isinstance(result, _Noted) else tree_map_only(_Noted, self._hand_out, result)
 
     def finish(self) -> None:
@@ -252,8 +254,8 @@ class Replay(OwnMode):
         self._in_front = False
 
     def _hand_out(self, noted: _Noted) -> Tensor:
-        """One tensor for all results that were one: what is written to it is seen wherever it was returned."""
+        """One tensor for all results that were the same one, so that a write to it is seen everywhere."""
         if noted.identity not in self._handed:
-            with torch._C.DisableTorchFunction(), torch.enable_grad():  # a view made without may not be written to
+            with torch._C.DisableTorchFunction(), torch.enable_grad():  # else a view could not be written to
                 self._handed[noted.identity] = noted.in_rows(self._rows, self._buffers)
         return self._handed[noted.identity]

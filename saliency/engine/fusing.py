@@ -1,4 +1,4 @@
-"""Fusing: one map of the maps of several layers."""
+"""Fusing: combine the maps of several layers into one."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ FUSES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def check_fuse(fuse: object, gamma: object) -> None:
-    """Raise ``ValueError`` for what says of no maps how they become one."""
+    """Raise ``ValueError`` for an invalid way to fuse maps, or an invalid scale."""
     if not (isinstance(fuse, str) and fuse in FUSES):
         raise ValueError(f"fuse={shown(fuse)} is not a way to fuse maps; expected one of {', '.join(FUSES)}.")
     if gamma is not None and not (is_number(gamma) and gamma > 0):
@@ -24,7 +24,7 @@ def check_fuse(fuse: object, gamma: object) -> None:
 
 
 def fuse_maps(maps: Sequence[Tensor], fuse: str, gamma: float | None) -> Tensor:
-    r"""The mean, maximum or product of maps (N, K, ...), each normalised and brought to the size of the largest.
+    r"""The mean, maximum or product of maps (N, K, ...), each normalised and resized to the largest.
 
     .. math:: \hat m = \tanh\Bigl(\gamma \frac{\max(0, m)}{\max_u m_u}\Bigr)
 
@@ -34,7 +34,7 @@ def fuse_maps(maps: Sequence[Tensor], fuse: str, gamma: float | None) -> Tensor:
     tensor([[[0.5000, 0.2500]]])
     """
     if not all(isinstance(each, Tensor) for each in maps) or len({each.ndim for each in maps}) > 1:
-        raise ValueError(f"maps={', '.join(map(describe, maps))} cannot be fused; expected a map (N, K, h, w) a layer.")
+        raise ValueError(f"maps={', '.join(map(describe, maps))} cannot be fused; expected (N, K, h, w) of each layer.")
     positive = [each.relu() for each in maps]
     normalised = [safe_divide(each, each.amax(tuple(range(2, each.ndim)), keepdim=True)) for each in positive]
     scaled = normalised if gamma is None else [torch.tanh(gamma * each) for each in normalised]

@@ -30,15 +30,15 @@ class CutOffError(SiteError):
         super().__init__(
             site,
             "is reached by no gradient: the score does not depend on it (on another output of a layer that returns "
-            "several, or not on the input at all), or is computed without gradients (no_grad, inference_mode or "
-            "detach() inside the model, quantised operations, reentrant checkpointing); expected a layer on the way "
+            "several, or not on the input at all) or is computed without gradients (no_grad, inference_mode or "
+            "detach() inside the model, quantised operations, reentrant checkpointing); expected a layer on the path "
             "to the score.",
         )
 
 
 @dataclass(frozen=True)
 class How:
-    """How gradients are taken: in which context, of what, and what becomes of one that is ``None``."""
+    """How gradients are computed: in which context, from which output gradient, and what replaces a missing one."""
 
     context_builder: ContextBuilder = NullContext
     get_backward_gradient: GetGradient = get_backward_gradient
@@ -48,14 +48,14 @@ class How:
 
 
 class Deltas(list[Tensor]):
-    """What attributions at each site miss of the score: (N,), for K targets (N, K)."""
+    """By how much the attributions at each site differ from the score: (N,), or (N, K) for K targets."""
 
     def __init__(self) -> None:
         super().__init__()
         self._columns: list[list[Tensor]] = []
 
     def add(self, samples: int, recorded: Pass, activations: Activations) -> None:
-        """Take what a pass has found for its next target."""
+        """Add the result of a pass for its next target."""
         if recorded.sent is None or recorded.scores is None:
             return
         sent, scores = recorded.sent.detach(), recorded.scores.detach()
@@ -72,7 +72,7 @@ class Deltas(list[Tensor]):
 def send_gradients(
     recorded: Pass, targets: Targets, tensors: Sequence[Sought], watched: Sequence[Tensor], how: How
 ) -> Iterator[list[Tensor | None]]:
-    """For every target the gradients at the tensors; those that are ``watched`` are given theirs in place."""
+    """Yield the gradients at the tensors for every target; each ``watched`` tensor gets its own as ``.grad``."""
     get = how.get_backward_gradient
     if get is None:
         for _ in range(len(targets)):
@@ -100,10 +100,10 @@ def send_gradients(
 def at_once(
     call: Call, targets: Targets, sites: Sequence[Site], how: How, deltas: "Deltas | None" = None
 ) -> Iterator[Activations]:
-    """For every target the activations of one forward pass, with their gradients; each is found when it is asked for.
+    """Yield, for every target, the activations of one forward pass with their gradients, computed on demand.
 
-    Without ``get_backward_gradient`` there is no backward pass, and the activations have no gradient. ``deltas`` are
-    told what these miss.
+    Without ``get_backward_gradient`` there is no backward pass, and the activations have no gradient. By how much the
+    attributions differ from the score is added to ``deltas``.
     """
     kept = None if torch.is_grad_enabled() else how.shared
     record = recording if kept is None else kept.recording
@@ -111,7 +111,7 @@ def at_once(
         tensors = [x for at_site in recorded.tensors for x in at_site]
         watched = [x for probe in how.probes for x in probe.data]
         every = (
-            # Copies: what is made of them may overwrite them, and others are given the same.
+            # Copies: reductions may overwrite them, and the next target needs the same values.
             _noted(
                 *(call, sites, recorded, deltas),
                 by_site(sites, recorded.tensors, map(recorded.factor, tensors), gradients, how),
@@ -123,7 +123,7 @@ def at_once(
         ):
             yield from every
             return
-        collected = list(every)  # what is made of them is no part of the model: it is made outside of the context
+        collected = list(every)  # reductions are not part of the model: they run outside the context
     yield from collected
 
 
@@ -148,7 +148,7 @@ def by_site(
     gradients: Iterable[Tensor | None],
     how: How,
 ) -> Activations:
-    """The tensors of every site, each with its gradient."""
+    """Regroup tensors by site, each with its gradient."""
     pairs = zip(tensors, gradients, strict=True)
     return [
         [_with_gradient(*next(pairs), site, how) for _ in at_site]
@@ -161,7 +161,7 @@ def _with_gradient(x: Tensor, gradient: Tensor | None, site: Site, how: How) -> 
         gradient = torch.zeros_like(x)
     if gradient is None and how.get_backward_gradient is not None:
         raise CutOffError(site)
-    if gradient is not None and gradient.ndim > x.ndim:  # a fold's powers of it
+    if gradient is not None and gradient.ndim > x.ndim:  # a fold's powers of the gradient
         gradient, *powers = gradient.unbind(-1)
         for lower, power in zip([gradient, *powers], powers, strict=False):
             lower.grad = power

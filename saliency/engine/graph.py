@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
-# Operations that choose, reorder, convert or resize values, and compute no new ones.
+# Operations that select, reorder, convert or resize values without computing new ones.
 _COPIES = re.compile(
     r"(Alias|AsStrided|Cat|Clone|ConstantPadNd|Expand|Flip|Index|IndexSelect|Permute|PixelShuffle|ReshapeAlias|Select"
     r"|Slice|Split\w*|Squeeze|Stack|T|ToCopy|Transpose|Unbind|UnsafeView|Unsqueeze|Upsample\w*|View)Backward\d*"
@@ -18,17 +18,17 @@ T = TypeVar("T", bound=Hashable)
 
 
 def node_of(x: Tensor) -> Node | None:
-    """The node of the graph that made a tensor; ``None`` where it has no gradient."""
+    """The graph node that produced a tensor; ``None`` if it does not require a gradient."""
     return get_gradient_edge(x).node if x.requires_grad else None
 
 
 def sources(node: Node) -> list[Node]:
-    """The nodes whose results went into a node."""
+    """The nodes whose results are the inputs of a node."""
     return [source for source, _ in node.next_functions if source is not None]
 
 
 def walk(start: Iterable[T], follow: Callable[[T], Iterable[T]]) -> set[T]:
-    """All that can be reached, the start among it.
+    """Everything that can be reached from ``start``, which is included.
 
     >>> walk([1], lambda n: [2 * n] if n < 8 else []) == {1, 2, 4, 8}
     True
@@ -48,7 +48,7 @@ def _copied_from(node: Node) -> list[Node]:
 
 
 def origins(node: Node) -> set[str]:
-    """The names of the operations that computed the values, through mere copies.
+    """The names of the operations that computed a node's values, looking through mere copies.
 
     >>> import torch
     >>> origins(torch.ones(2, requires_grad=True).softmax(0).view(1, 2).grad_fn)
@@ -58,7 +58,7 @@ def origins(node: Node) -> set[str]:
 
 
 def depends_on(score: Tensor, x: Tensor) -> bool:
-    """Was a score computed from a tensor? A walk along the graph, no backward pass.
+    """Was a score computed from a tensor? Walks the graph, without a backward pass.
 
     >>> import torch
     >>> x, y = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
@@ -82,7 +82,7 @@ class Graph:
     """
 
     def __init__(self, score: Tensor, outputs: Iterable[Tensor], given: Iterable[Node]) -> None:
-        """``outputs`` are the tensors that the model returned, ``given`` the nodes of those that it was given."""
+        """``outputs`` are the tensors that the model returned, ``given`` the nodes of its inputs."""
         start = [node for x in [score] if (node := node_of(x)) is not None]
         returned = {node for x in outputs if (node := node_of(x)) is not None}
         self._nodes = walk(start, sources)
@@ -91,18 +91,20 @@ class Graph:
             for source in sources(node):
                 readers[source].append(node)
         self._dependent = walk((node for node in given if node in self._nodes), readers.__getitem__)
-        # A model may return its hidden states too: what counts is the output that the score is made of.
+        # A model may return its hidden states too: only the output that the score is computed from counts.
         read = walk(start, lambda node: [] if node in returned else sources(node)) & returned
         self._returned = walk(read, _copied_from)
 
     def __contains__(self, node: Node) -> bool:
-        """Does the score depend on it?"""
+        """Does the score depend on this node?"""
         return node in self._nodes
 
     def depends(self, node: Node | None) -> bool:
-        """Does it depend on what the model was given? Of a score that hides its own dependence, all is said to."""
+        """Does the node depend on the model's input? If the score hides its dependence, all nodes are taken to depend
+        on it.
+        """
         return node in self._dependent or not self._dependent
 
     def is_returned(self, node: Node) -> bool:
-        """Is the output that the score is made of a mere copy of it, maybe resized?"""
+        """Is the output behind the score a mere copy of this node, perhaps resized?"""
         return node in self._returned

@@ -1,9 +1,9 @@
-"""Interrupts: signals, such as Ctrl-C's, wait while a call changes what it has to put back.
+"""Interrupts: signals such as Ctrl-C's are deferred while a call changes state that it has to restore.
 
-A handler that raises does so between any two lines, so also between a change and the line that registers its undo, or
-inside of the clean-up. While a call is open, handlers run where the model does, and what it was given by the user, and
-nowhere else: elsewhere they wait, and run as soon as they may. Once one has raised, all others wait: what follows is
-clean-up. Python runs handlers in the main thread alone, so calls of other threads need none of this.
+Python may run a signal handler between any two lines, so also between a change and the line that registers its undo, or
+during clean-up. While a call is open, handlers run only in the model and in functions that the user passed in;
+elsewhere they are deferred, and run as soon as they may. Once a handler has raised, all others are deferred: what
+follows is clean-up. Python runs handlers in the main thread alone, so calls in other threads need none of this.
 """
 
 import signal
@@ -22,26 +22,26 @@ _SIGNALS = tuple(getattr(signal, name) for name in _NAMES.split() if hasattr(sig
 
 
 class _Signals:
-    """The handlers of signals, while ours stands in front of them."""
+    """The user's handlers, while ours is installed in front of them."""
 
     def __init__(self) -> None:
         self.handlers: dict[int, _Handler] = {}
-        self.taken: list[int] = []  # whose handler is ours
+        self.taken: list[int] = []  # the signals whose handler is ours
         self.waiting: list[int] = []
         self.held = False
         self.raised = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Our handler: hand on to the user's, or note that it has to run later."""
+        """Our handler: call the user's, or defer it."""
         if self.held:
             self.waiting.append(number)
             return
-        self.held = self.raised = bool(self.taken)  # stays so if the handler raises: what follows is clean-up
+        self.held = self.raised = bool(self.taken)  # remains set if the handler raises: what follows is clean-up
         self.handlers[number](number, frame)
         self.held = self.raised = False
 
     def take(self) -> None:
-        """Stand in front of all handlers that are functions; the rest ends the process, or does nothing."""
+        """Install ours in front of all handlers that are functions; the others end the process or do nothing."""
         found = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
         found = {number: handler for number, handler in found.items() if handler != self.handle}
         self.handlers.update(found)
@@ -50,16 +50,16 @@ class _Signals:
         try:
             for number in taken:
                 signal.signal(number, self.handle)
-        except BaseException:  # one that had not been taken has raised
+        except BaseException:  # a handler not yet replaced has raised
             self.give_back()
             raise
 
     def give_back(self) -> None:
-        """Give every handler its signal back, even if one that has it already raises; run those that have waited."""
+        """Restore every handler, even if one that is restored already raises; then run the deferred ones."""
         try:
             while self.taken:
                 number = self.taken[-1]
-                if signal.getsignal(number) == self.handle:  # else the model has put in its own
+                if signal.getsignal(number) == self.handle:  # else the model has installed its own
                     signal.signal(number, self.handlers[number])
                 self.taken.pop()
         finally:
@@ -70,7 +70,7 @@ class _Signals:
                 self.deliver()
 
     def deliver(self) -> None:
-        """Run the handlers that have waited, up to the first that raises while a call is open."""
+        """Run the deferred handlers, up to the first that raises while a call is open."""
         try:
             while self.waiting and not self.held:
                 signal.raise_signal(self.waiting.pop())
@@ -87,14 +87,14 @@ def _runs_handlers() -> bool:
 
 
 def is_interrupted() -> bool:
-    """Has a handler raised in this call? Then no other way is tried: the call has to end."""
+    """Has a handler raised in this call? Then nothing else is tried: the call has to end."""
     return _signals.raised and _runs_handlers()
 
 
 def end_suspended(error: BaseException) -> None:
-    """Let generators end now that are context managers, and were interrupted while they were entered or left.
+    """Close generator-based context managers that were interrupted while being entered or left.
 
-    Python lets them end when the traceback goes: much later, and they put back what was there then.
+    Otherwise Python closes them when the traceback is freed: much later, and they would restore stale state then.
     """
     managers = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
     for manager in reversed(managers):
@@ -105,7 +105,7 @@ def end_suspended(error: BaseException) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """No handler of a signal runs inside, except where it is :func:`interruptible`."""
+    """Run no signal handler inside, except where it is :func:`interruptible`."""
     if not _runs_handlers():
         yield
     elif _signals.taken:
@@ -124,7 +124,7 @@ def uninterrupted() -> Iterator[None]:
 
 
 class interruptible:
-    """Code that changes nothing which has to be put back, and may take long: signals that have waited arrive here."""
+    """Code that changes nothing that has to be restored, and may take long: deferred signals are delivered here."""
 
     def __enter__(self) -> None:
         if _runs_handlers():

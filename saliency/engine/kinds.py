@@ -46,7 +46,7 @@ SOFTMAX = with_exported(F.softmax, torch.softmax, Tensor.softmax, torch.special.
 LOG_SOFTMAX = with_exported(F.log_softmax, torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax)
 ATTENTION = with_exported(F.scaled_dot_product_attention)
 GATED_UNITS = with_exported(F.glu)
-# Monotone in every input of its own: a neuron and its activation are one.
+# Monotone in its own input: a neuron and its activation count as one.
 SQUASHING = (
     *with_exported(
         *(F.sigmoid, torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, F.hardsigmoid, F.logsigmoid),

@@ -1,4 +1,4 @@
-"""Layers: find them by name, through the wrappers that models come in."""
+"""Layers: find them by name, through the wrappers around a model."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ _WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 def unwrap(model: Module) -> Module:
     """The network inside DataParallel, DistributedDataParallel and ``torch.compile``."""
     if not isinstance(model, Module):
-        raise ValueError(f"model={type(model).__name__} is not a network; expected a torch.nn.Module.")
+        raise ValueError(f"model={type(model).__name__} is not a model; expected a torch.nn.Module.")
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
@@ -31,19 +31,19 @@ def unwrap(model: Module) -> Module:
 
 
 def plain_name(name: str) -> str:
-    """A module's path without the steps into compiled, sharded and checkpointed ones."""
+    """The path of a module without the parts that belong to compiled, sharded and checkpointed wrappers."""
     return ".".join(part for part in name.split(".") if part not in _STEPS)
 
 
 def _inside(module: Module) -> Module:
-    """The layer itself goes by its plain name."""
+    """The layer inside its wrappers."""
     step = next((step for step in _STEPS if step in module._modules), None)
     inner = None if step is None else module._modules[step]
     return module if inner is None else _inside(inner)
 
 
 def get_module(model: Module, module: str | Module) -> Module | None:
-    """The layer of that name, as ``named_modules()`` spells it; ``None`` if there is none. A module is itself.
+    """The layer with that name, as in ``named_modules()``; ``None`` if there is none. A module is returned as it is.
 
     >>> get_module(torch.nn.Sequential(torch.nn.ReLU()), '0')
     ReLU()
@@ -59,7 +59,7 @@ def get_module(model: Module, module: str | Module) -> Module | None:
 def _descend(module: Module, name: str) -> Module | None:
     for part in name.split(".") if name else ():
         children = _inside(module)._modules
-        child = children[part] if part in children else None  # noqa: SIM401 - TorchScript's know no get()
+        child = children[part] if part in children else None  # noqa: SIM401 - TorchScript's have no get()
         if child is None:
             return None
         module = _inside(child)
@@ -67,7 +67,7 @@ def _descend(module: Module, name: str) -> Module | None:
 
 
 def resolve_layer(model: Module, layer: str | Module, argument: str = "saliency_layer") -> Module:
-    """As :func:`get_module`, but an unknown layer raises ``ValueError`` with the nearest name."""
+    """Like :func:`get_module`, but raise ``ValueError`` with the closest name for an unknown layer."""
     if not isinstance(layer, (str, Module)):
         raise ValueError(f"{argument}={shown(layer)} is not a layer; expected a dotted name, a module, '' or None.")
     found, inner = get_module(model, layer), unwrap(model)

@@ -1,4 +1,4 @@
-"""Layouts: how an activation holds its grid."""
+"""Layouts: where an activation has its grid."""
 
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
@@ -12,13 +12,13 @@ from saliency.engine.watching import Grid, is_convolutional, is_merged
 
 Layout: TypeAlias = str | tuple[int, ...] | Callable[[Tensor], Tensor] | None
 FEW_TOKENS = 8  # a class token, a distillation token, registers
-_MOST_TOKENS = 64  # in front of a grid that was seen
+_MOST_TOKENS = 64  # before a grid that was seen
 
 
 class Reading(NamedTuple):
-    """Where the grid of an activation is: the channels stand ``'first'`` or ``'last'``, the cells in one axis or more.
+    """Where the grid of an activation is: channels ``'first'`` or ``'last'``, and the sides of the grid.
 
-    Of cells in one axis with the channels last, tokens, the first of the grid is number ``start``.
+    Cells in a single axis with the channels last are tokens; the grid begins at token number ``start``.
     """
 
     channels: str
@@ -36,9 +36,9 @@ class Reading(NamedTuple):
 
 
 def same_aspect(grid: Sequence[int], size: Sequence[int]) -> bool:
-    """Can this be a grid over an image of this size, up to the rounding of less than one cell?
+    """Can this be a grid over an image of this size, up to rounding by less than one cell?
 
-    A clip or a volume may be sampled otherwise in each dimension: its grid has at most as many cells as it.
+    A clip or a volume may be sampled differently along each axis: its grid only has to be no larger than it.
     """
     if len(grid) != 2 or len(size) != 2:
         return len(grid) == len(size) and all(side <= of for side, of in zip(grid, size, strict=True))
@@ -48,7 +48,7 @@ def same_aspect(grid: Sequence[int], size: Sequence[int]) -> bool:
 
 
 def _token_grids(tokens: int, size: Sequence[int]) -> list[tuple[int, int]]:
-    """The grids of square patches of an image that so many tokens can be: the best first, see :func:`token_grid`."""
+    """The grids of square patches that this many tokens can form, the best first; see :func:`token_grid`."""
     height, width = size
     patches = range(1, min(height, width) + 1)
     filling = {(height // patch, width // patch) for patch in patches if height % patch == width % patch == 0}
@@ -58,9 +58,9 @@ def _token_grids(tokens: int, size: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def token_grid(tokens: int, size: Sequence[int]) -> tuple[int, int] | None:
-    """Rows and columns of square patches of an image of this size; extra tokens stand in front.
+    """The (height, width) in patches of an image of this size, for square patches; extra tokens come first.
 
-    Patches that fill the image come before those that leave a rest, few extra tokens before many.
+    Patches that tile the image are preferred to those that leave a remainder, and few extra tokens to many.
 
     >>> token_grid(197, (224, 224)), token_grid(7, (32, 48))
     ((14, 14), (2, 3))
@@ -71,10 +71,10 @@ def token_grid(tokens: int, size: Sequence[int]) -> tuple[int, int] | None:
 def read(
     shape: Sequence[int], size: Sequence[int], module: Module | None = None, seen: Sequence[Grid] | None = None
 ) -> Reading | None:
-    """Where the grid of an activation is: one that was ``seen`` in the pass, or else one that fits the image's size.
+    """Find the grid of an activation: one ``seen`` in the pass, or else one that fits the image's size.
 
-    ``None`` as ``seen`` says that nobody has watched, and that the best guess will do. Gives ``None`` where there is no
-    grid; raises ``ValueError`` where there may be two.
+    ``seen=None`` says that the pass was not watched and that the best guess will do. Returns ``None`` if there is no
+    grid; raises ``ValueError`` if there may be two.
     """
     if len(shape) > 3:
         return _read_cells(shape, size, module, [grid.sides for grid in seen or ()])
@@ -110,7 +110,7 @@ def _read_cells(
 
 
 def _read_seen(shape: Sequence[int], seen: Sequence[Grid], module: Module | None) -> Reading | None:
-    """Tokens (N, k + L, C) or (N, C, L), whose cells are those of a grid that was seen: the newest of several."""
+    """Tokens (N, k + L, C) or (N, C, L) whose cells are those of a grid that was seen, the most recent first."""
     count, last = shape[1:]
     newest = seen[::-1]
     tokens = [grid for grid in newest if grid.tokens == count]
@@ -119,7 +119,7 @@ def _read_seen(shape: Sequence[int], seen: Sequence[Grid], module: Module | None
     extra = [(k, grid) for k, grid in extra if 0 < k <= min(_MOST_TOKENS, grid.tokens)]
     normalised = (part.normalized_shape for part in _parts(module) if isinstance(part, LayerNorm))
     if (shape[2],) in normalised:
-        flat = []  # what is normalised are the features of a token
+        flat = []  # the normalised axis holds a token's features
     twice = bool(flat) and bool(tokens or any(k <= FEW_TOKENS for k, _ in extra))
     if twice and (len(flat[0].sides) > 1 or _works_on_last(module)):
         raise _tokens_or_flat(shape, flat[0].sides)
@@ -144,7 +144,7 @@ def _guess(shape: Sequence[int], size: Sequence[int], strict: bool) -> Reading |
 
 
 def _read_named(shape: Sequence[int], sides: tuple[int, ...], seen: Sequence[Grid]) -> Reading | None:
-    """Tokens of the grid that the user names; those of a flattened map stand last."""
+    """Tokens of the grid that the user gave; in a flattened map the cells are the last axis."""
     if len(shape) != 3:
         return None
     count, last, cells = *shape[1:], prod(sides)
@@ -155,7 +155,7 @@ def _read_named(shape: Sequence[int], sides: tuple[int, ...], seen: Sequence[Gri
 
 
 def _works_on_last(module: Module | None) -> bool:
-    """Does a layer hold what works on channels that stand last?"""
+    """Does a layer contain modules that work on channels in the last axis?"""
     return any(isinstance(part, (Linear, LayerNorm)) for part in _parts(module))
 
 
@@ -178,12 +178,12 @@ def to_channels_first(
     module: Module | None = None,
     seen: Sequence[Grid] | None = None,
 ) -> Tensor:
-    """View an activation as (N, C, h, w), whatever the network's own layout; in one and three dimensions alike.
+    """View an activation as (N, C, h, w), whatever the network's own layout; likewise in one and three dimensions.
 
-    (N, h, w, C) activations and (N, k + h * w, C) tokens are told by the grids ``seen`` in the pass, or else by the
-    image's ``size``. ``layout`` says it where that fails: ``'channels_first'``, ``'channels_last'``, the tokens'
-    (h, w), (l,) or (d, h, w), or a function of the activation.
-    Raises ``ValueError`` where the shape is ambiguous or no grid.
+    Activations (N, h, w, C) and tokens (N, k + h * w, C) are recognised by the grids ``seen`` in the pass, or else by
+    the image's ``size``. ``layout`` decides where that fails: ``'channels_first'``, ``'channels_last'``, the tokens'
+    (h, w), (l,) or (d, h, w), or a function of the activation. Raises ``ValueError`` if the shape is ambiguous or not a
+    grid.
 
     >>> import torch
     >>> to_channels_first(torch.zeros(1, 197, 5), (224, 224)).shape
@@ -201,7 +201,7 @@ def to_channels_first(
     reading = read(x.shape, size, module, seen) if layout is None else _read_named(x.shape, layout, seen or ())
     if reading is None:
         raise ValueError(
-            f"layout={layout!r} gives an activation of shape {tuple(x.shape)} no grid; expected layout=(height, "
-            "width) for tokens, 'channels_first', 'channels_last', or a function that returns (N, C, h, w)."
+            f"layout={layout!r} does not describe a grid for an activation of shape {tuple(x.shape)}; expected "
+            "(height, width) for tokens, 'channels_first', 'channels_last', or a function that returns (N, C, h, w)."
         )
     return reading.apply(x)

@@ -1,4 +1,4 @@
-"""Maps: from a layer's activation and gradient to a saliency map of the asked size."""
+"""Maps: from a layer's activation and gradient to a saliency map of the requested size."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ from saliency.engine.state import full_precision
 
 Resize: TypeAlias = bool | int | Sequence[int]  # innermost axis first: (width, height), (width, height, depth)
 Reduction: TypeAlias = Callable[[Tensor], Tensor] | None  # attribution -> map; None keeps the attribution
-_LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}  # by the dimensions of a map: the same, along each of its axes
+_LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}  # by a map's dimensions: all are linear along each axis
 _MODES = ("bilinear", "bicubic", "nearest", "nearest-exact", "area")
 _PADDING_MODES = ("constant", "reflect", "replicate")
 MOST_SIGMA = 100  # pixels, or twice the side of a larger map
 
 
 def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Divide, with 0 where the denominator is 0.
+    """Divide, returning 0 where the denominator is 0.
 
     >>> safe_divide(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 2.0]))
     tensor([0.0000, 0.5000])
@@ -39,7 +39,7 @@ def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def gradient_to_saliency(x: Tensor) -> Tensor:
-    r"""The largest absolute gradient over the channels, of a tensor that has its ``x.grad``.
+    r"""The largest absolute gradient over the channels, for a tensor with its ``x.grad``.
 
     .. math:: s_{n1u} = \max_c |dx_{ncu}|
 
@@ -49,7 +49,7 @@ def gradient_to_saliency(x: Tensor) -> Tensor:
 
 
 def gradient_of(x: Tensor) -> Tensor:
-    """The gradient of a tensor; ``ValueError`` where it has none."""
+    """The gradient of a tensor; ``ValueError`` if it has none."""
     check_tensor("x", x)
     if x.grad is None:
         raise ValueError(
@@ -60,7 +60,7 @@ def gradient_of(x: Tensor) -> Tensor:
 
 
 def sum_channels(attribution: Tensor) -> Tensor:
-    r"""The reduction :math:`s_{n1u} = \sum_c a_{ncu}`: the map adds up to what the attribution adds up to."""
+    r"""The reduction :math:`s_{n1u} = \sum_c a_{ncu}`: the map has the same sum as the attribution."""
     _check_channels(attribution)
     return attribution.sum(1, keepdim=True)
 
@@ -83,9 +83,9 @@ def _check_channels(attribution: object) -> None:
 
 
 class Attribution:
-    r"""The attribution :math:`a_{ncu} = x_{ncu} \, dx_{ncu}`, reduced to a map; as it is where there is no reduction.
+    r"""The attribution :math:`a_{ncu} = x_{ncu} \, dx_{ncu}`, reduced to a map, or unreduced with ``None``.
 
-    It may be one ``of`` the ``'gradient'`` or the ``'activation'`` alone.
+    With ``of``, the attribution is the ``'gradient'`` or the ``'activation'`` alone.
 
     >>> x = torch.tensor([[2.0, 3.0]])
     >>> x.grad = torch.tensor([[1.0, -1.0]])
@@ -108,12 +108,12 @@ class Attribution:
         return reduced
 
     def unscaled(self) -> "Attribution":
-        """The reduction of a method that does not multiply by inputs."""
+        """The reduction of a method that does not multiply by the inputs."""
         return Attribution(self.reduction, "gradient" if self.of == "gradient_x_activation" else self.of)
 
 
 def check_mode(argument: str, mode: object) -> None:
-    """Raise ``ValueError`` for an unknown way to interpolate."""
+    """Raise ``ValueError`` for an unknown interpolation mode."""
     if not isinstance(mode, str) or mode not in (*_MODES, *_LINEAR.values()):
         raise ValueError(f"{argument}={shown(mode)} is unknown; expected one of {', '.join(_MODES)}.")
 
@@ -121,14 +121,16 @@ def check_mode(argument: str, mode: object) -> None:
 def check_map_options(
     resize: object, resize_mode: object, smooth: object, layout: object, image: Tensor | None = None
 ) -> None:
-    """Raise ``ValueError`` for an option that no map can be made with, of this image or of one with two axes."""
+    """Raise ``ValueError`` for options with which no map of this image can be made; without one, of an image with two
+    axes.
+    """
     check_mode("resize_mode", resize_mode)
     ndim = 4 if image is None else image.ndim
     axes = (1, 2, 3) if ndim < 3 else (2, 3) if ndim == 5 else (ndim - 2,)  # 5: a volume, or a clip of frames
     if not (isinstance(resize, bool) or _is_size(resize, axes)):
         raise ValueError(
             f"resize={shown(resize)} is not a size; expected True, False or (width, height), innermost axis first, "
-            "a side for each axis of the map."
+            "one side for each axis of the map."
         )
     if not is_number(smooth) or smooth < 0:
         raise ValueError(f"smooth={shown(smooth)} is not a fraction of the map's side; expected a number >= 0.")
@@ -136,26 +138,28 @@ def check_map_options(
     named = isinstance(layout, str) and layout in ("channels_first", "channels_last", "layer")
     if not (layout is None or named or grid or callable(layout)):
         raise ValueError(
-            f"layout={shown(layout)} is unknown; expected 'channels_first', 'channels_last', 'layer', (height, width), "
-            "(length,), (depth, height, width), a function of the activation or None."
+            f"layout={shown(layout)} is not a layout; expected 'channels_first', 'channels_last', 'layer', (length,), "
+            "(height, width), (depth, height, width), a function of the activation or None."
         )
 
 
 def _is_size(value: object, axes: Sequence[int]) -> bool:
-    """Is it a side for each axis, of which there may be so many? A number is the length of an only one."""
+    """Does this give one side per axis, for one of these numbers of axes? A single number is the length of a single
+    axis.
+    """
     sides = value if isinstance(value, (tuple, list)) else (value,)
     return len(sides) in axes and all(map(is_positive_int, sides))
 
 
 def _sides(size: int | Sequence[int]) -> tuple[int, ...]:
-    """A size from its outermost axis to the innermost, as a tensor's shape has it."""
+    """A size with its outermost axis first, in the order of a tensor's shape."""
     return tuple(int(side) for side in size)[::-1] if isinstance(size, Sequence) else (int(size),)
 
 
 def resize_saliency(tensor: Tensor, saliency: Tensor, size: Resize, mode: str) -> Tensor:
     """Interpolate a map: to ``size`` = (width, height), to the shape of ``tensor`` if True, not at all if False.
 
-    Of one and three axes too: the innermost comes first, a number is the length of an only one. 'bilinear' is linear
+    For one or three axes the innermost comes first, and a number is the length of a single one. 'bilinear' is linear
     along each axis there, as 'linear' and 'trilinear' are here. 'bicubic' needs two axes.
 
     >>> resize_saliency(torch.zeros(1, 3, 8, 6), torch.ones(1, 1, 2, 2), True, 'bilinear').shape
@@ -167,14 +171,14 @@ def resize_saliency(tensor: Tensor, saliency: Tensor, size: Resize, mode: str) -
     if size is False:
         return saliency
     if not saliency.numel():
-        raise ValueError(f"saliency={describe(saliency)} is empty; expected maps (N, K, h, w).")
+        raise ValueError(f"saliency={describe(saliency)} is not a batch of maps; expected (N, K, h, w).")
     if not (size is True or _is_size(size, (1, 2, 3))):
         raise ValueError(f"size={shown(size)} is not a size; expected True, False or (width, height).")
     shape = tuple(tensor.shape[2:]) if size is True else _sides(size)
     if len(shape) != saliency.ndim - 2 or saliency.ndim not in _LINEAR or (mode == "bicubic" and len(shape) != 2):
         raise ValueError(
-            f"resize={size!r}, resize_mode={mode!r} do not apply to a map of shape {tuple(saliency.shape)}; "
-            "expected a side for each of its axes, and 'bicubic' for two axes alone."
+            f"resize={size!r} and resize_mode={mode!r} do not apply to a map of shape {tuple(saliency.shape)}; "
+            "expected one side per axis, and 'bicubic' for two axes only."
         )
     mode = _LINEAR[saliency.ndim] if mode in _LINEAR.values() else mode
     align_corners = False if mode.endswith(("linear", "bicubic")) else None
@@ -192,7 +196,7 @@ def imsmooth(
 ) -> Tensor:
     r"""Filter an (N, C, H, W) tensor by a Gaussian of ``sigma`` pixels, in its own dtype and on its device.
 
-    (N, C, L) and (N, C, D, H, W) too.
+    Tensors (N, C, L) and (N, C, D, H, W) work too.
 
     The kernel :math:`f_i \propto e^{-i^2 / 2\sigma^2}, |i| \le \lceil 4\sigma \rceil` sums to 1 and is applied along
     each axis. ``padding`` adds to the kernel's own half-width; modes: 'constant', 'reflect', 'replicate'.
@@ -202,9 +206,9 @@ def imsmooth(
     """
     check_tensor("tensor", tensor)
     if tensor.ndim not in _LINEAR or not tensor.numel() or not tensor.is_floating_point():
-        raise ValueError(f"tensor={describe(tensor)} of {tensor.dtype} is no image; expected real (N, C, H, W).")
-    sigma = sigma.item() if isinstance(sigma, Tensor) and not sigma.ndim else sigma  # as TorchRay's own code has it
-    most = max(MOST_SIGMA, *(2 * side for side in tensor.shape[2:]))  # of a wider one the padding fills the memory
+        raise ValueError(f"tensor={describe(tensor)} of {tensor.dtype} is not an image; expected real (N, C, H, W).")
+    sigma = sigma.item() if isinstance(sigma, Tensor) and not sigma.ndim else sigma  # as TorchRay's own code passes it
+    most = max(MOST_SIGMA, *(2 * side for side in tensor.shape[2:]))  # the padding of a wider one would fill the memory
     _check_window(stride, padding, padding_mode, padding_value, 4 * most)
     if not is_number(sigma) or not 0 <= sigma <= most:
         raise ValueError(f"sigma={shown(sigma)} is not a standard deviation in pixels; expected a number, 0 to {most}.")
@@ -232,21 +236,21 @@ def _check_window(stride: object, padding: object, padding_mode: object, padding
     if not isinstance(padding_mode, str) or padding_mode not in _PADDING_MODES:
         raise ValueError(f"padding_mode={shown(padding_mode)} is unknown; expected one of {', '.join(_PADDING_MODES)}.")
     if not is_number(padding_value):
-        raise ValueError(f"padding_value={shown(padding_value)} is not a value; expected a number.")
+        raise ValueError(f"padding_value={shown(padding_value)} is not a number; expected a finite one.")
 
 
 def finish_map(saliency: Tensor, input: Tensor, resize: Resize, resize_mode: str, smooth: float) -> Tensor:
-    """Resize a map and smooth it by a Gaussian of sigma = ``smooth`` times its longest side.
+    """Resize a map, and smooth it by a Gaussian of sigma = ``smooth`` times its longest side.
 
-    What belongs to a table of features, (N, F), stays as it is, unless it is a map along its axis, (N, 1, l).
+    A map over a table of features (N, F) is not resized, unless it is a map along the feature axis, (N, 1, l).
     """
     if (input.ndim <= 2 and saliency.ndim != 3) or (resize is False and smooth == 0):
         return saliency
     reference = input[:, None] if input.ndim == 2 else input
     if saliency.ndim != reference.ndim or saliency.ndim not in _LINEAR:
         raise ValueError(
-            f"resize={resize!r}, smooth={smooth!r} do not apply to a map of shape {tuple(saliency.shape)}; "
-            f"expected an input of as many axes and no more than three, not one of shape {tuple(input.shape)}."
+            f"resize={resize!r} and smooth={smooth!r} do not apply to a map of shape {tuple(saliency.shape)}; "
+            f"expected an input with as many spatial axes, three at most, but it has shape {tuple(input.shape)}."
         )
     saliency = resize_saliency(reference, saliency, resize, resize_mode)
     if smooth > 0:
@@ -255,7 +259,7 @@ def finish_map(saliency: Tensor, input: Tensor, resize: Resize, resize_mode: str
 
 
 def join_targets(results: list[Tensor], layer_shaped: bool = False) -> Tensor:
-    """K maps become K channels, (N, K, h, w); K attributions stand side by side, (N, K, C, ...)."""
+    """Join K maps along the channels, (N, K, h, w), or K attributions along a new axis, (N, K, C, ...)."""
     if len(results) == 1:
         return results[0]
     maps = results[0].shape[1] == 1 and not layer_shaped

@@ -1,4 +1,4 @@
-"""Nesting: a call may be made inside of another, by a hook or a reduction; what the outer one opened spares it."""
+"""Nesting: a call may run inside another, by a hook or a reduction; what the outer one has opened leaves it alone."""
 
 import threading
 from collections.abc import Iterator
@@ -9,34 +9,36 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 
 from saliency.engine.interrupts import end_suspended, is_interrupted
 
-OUTSIDE = object()  # what no call is
+OUTSIDE = object()  # stands for no call
 
 
 class _Here(threading.local):
-    """Where this thread is: in which call, the innermost, and in the rule of which (rules are closed in there)."""
+    """The state of this thread: its open calls, and the innermost call that is inside a rule (where rules do not
+    apply).
+    """
 
     call: object = None
     in_rule: object = OUTSIDE
 
     def __init__(self) -> None:
-        self.open: list[object] = []  # calls may overlap without being nested: generators do that
+        self.open: list[object] = []  # calls may overlap without being nested, in generators
 
 
 here = _Here()
 
 
 class Opened(threading.local):
-    """In which call a thread has opened a context, which others may have open too."""
+    """In which call this thread has opened a context, which other threads may have open too."""
 
     call: object = None
 
 
 @contextmanager
 def own_call() -> Iterator[None]:
-    """A call begins. Hooks and contexts of another one that is open leave alone what runs inside.
+    """Begin a call. Hooks and contexts of other open calls leave alone what runs inside.
 
-    The modes that were open are so afterwards: PyTorch closes them while it handles a function, and if it is
-    interrupted then, they stay closed.
+    The modes that were open are restored afterwards: PyTorch closes them while it handles a function, and if it is
+    interrupted there, they stay closed.
     """
     own, in_rule, modes = object(), here.in_rule, _get_current_function_mode_stack()
     here.open.append(own)
@@ -55,7 +57,7 @@ def own_call() -> Iterator[None]:
 
 
 class OwnMode(TorchFunctionMode):
-    """A mode that is closed wherever it stands: modes may overlap without being nested, and may have been closed."""
+    """A mode that can be closed in any order: modes may overlap without being nested, or be closed already."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

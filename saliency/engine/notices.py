@@ -1,4 +1,4 @@
-"""Notices: what a call has to tell its user besides its result; told at the call's end, as warnings."""
+"""Notices: what a call has to tell the user besides its result, as warnings at the end of the call."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
-# What there is to say of values, and of which kind that is; ``None`` if they are as expected.
+# From values to the kind and the text of a notice; ``None`` if they are as expected.
 Judge: TypeAlias = Callable[[list[float]], tuple[str, str] | None]
 Advise: TypeAlias = Callable[[list[float]], str]
 
@@ -25,7 +25,7 @@ def _nothing(values: list[float]) -> str:
 
 
 class _Look(NamedTuple):
-    """A few values that are judged once they are known; ``advise`` adds what only the call itself can tell."""
+    """A few values, judged once they are known; ``advise`` adds what only the call itself can tell."""
 
     values: Tensor
     judge: Judge
@@ -33,7 +33,7 @@ class _Look(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """A line of the user's code, and the module's own account of what it was warned of."""
+    """A line of the user's code, with its module's registry of warnings already shown."""
 
     filename: str
     number: int
@@ -45,7 +45,7 @@ class _Line(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    """Values on their way from a device, and who called."""
+    """Values on their way from a device, with the line that called."""
 
     look: _Look
     arrived: torch.Event
@@ -54,15 +54,15 @@ class _Pending(NamedTuple):
 
 _MOST = 100
 _lock = threading.Lock()
-_pending: deque[_Pending] = deque(maxlen=_MOST)  # the oldest are dropped, where nobody calls again
+_pending: deque[_Pending] = deque(maxlen=_MOST)  # the oldest are dropped if no call follows
 _advised: dict[tuple[str, int, int, str], tuple[ReferenceType[object], str]] = {}
 
 
 class Notices:
     """The notices of one call, the first of each kind.
 
-    Values on the CPU are judged when the call reports. Those on another device are copied, without waiting for them,
-    and judged when a later call reports and they have arrived. On the meta device there are none.
+    Values on the CPU are judged when the call reports. Those on another device are copied without waiting, and judged
+    when they have arrived and a later call reports. Those on the meta device are ignored.
 
     >>> notices = Notices()
     >>> notices.look(torch.zeros(1), lambda values: None if any(values) else ("zero", "the map is zero"))
@@ -79,21 +79,21 @@ class Notices:
         self._looks: list[_Look] = []
 
     def add(self, kind: str, text: str) -> None:
-        """Note what is known already."""
+        """Add a notice that is already known."""
         self._texts.setdefault(kind, text)
 
     def look(self, values: Tensor, judge: Judge, advise: Advise = _nothing) -> None:
-        """Note what ``judge`` says of values (N,), if anything; then ``advise`` is asked what to add to it."""
+        """Add what ``judge`` says of values (N,), if anything, followed by what ``advise`` says."""
         if not values.is_meta:
             self._looks.append(_Look(values, judge, advise))
 
     def clear(self) -> None:
-        """Forget it all: the call starts again."""
+        """Forget all notices, because the call starts again."""
         self._texts.clear()
         self._looks.clear()
 
     def report(self) -> None:
-        """Warn, at the line that called the package; before that, of what has arrived since an earlier call."""
+        """Warn at the line that called the package, first of what has arrived since an earlier call."""
         for pending in _take_arrived() if _pending else ():
             if earlier := pending.look.judge(pending.look.values.tolist()):
                 pending.line.warn(f"an earlier call: {earlier[1]}.")
@@ -108,11 +108,11 @@ class Notices:
             _calling_line().warn(text)
 
     def _advice(self, look: _Look, text: str, values: list[float]) -> str:
-        """What to add, asked for once a line and model: it may take a pass, and a line's warning is shown once."""
+        """The advice, asked for once per line and model: it may cost a pass, and a line's warning is shown once."""
         line, model = _calling_line(), self._model()
         key = (line.filename, line.number, id(model), text)
         asked, advice = _advised.get(key, (None, ""))
-        if asked is None or asked() is not model:  # a model that is gone may have had the same id
+        if asked is None or asked() is not model:  # a deleted model may have had the same id
             if len(_advised) >= _MOST:
                 _advised.clear()
             advice = look.advise(values)
@@ -121,7 +121,7 @@ class Notices:
 
 
 def _send(look: _Look) -> None:
-    """Start to copy values from their device. What the advice would need may be large: it is let go."""
+    """Start copying values from their device. The advice is dropped: what it needs may be large."""
     copied = _Look(look.values.detach().to("cpu", non_blocking=True), look.judge, _nothing)
     arrived = torch.Event(look.values.device)
     arrived.record()
@@ -138,7 +138,7 @@ def _take_arrived() -> list[_Pending]:
 
 
 def _calling_line() -> _Line:
-    """The line that called the package."""
+    """The line of user code that called the package."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back

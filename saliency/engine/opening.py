@@ -1,4 +1,4 @@
-"""Opening: composite functions run so that a mode sees the operations that they consist of."""
+"""Opening: run composite functions so that a mode sees the operations inside them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from saliency.engine.nesting import OwnMode
 from saliency.engine.operations import Function
 
-# Functions that hide others: a mode is shown the whole, and then nothing of what happens inside.
+# Functions that hide others: a mode sees the call, but nothing of what happens inside.
 COMPOSITE = frozenset({F.multi_head_attention_forward})
 HIDDEN = frozenset({F.linear, F.scaled_dot_product_attention, F.softmax, torch.bmm, torch.baddbmm})
 _OVERRIDES = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
@@ -20,7 +20,8 @@ _OVERRIDES = ("has_torch_function", "has_torch_function_unary", "has_torch_funct
 
 @cache
 def opened(function: Function) -> Function:
-    """PyTorch's own code of a composite function, which hands itself to no mode: its operations are handed to it.
+    """PyTorch's own code of a composite function, except that its single operations, not the whole, are passed to
+    modes.
 
     >>> opened(F.multi_head_attention_forward).__code__ is F.multi_head_attention_forward.__code__
     True
@@ -33,7 +34,7 @@ def opened(function: Function) -> Function:
 
 @contextmanager
 def seen_by(mode: OwnMode) -> Iterator[None]:
-    """What runs inside is seen by a mode, which PyTorch closes while it is shown a function."""
+    """Let a mode see what runs inside, although PyTorch closes it while the mode handles a function."""
     TorchFunctionMode.__enter__(mode)
     try:
         yield

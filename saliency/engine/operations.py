@@ -1,4 +1,8 @@
-"""Operations: what is known of one that was run, and the rows of a table that say how its gradient comes back."""
+"""Operations: one operation that was run, and the table rows that say how its gradient comes back.
+
+For y = relu(x) with gradient dy, ``Pre(f)`` sends back relu'(x) f(dy); ``Through(f)`` sends back f(dy); ``Rule(f)``
+sends back f(op, dy), with ``op.tensors`` == [x]; and ``Instead(f)`` computes y = f(relu, x) in the first place.
+"""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,7 +23,7 @@ Gradients: TypeAlias = Tensor | Sequence[Tensor | None] | None
 
 
 def with_exported(*functions: Function) -> tuple[Function, ...]:
-    """The functions, and the operators of the same names, which programs made by ``torch.export`` consist of.
+    """The functions, with the aten operators of the same names, of which programs made by ``torch.export`` consist.
 
     >>> torch.ops.aten.relu_.default in with_exported(torch.relu_)
     True
@@ -29,7 +33,7 @@ def with_exported(*functions: Function) -> tuple[Function, ...]:
     return *functions, *operators
 
 
-# Activations that are no ReLU but are used as one: a rule acts on their own derivative.
+# Activations other than ReLU that are used like it: a rule acts on their own derivative.
 ACTIVATIONS = with_exported(
     *(F.relu6, F.hardtanh, F.hardtanh_, F.leaky_relu, F.leaky_relu_, F.rrelu, F.rrelu_, torch.rrelu, torch.rrelu_),
     *(F.prelu, torch.prelu, Tensor.prelu),
@@ -49,32 +53,32 @@ _TAKE_INPLACE = frozenset((*RELUS, *_THRESHOLDS, *ACTIVATIONS, F.hardsigmoid))  
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """What a table does with an operation; ``applies`` says to which of its calls, by their arguments."""
+    """What a table does with an operation; ``applies`` restricts the row to calls with certain arguments."""
 
     function: Function
     applies: Callable[..., bool] | None = None
 
 
 class Instead(Row):
-    """``function(operation, *args, **kwargs)`` runs in place of the operation, in the forward pass."""
+    """``function(operation, *args, **kwargs)`` runs in place of the operation in the forward pass."""
 
 
 class Pre(Row):
-    """``function(gradient)`` is what is sent through the operation's own derivative."""
+    """``function(gradient)`` is sent through the operation's own derivative."""
 
     def hook(self, gradient: Tensor | None) -> Any:
-        """What is sent, where something comes back: an operation further on may let no gradient through."""
+        """The gradient to send, if there is one: a later operation may have stopped it."""
         return None if gradient is None else self.function(gradient)
 
 
 class Through(Row):
-    """``function(gradient)`` is what comes back, whatever the operation does."""
+    """``function(gradient)`` is sent back, whatever the operation does."""
 
 
 class Rule(Row):
-    """``function(op, gradient)`` is what comes back, of an :class:`Operation`.
+    """``function(op, gradient)`` is sent back, where ``op`` is an :class:`Operation`.
 
-    It is the gradient of the first tensor among the arguments, or a sequence with one for each; ``None`` stands for the
+    It is the gradient of the first tensor argument, or a sequence with one for each; ``None`` stands for the
     operation's own derivative.
     """
 
@@ -83,12 +87,12 @@ Table: TypeAlias = Mapping[Function, Row | Function]
 
 
 def as_row(rule: "Row | Function") -> Row:
-    """A bare callable is read as :class:`Instead`."""
+    """A row, or an :class:`Instead` made of a bare callable."""
     return rule if isinstance(rule, Row) else Instead(rule)
 
 
 def as_table(rules: Table) -> Mapping[Function, Row]:
-    """The same table where all of its entries are rows."""
+    """The same table with every entry as a row."""
     rows = {function: rule for function, rule in rules.items() if isinstance(rule, Row)}
     same = cast("Mapping[Function, Row]", rules)
     return same if len(rows) == len(rules) else {function: as_row(rule) for function, rule in rules.items()}
@@ -128,12 +132,12 @@ def _has_threshold_0(input: object, threshold: object, value: object, *args: obj
 
 
 def _has_constant_0(input: object, other: object = None, *args: object, **kwargs: object) -> bool:
-    # What is on a device cannot be read without waiting for it.
+    # Reading a value on another device would wait for it.
     return isinstance(other, Tensor) and other.ndim == 0 and other.device.type == "cpu" and float(other.detach()) == 0
 
 
 def relu_rules(rule: Row | Function) -> dict[Function, Row]:
-    """The table that applies one rule to ReLU in all its spellings, in place or not."""
+    """A table that applies one rule to ReLU in all its spellings, in place or not."""
     row = as_row(rule)
     kind = type(row)
     return {
@@ -145,17 +149,16 @@ def relu_rules(rule: Row | Function) -> dict[Function, Row]:
 
 
 def activation_rules(rule: Row | Function) -> dict[Function, Row]:
-    """The table that applies one rule to every activation function that gates its input."""
+    """A table that applies one rule to every activation function that gates its input."""
     return relu_rules(rule) | dict.fromkeys(ACTIVATIONS, as_row(rule))
 
 
 class Operation:
     """One operation that was run, with its arguments as they were: what a :class:`Rule` is given.
 
-    ``tensors`` are those among the arguments, also in lists, in their order and detached; ``recorded`` says which of
-    them a gradient comes back to, ``parameters`` which are parameters or views of one, ``owner`` is the first of these.
-    ``standing`` is known where a context traces its pass. Nothing here refers to the graph that the operation is part
-    of.
+    ``tensors`` are the tensor arguments in order, also from lists, detached; ``recorded`` says which of them receive a
+    gradient, ``parameters`` which are parameters or views of one, and ``owner`` is the first such parameter.
+    ``standing`` is known if the context traces its pass. Nothing here refers to the graph of the whole model.
 
     >>> op = Operation(torch.add, (torch.ones(1), torch.tensor([3.0])), {"alpha": 2})
     >>> op.run(torch.zeros(1), torch.ones(1)), op.argument(2, "alpha")
@@ -169,7 +172,7 @@ class Operation:
 
     def __init__(self, function: Function, args: Sequence[object], kwargs: Mapping[str, object]) -> None:
         self.function, self.args, self.kwargs = function, list(args), dict(kwargs)
-        self.source: Operation | None = None  # what made the first tensor, and makes it again when that is asked for
+        self.source: Operation | None = None  # made the first tensor, and makes it again on demand
         self.places = [*places_in(enumerate(args)), *places_in(kwargs.items())]
         self.inplace = is_inplace(function, *args, **kwargs)
         owners = [owner_of(x) for x in self.tensors]
@@ -178,7 +181,7 @@ class Operation:
         self.recorded = [x.requires_grad and not own for x, own in zip(self.tensors, self.parameters, strict=True)]
         self.standing = Standing([Origin(recorded) for recorded in self.recorded])
         self.ledger: Ledger | None = None
-        self.layer = ""  # the name of what its weights belong to
+        self.layer = ""  # the name of the layer that its weights belong to
         self._graph: tuple[Tensor, list[Tensor], int] | None = None  # of this operation alone: result, leaves, version
         self._versions: list[int] = []
 
@@ -196,7 +199,7 @@ class Operation:
         return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
 
     def run(self, *tensors: Tensor) -> Any:
-        """What the operation makes of other tensors, which it does not overwrite."""
+        """Run the operation on other tensors, which it does not overwrite."""
         first, *others = tensors
         return self._call([first.clone() if self.inplace else first, *others])
 
@@ -207,7 +210,7 @@ class Operation:
 
     @property
     def result(self) -> Tensor:
-        """What the operation gave: kept, or made again where it was not, or was overwritten since."""
+        """The operation's result: the kept one, or computed again if it was not kept or has been overwritten."""
         graph = self._graph
         if graph is not None and version_of(graph[0]) == graph[2]:
             return graph[0].detach()
@@ -215,7 +218,9 @@ class Operation:
         return made
 
     def derivative(self, gradient: Tensor, of: Collection[int] | None = None) -> list[Tensor | None]:
-        """The gradients that the operation itself sends back, one for each tensor among its arguments, or for some."""
+        """The gradients that the operation itself sends back, one per tensor argument, or only for those with indices
+        in ``of``.
+        """
         output, leaves, _ = self._graph or self._make_graph()
         asked = [leaf.requires_grad and (of is None or i in of) for i, leaf in enumerate(leaves)]
         wanted = [leaf for leaf, is_asked in zip(leaves, asked, strict=True) if is_asked]
@@ -232,7 +237,9 @@ class Operation:
             return output, leaves, version_of(output)
 
     def execute(self, tensors: Sequence[Tensor], graph: bool) -> Tensor:
-        """Run the operation on its tensors, which are kept, detached; with ``graph``, so is the graph of it alone."""
+        """Run the operation on its tensors and keep these, detached; with ``graph``, keep the graph of this operation
+        too.
+        """
         if graph and not self.inplace:
             self._replace([tensor.detach() for tensor in tensors])
             self._graph = self._make_graph()
@@ -244,12 +251,12 @@ class Operation:
         return output
 
     def release(self) -> None:
-        """Let go of all tensors: no other gradient will come back here."""
+        """Release all tensors: no other gradient will come back here."""
         self._graph = self.source = None
         self._replace([torch.empty(0, device="cpu")] * len(self.places))
 
     def keep_copies(self, overwritten: Tensor) -> None:
-        """Copy what is kept of a tensor's memory, before it is overwritten."""
+        """Copy the kept tensors that share memory with a tensor about to be overwritten."""
         memory = memory_of(overwritten)
         kept, self.source, self._graph = self.tensors, None, None
         self._replace([tensor.clone() if memory_of(tensor) == memory else tensor for tensor in kept])
@@ -259,7 +266,7 @@ class Operation:
         self._versions = [version_of(tensor) for tensor in tensors]
 
     def check_unchanged(self) -> None:
-        """Raise ``RuntimeError`` where an argument was overwritten since, out of sight of the context."""
+        """Raise ``RuntimeError`` if an argument has since been overwritten without the context's knowledge."""
         if self.source is not None:
             self.source.check_unchanged()
         if self._versions != [version_of(tensor) for tensor in self._kept()]:
@@ -267,10 +274,10 @@ class Operation:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor was overwritten; what is made in inference mode counts no versions."""
+    """How often a tensor was overwritten; tensors made in inference mode have no version."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def memory_of(tensor: Tensor) -> int:
-    """A number that tensors share whose memory is the same."""
+    """An identifier common to all tensors with the same memory."""
     return int(tensor.untyped_storage()._cdata)

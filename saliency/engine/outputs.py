@@ -1,4 +1,4 @@
-"""Outputs: which tensor counts of what a model returns, and functions of it."""
+"""Outputs: the tensor to explain among what a model returns, and functions of it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,9 +11,10 @@ from saliency.engine.checks import shown
 
 
 def main_output(output: object, samples: int | None = None) -> Any:
-    """What counts of a model's output: ``'logits'`` or ``'out'`` of a mapping or as a field, of a tuple its first.
+    """The tensor to explain: a mapping's or object's ``'logits'`` or ``'out'``, or the first element of a tuple.
 
-    Heads that squeeze give one of ``samples`` no row of its own: it is given back, (C,) is (1, C), and () is (1,).
+    If a head has squeezed the batch axis of one of ``samples`` = 1, it is restored: (C,) becomes (1, C), and () becomes
+    (1,).
 
     >>> import torch
     >>> main_output({"logits": torch.zeros(5)}, samples=1).shape
@@ -28,10 +29,10 @@ def main_output(output: object, samples: int | None = None) -> Any:
 
 
 def for_rows(function: Callable[[Any], Any], index: Tensor, samples: int) -> Callable[[Any], Any]:
-    """A function of the output for the rows ``index`` of a batch of so many ``samples``: of each row by itself.
+    """Adapt a function of the output of ``samples`` rows to the rows ``index``, each treated by itself.
 
-    One that holds something of every image, as labels, fits no other number of rows. If there are as many, but not
-    the same, it would fit by chance: then it is given them in two parts.
+    A function that holds something per image, such as labels, fits no other number of rows. If there are equally many,
+    but different ones, it would fit by accident: it is then given them in two parts.
     """
     if len(index) != samples or samples == 1 or index.tolist() == list(range(samples)):
         return function
@@ -43,8 +44,8 @@ def for_rows(function: Callable[[Any], Any], index: Tensor, samples: int) -> Cal
         for scores, rows in zip(parts, (1, samples - 1), strict=True):
             if not isinstance(scores, Tensor) or scores.shape[:1] != (rows,):
                 raise ValueError(
-                    f"target={shown(function)} does not make {rows} scores of {rows} rows; expected a function of "
-                    "every row by itself, which can be given a chunk of other rows, or a list of one function an image."
+                    f"target={shown(function)} does not return {rows} scores for {rows} rows; expected a function of "
+                    "each row by itself, which may be given any chunk of rows, or a list of one function per image."
                 )
         return torch.cat(parts)
 

@@ -1,4 +1,8 @@
-"""Paths: where gradients are taken."""
+"""Paths: the points at which gradients are taken.
+
+A path has T steps, each a point and a weight. ``line(0.0, n_steps=2, method="riemann_trapezoid")`` for an input x is
+the points 0 and x, each of weight 1/2: the gradient at the input becomes (f'(0) + f'(x)) / 2.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,25 +21,26 @@ METHODS = ("gausslegendre", "riemann_left", "riemann_middle", "riemann_right", "
 
 
 class Rows(NamedTuple):
-    """Points of paths, and where the path of each begins and ends: one tensor (B, ...) for each that moves."""
+    """Points of paths, and the start and end of each point's path: one tensor (B, ...) for each input that moves."""
 
     points: list[Tensor]
     starts: list[Tensor]
     ends: list[Tensor]
 
 
-# rows(samples, steps) -> the points of these steps of these samples, both LongTensors (B,); called in order
+# walk(samples, steps) -> the points of these samples at these steps, both LongTensors (B,); called in order
 Walk: TypeAlias = Callable[[Tensor, Tensor], Rows]
 
 
 @dataclass(frozen=True)
 class Path:
-    """Where gradients are taken: T steps with their ``weights``, and the ``fold`` of them.
+    """The points at which gradients are taken: T steps with their ``weights``, and the ``fold`` over them.
 
-    ``begin(ends, starts)`` makes the walk to tensors (N, ...), from where a path with ``baselines`` starts.
-    ``at_layer``: the path is one of the layer's activation, not of the input. ``times``: gradients are multiplied with
-    the ``'activation'``, its ``'displacement'`` from the start, or ``'nothing'``. Each of ``spans`` steps begins and
-    ends at places of its own; with 1 all do so at the same, with ``None`` at none.
+    ``begin(ends, starts)`` returns the walk to tensors ``ends`` (N, ...), from ``starts`` if the path has
+    ``baselines``. ``at_layer``: the path is one of the layer's activation, not of the input. ``times``: gradients are
+    multiplied by the ``'activation'``, by its ``'displacement'`` from the start, or by ``'nothing'``. ``spans`` is the
+    number of different pairs of start and end: each step has its own, or with 1 all have the same, or with ``None``
+    there are none.
     """
 
     begin: Callable[[Sequence[Tensor], Sequence[Tensor] | None], Walk]
@@ -48,23 +53,23 @@ class Path:
 
     @property
     def is_one_pass(self) -> bool:
-        """Is the attribution made of a single pass of the model, if all samples are in it?"""
+        """Does the attribution take a single pass of the model, if all samples are in it?"""
         return len(self.weights) == 1 and self.fold.attribution and not self.at_layer
 
     @property
     def displaces(self) -> bool:
-        """Are gradients multiplied with how far something moves? Then they have to be derivatives."""
+        """Are gradients multiplied by a displacement? Then they have to be derivatives."""
         return self.times == "displacement" or self.fold.moves or self.fold.overlap == 1
 
     def unscaled(self) -> "Path":
-        """The path of a method that does not multiply by inputs."""
+        """The path of a method that does not multiply by the inputs."""
         return replace(self, times="nothing", fold=replace(self.fold, moves=False))
 
 
 def quadrature(n_steps: int, method: str) -> tuple[Tensor, Tensor]:
-    r"""Positions in [0, 1] and weights of sum 1, in float64 on the CPU: :math:`\int_0^1 f \approx \sum_t w_t f(a_t)`.
+    r"""Nodes in [0, 1] and weights that sum to 1, in float64 on the CPU: :math:`\int_0^1 f \approx \sum_t w_t f(a_t)`.
 
-    Gauss-Legendre positions are the eigenvalues of the Jacobi matrix of the Legendre polynomials (Golub and Welsch).
+    Gauss-Legendre nodes are the eigenvalues of the Jacobi matrix of the Legendre polynomials (Golub and Welsch).
 
     >>> quadrature(3, "riemann_trapezoid")[1].tolist()
     [0.25, 0.5, 0.25]
@@ -88,14 +93,15 @@ def quadrature(n_steps: int, method: str) -> tuple[Tensor, Tensor]:
 
 
 def starts_of(baselines: Baselines, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The baselines of a path, shaped like its inputs: a number or a tensor of batch 1 or N for all, or one for each.
+    """The baselines of a path in the shape of its inputs: a number or a tensor of batch 1 or N for all, or one per
+    input.
 
     >>> [start.tolist() for start in starts_of((0.5, None), [torch.ones(1, 2), torch.ones(1, 1)])]
     [[[0.5, 0.5]], [[0.0]]]
     """
     each = list(baselines) if isinstance(baselines, (tuple, list)) else [baselines] * len(inputs)
     if len(each) != len(inputs):
-        raise ValueError(f"baselines={len(each)} tensors do not fit; expected one for each of {len(inputs)} inputs.")
+        raise ValueError(f"baselines={len(each)} tensors do not match; expected one for each of {len(inputs)} inputs.")
     found = []
     for baseline, x in zip(each, inputs, strict=True):
         if baseline is None or is_number(baseline):
@@ -105,7 +111,7 @@ def starts_of(baselines: Baselines, inputs: Sequence[Tensor]) -> list[Tensor]:
         else:
             raise ValueError(
                 f"baselines={shown(baseline)} is not a baseline of an input of shape {tuple(x.shape)}; expected "
-                "a number, or a tensor of its shape with a batch of 1 or of the input's."
+                "a number, or a tensor of its shape with a batch size of 1 or the input's."
             )
         found.append(value.to(x.device, x.dtype).expand_as(x))
     return found
@@ -126,8 +132,8 @@ def line(
 ) -> Path:
     r"""The straight line from the baselines to the input: :math:`x' + \alpha_t (x - x')`.
 
-    ``method`` is the quadrature, :data:`METHODS`. For a fold that needs each step's successor there is one point more.
-    Raises ``ValueError`` for a method that is unknown, or ``n_steps`` < 1.
+    ``method`` is the quadrature, one of :data:`METHODS`. A fold that needs each step's successor gets one more point.
+    Raises ``ValueError`` for an unknown method, or ``n_steps`` < 1.
     """
     check_count("n_steps", n_steps)
     alphas, weights = quadrature(n_steps + (fold.overlap or 0), method)
@@ -155,7 +161,7 @@ def noise(
 ) -> Path:
     r"""Gaussian noise around the input: :math:`x + \epsilon_t`, with standard deviations in the input's own units.
 
-    The noise has a generator of its own and belongs to the step: it is the same for every sample, in any chunks.
+    The noise has its own generator and depends on the step alone: it is the same for all samples and any chunks.
     """
     draw = _noise(n_samples, stdevs, seed)
 
@@ -177,7 +183,7 @@ def between(
     r"""Random points between baselines and noisy inputs: :math:`\alpha_t (x + \epsilon_t) + (1 - \alpha_t) x'_t`.
 
     ``baselines`` holds a distribution (M, ...) for each input, of which each step draws one; :math:`\alpha` is uniform.
-    Draws belong to the step, as those of :func:`noise`. Raises ``ValueError`` for what is not such a distribution.
+    As in :func:`noise`, draws depend on the step alone. Raises ``ValueError`` for an invalid distribution.
     """
     listed = _distributions(baselines)
     draw = _noise(n_samples, stdevs, seed)
@@ -201,11 +207,11 @@ def between(
 
 
 def from_each(baselines: Tensor | Sequence[Tensor], *, fold: Fold = SHAP) -> Path:
-    """From each of M baselines to the input, at once: ``baselines`` holds a distribution (M, ...) for each input."""
+    """The paths from each of M baselines to the input: ``baselines`` holds a distribution (M, ...) for each input."""
     listed = _distributions(baselines)
     counts = sorted({len(b) for b in listed})
     if len(counts) > 1:
-        raise ValueError(f"baselines={counts} of the inputs differ in number; expected as many for each of them.")
+        raise ValueError(f"baselines={counts} differ in number between inputs; expected equally many for each.")
     count = max(counts, default=1)
 
     def begin(ends: Sequence[Tensor], starts: Sequence[Tensor] | None) -> Walk:
@@ -236,7 +242,7 @@ def _check_distributions(listed: Sequence[Tensor], inputs: Sequence[Tensor], bas
 def _distribution_error(baselines: object) -> ValueError:
     listed = baselines if isinstance(baselines, (tuple, list)) else [baselines]
     given = ", ".join(map(shown, listed)) or "()"
-    return ValueError(f"baselines={given} is not a distribution of baselines; expected a tensor (M, ...) an input.")
+    return ValueError(f"baselines={given} is not a distribution of baselines; expected a tensor (M, ...) per input.")
 
 
 def _equal_weights(count: int) -> Tensor:
@@ -246,17 +252,17 @@ def _equal_weights(count: int) -> Tensor:
 def _noise(
     n_samples: int, stdevs: float | Sequence[float], seed: int
 ) -> Callable[[Sequence[Tensor]], Callable[[Tensor, Tensor], list[Tensor]]]:
-    """For inputs, a function that adds noise to their samples: drawn step by step, so that chunks do not change it."""
+    """A function that adds noise to samples of the inputs, drawn step by step so that chunks do not change it."""
     check_count("n_samples", n_samples)
     check_seed(seed)
     listed: list[Any] = [*stdevs] if isinstance(stdevs, (tuple, list)) else [stdevs]
     if not listed or not all(is_number(value) and float(value) >= 0 for value in listed):
-        raise ValueError(f"stdevs={shown(stdevs)} is not a standard deviation; expected a number >= 0 or one an input.")
+        raise ValueError(f"stdevs={shown(stdevs)} is not a standard deviation; expected one >= 0, or one per input.")
 
     def draw(inputs: Sequence[Tensor]) -> Callable[[Tensor, Tensor], list[Tensor]]:
         each = listed if isinstance(stdevs, (tuple, list)) else listed * len(inputs)
         if len(each) != len(inputs):
-            raise ValueError(f"stdevs={shown(stdevs)} does not fit; expected one for each of {len(inputs)} inputs.")
+            raise ValueError(f"stdevs={shown(stdevs)} does not match; expected one for each of {len(inputs)} inputs.")
         generators = [make_generator(x.device, seed + 1 + i) for i, x in enumerate(inputs)]
 
         def add(samples: Tensor, steps: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Probes: record what goes into or comes out of a layer, with its gradient."""
+"""Probes: record the input or output of a layer, with its gradient."""
 
 import threading
 from collections import OrderedDict
@@ -15,11 +15,11 @@ from torch.utils.hooks import RemovableHandle
 from saliency.engine.checks import check_flag, check_model, check_type, shown
 from saliency.engine.nesting import here
 
-_registering = threading.Lock()  # two threads may hook one module, and PyTorch numbers hooks without a lock
+_registering = threading.Lock()  # threads may hook the same module, and PyTorch numbers hooks without a lock
 
 
 def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any], **options: Any) -> RemovableHandle:
-    """Register a hook that acts on calls of this thread alone, and in a saliency call not inside of another one."""
+    """Register a hook that acts on calls of this thread only and, inside a saliency call, not on those nested in it."""
     thread, call = threading.get_ident(), here.call
 
     def own_calls(*args: object) -> Any:
@@ -29,17 +29,16 @@ def add_hook(register: Callable[..., RemovableHandle], hook: Callable[..., Any],
         try:
             return register(own_calls, **options)
         except RuntimeError as error:  # PyTorch's own refusal
-            raise ValueError("model=TorchScript takes no hook; expected the nn.Module it was made of.") from error
+            raise ValueError("model=TorchScript does not accept hooks; expected the original nn.Module.") from error
 
 
 class Probe:
     """Record the tensors that a module is given (``target='input'``) or returns (``'output'``).
 
-    ``data`` lists the floating-point tensors of the module's last call; after ``backward`` each has its ``.grad``.
-    The model goes on with a copy, so an in-place operation behind the layer leaves ``data`` as it was.
-    Only calls made by the thread that made the probe are recorded. ``enable_grad=True`` switches gradients on when
-    the layer is reached; ``prepend=True`` looks before the module's other hooks. Use :meth:`remove`, or ``with``, to
-    detach it.
+    ``data`` lists the floating-point tensors of the module's last call; after ``backward`` each has its ``.grad``. The
+    model continues with a copy, so a later in-place operation does not change ``data``. Only calls made by the thread
+    that created the probe are recorded. ``enable_grad=True`` switches gradients on when the layer is reached;
+    ``prepend=True`` records before the module's other hooks. Use :meth:`remove`, or ``with``, to detach it.
 
     >>> relu = torch.nn.ReLU(inplace=True)
     >>> with Probe(relu) as probe:
@@ -66,7 +65,7 @@ class Probe:
             self._hook = add_hook(module.register_forward_hook, self._catch_output, prepend=prepend)
 
     def remove(self) -> None:
-        """Detach the probe from its module. ``data`` stays."""
+        """Detach the probe from its module. ``data`` is kept."""
         self._hook.remove()
 
     def __enter__(self) -> "Probe":
@@ -84,7 +83,7 @@ class Probe:
         return self._record(output)
 
     def _record(self, values: object) -> Any:
-        with torch._C.DisableTorchFunction():  # what the probe does is no operation of the model
+        with torch._C.DisableTorchFunction():  # the probe is not part of the model
             if self._enable_grad:
                 torch.set_grad_enabled(True)
             self.data = []
@@ -94,8 +93,8 @@ class Probe:
         if not tensor.is_floating_point():
             return tensor
         if tensor.requires_grad and torch.is_grad_enabled():
-            # A view: hooks that a rule has put on the tensor itself belong to the layer, not to what comes after it.
-            # Not view_as: it makes up new strides for a batch of one, of which kernels read another memory format.
+            # A view: tensor hooks set by a rule belong to the layer, not to what follows it.
+            # Not view_as: it invents strides for a batch of one, from which kernels infer another memory format.
             tensor = tensor[...]
             tensor.retain_grad()
         else:

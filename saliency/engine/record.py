@@ -1,4 +1,9 @@
-"""One forward pass with probes on its sites."""
+"""Record: one forward pass with probes on its sites, from which gradients are taken.
+
+For model = Sequential(conv, relu, linear) and the site "output of relu", the pass holds a = relu(conv(x)) as a leaf:
+conv leaves no graph, linear does. ``gradients(scores, ones, [a], retain=False)`` then returns da, under the rules of
+the context for every operation after the site.
+"""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -25,17 +30,17 @@ ContextBuilder: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 
 class Pass:
-    """One forward pass: its output, the tensors at each of its sites, and gradients of scores at tensors of it."""
+    """One forward pass: its output, the tensors at each site, and the gradients of scores with respect to them."""
 
     def __init__(self, output: object, tensors: list[list[Tensor]], context: AbstractContextManager[object]) -> None:
         self.output, self.tensors, self.context = output, tensors, context
-        self.scores: Tensor | None = None  # what a gradient was sent into last
-        self.sent: Tensor | None = None  # that gradient
+        self.scores: Tensor | None = None  # the scores of the last backward pass
+        self.sent: Tensor | None = None  # their gradient
 
     def factor(self, x: Tensor) -> Tensor:
-        """What the gradient at a tensor is multiplied with to get an attribution: a copy of the tensor.
+        """The factor that turns the gradient at a tensor into an attribution: a copy of the tensor.
 
-        It is 1 where the context sends back the attribution itself.
+        It is 1 if the context sends back the attribution itself.
         """
         whole = isinstance(self.context, TracingContext) and self.context.attributes(x)
         return torch.ones_like(x.detach()) if whole else own_copy(x)
@@ -43,14 +48,16 @@ class Pass:
     def gradients(
         self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool, key: Hashable = None
     ) -> list[Tensor | None]:
-        """The gradients at the tensors, of ``scores`` whose own is given; equal keys say that it is equal."""
+        """The gradients at the tensors, given the ``gradient`` of ``scores``; equal keys mean equal gradients of the
+        output.
+        """
         if isinstance(self.context, RuleContext):
             return self.context.send_back(scores, gradient, tensors, retain)
         return differentiate([(scores, gradient)], tensors, retain)
 
 
 class _SiteProbe(Probe):
-    """A probe that keeps what every call of the module gave."""
+    """A probe that keeps the tensors of every call of the module."""
 
     def _record(self, values: object) -> Any:
         values = super()._record(values)
@@ -59,25 +66,25 @@ class _SiteProbe(Probe):
         return values
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        # What else reaches the model is a constant: no gradient is asked of it.
+        # Further inputs of the model are constants: they need no gradient.
         return tensor if len(self.data) == self.site.tensors else super()._keep(tensor)
 
     def __init__(self, site: Site, grad: bool, watch: Watching | None) -> None:
         self.calls: list[list[Tensor]] = []
         self.site, self._watch = site, watch
         self._seen: list[list[Grid]] = []
-        # What the caller passed in is in front of the caller's own hooks, too.
+        # The model's input is what the caller passed, before the caller's own hooks change it.
         super().__init__(site.module, site.side, enable_grad=grad, prepend=not site.name)
 
     def tensors(self) -> list[Tensor]:
-        """The tensors of the site; ``ValueError`` where there are none."""
+        """The tensors of the site; ``ValueError`` if there are none."""
         site, count = self.site, len(self.calls)
         if isinstance(site.call, int) and count and not -count <= site.call < count:
-            raise ValueError(f"call={shown(site.call)} is not a call of {site.name!r}, which runs {count} times.")
+            raise ValueError(f"call={shown(site.call)} is not a call of {site.name!r}; expected one of {count} calls.")
         calls = [self.calls[site.call]] if isinstance(site.call, int) and count else self.calls
         found = [x for tensors in calls for x in tensors[: site.tensors]]
         if not found:
-            raise SiteError(site, "gave no tensor in the forward pass; expected a layer in use.")
+            raise SiteError(site, "returned no tensor in the forward pass; expected a layer in use.")
         if site.seen is not None:
             site.seen[:] = self._seen[site.call if isinstance(site.call, int) else -1]
         return found
@@ -91,11 +98,11 @@ def recording(
     grad: bool = True,
     attending: Attending | None = None,
 ) -> Iterator[Pass]:
-    """Run the model with probes on the sites; give the pass, inside the context.
+    """Run the model with probes on the sites; yield the pass, inside the context.
 
-    With ``grad`` a graph is recorded from the first site on; the network in front of it leaves none.
-    The grids that it shows are noted for the sites that need them, and attentions where ``attending`` is asked to.
-    Raises ``ValueError`` for a site that the forward pass does not reach, and for TorchScript under a rule context.
+    With ``grad``, a graph is recorded from the first site on; the network before it leaves none. The pass also notes
+    the grids that sites need, and, with ``attending``, the attentions. Raises ``ValueError`` for a site that the
+    forward pass does not reach, and for TorchScript under a rule context.
     """
     context = check_call(call, context_builder, grad)
     watch = Watching() if any(site.seen is not None for site in sites) else None
@@ -115,9 +122,9 @@ def recording(
 
 @contextmanager
 def _watching(watch: Watching, sites: Sequence[Site], model: Module, attending: Attending | None) -> Iterator[None]:
-    """Watch the pass, or only while the layers run, where they show their own grids: each operation costs a little."""
+    """Watch the whole pass, or just the layers if their own grids suffice: watching costs a little per operation."""
     if attending is not None:
-        with attending.around(model), attending, watch:  # what multi-head attention reshapes inside is not watched
+        with attending.around(model), attending, watch:  # reshapes inside multi-head attention are not watched
             yield
         return
 
@@ -133,7 +140,7 @@ def _watching(watch: Watching, sites: Sequence[Site], model: Module, attending: 
             yield
         return
     with ExitStack() as stack:
-        stack.callback(end)  # of a layer that raises
+        stack.callback(end)  # in case the layer raises
         for site in layers:
             stack.callback(add_hook(site.module.register_forward_pre_hook, begin).remove)
             stack.callback(add_hook(site.module.register_forward_hook, end).remove)
@@ -146,5 +153,5 @@ def check_call(call: Call, context_builder: object, grad: bool) -> AbstractConte
     check_parameters(call, grad)
     context = make_context(context_builder)
     if isinstance(context, RuleContext) and any(isinstance(part, ScriptModule) for part in call.modules):
-        raise ValueError(f"model={name} holds TorchScript, which no rule reaches; an nn.Module does not.")
+        raise ValueError(f"model={name} contains TorchScript, which rules cannot reach; expected an nn.Module.")
     return context

@@ -1,4 +1,4 @@
-"""The search for the layer to explain, where the user names none; and what it found, remembered."""
+"""Search: find the layer to explain if the user names none, and remember it."""
 
 import threading
 import weakref
@@ -24,9 +24,9 @@ from saliency.engine.sending import keeping_copies
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 
-_EVERYWHERE = 0.05  # the share of cells with a gradient up to which it is zero almost everywhere
-_NAMED = 5  # the error describes as many layers
-_MOST = 64  # as many answers are remembered of a model: a function written inside a loop is a new one each time
+_EVERYWHERE = 0.05  # a gradient at this fraction of the cells, or less, is zero almost everywhere
+_NAMED = 5  # the error describes this many layers
+_MOST = 64  # answers remembered per model: a function defined inside a loop is a new target each time
 
 _lock = threading.Lock()
 _remembered: "weakref.WeakKeyDictionary[Module, dict[Hashable, tuple[str, weakref.ref[Module]]]]" = (
@@ -35,11 +35,11 @@ _remembered: "weakref.WeakKeyDictionary[Module, dict[Hashable, tuple[str, weakre
 
 
 def find_layer(model: Module, input: Tensor, /, *args: object, target: Target = None, **kwargs: object) -> str:
-    """The name of the last layer that returns a map, at which the gradient of ``target`` is not zero almost everywhere.
+    """The name of the last layer that returns a map at which the gradient of ``target`` is not zero almost everywhere.
 
     That is the last block of a convolutional network, and the last normalisation before attention in a vision
-    transformer. Without a target all scores are asked about; further arguments reach the model. Costs one forward pass
-    of the first image and a backward pass down to the layer. Raises ``ValueError`` where there is no such layer.
+    transformer. Without a target, all scores count; further arguments are passed to the model. Costs one forward pass
+    of the first image and a backward pass down to the layer. Raises ``ValueError`` if there is no such layer.
 
     >>> from torch.nn import Conv2d, Flatten, Linear, Sequential
     >>> find_layer(Sequential(Conv2d(1, 2, 3), Flatten(), Linear(32, 5)), torch.rand(1, 1, 6, 6), target=1)
@@ -49,7 +49,7 @@ def find_layer(model: Module, input: Tensor, /, *args: object, target: Target = 
 
 
 class Candidate(NamedTuple):
-    """A layer that was looked at: the shape of its output, and why it is no map, or cannot be told from one."""
+    """A layer that was considered: the shape of its output, and why it is not a map, or cannot be told from one."""
 
     name: str
     shape: tuple[int, ...]
@@ -59,9 +59,9 @@ class Candidate(NamedTuple):
 def layer_candidates(
     model: Module, input: Tensor, /, *args: object, target: Target = None, **kwargs: object
 ) -> list[Candidate]:
-    """What :func:`find_layer` chooses from: the layers that return a tensor, in the order in which they run.
+    """The layers that :func:`find_layer` chooses from: those that return a tensor, in the order in which they run.
 
-    The last of those without a ``problem`` is the layer that it finds. Arguments and errors are the same.
+    It returns the last one without a ``problem``. Arguments and errors are the same.
 
     >>> from torch.nn import Conv2d, Flatten, Linear, Sequential
     >>> layer_candidates(Sequential(Conv2d(1, 2, 3), Flatten(), Linear(32, 5)), torch.rand(1, 1, 6, 6), target=1)[:2]
@@ -78,11 +78,11 @@ def _make_call(model: Module, input: Tensor, args: tuple[object, ...], kwargs: d
 
 
 def found_layer(call: Call, target: Target = None, anew: bool = False) -> tuple[str, Module]:
-    """The layer that :func:`find_layer` finds, and its name: remembered of an earlier call like this one.
+    """The layer that :func:`find_layer` finds, and its name, remembered from an earlier call like this one.
 
-    Calls are alike if they have the same model, made of the same modules, the same shapes (the number of samples
-    aside), dtypes, devices and other arguments, and the same kind of target: an index is like any other, a function
-    like itself alone. ``anew`` searches again, and remembers that.
+    Calls are alike if they have the same model with the same modules, the same shapes (except the number of samples),
+    dtypes, devices and other arguments, and the same kind of target: all indices are of one kind, but each function is
+    its own. ``anew`` searches again and remembers the result.
     """
     key = (hash(call.modules), _signature(call), _kind(target))
     name = None if anew else _recall(call.model, key)
@@ -94,12 +94,12 @@ def found_layer(call: Call, target: Target = None, anew: bool = False) -> tuple[
 
 
 def last_of_each_grid(call: Call, target: Target) -> list[str]:
-    """The last layer of each resolution, up to the one that :func:`find_layer` finds; costs what that search costs."""
+    """The last layer of each resolution, up to the one that :func:`find_layer` finds, at the same cost."""
     size, names = tuple(call.image_of().shape[2:]), dict[tuple[int, ...], str]()
     for found in keeping_copies(lambda _: _search(call, target)):
         reading = None if found.problem else read(found.shape, size, found.module, found.seen)
         if reading is not None:
-            names.pop(reading.sides, None)  # the order is that of the last ones
+            names.pop(reading.sides, None)  # keeps the order of the last layers
             names[reading.sides] = found.name
     return [*names.values()]
 
@@ -144,24 +144,24 @@ def _kind(target: Target) -> Hashable:
 
 
 def _identity(function: Callable[..., object]) -> Hashable:
-    """What is equal for the same function alone, and does not keep it alive."""
+    """A key that is equal for the same function only, and does not keep it alive."""
     try:
         known = weakref.WeakMethod(function) if isinstance(function, MethodType) else weakref.ref(function)
         hash(known)
-    except TypeError:  # it has no weak references, or no hash
+    except TypeError:  # it does not support weak references, or is not hashable
         return object()
     return known
 
 
 def _search(call: Call, target: Target) -> list[Output]:
-    """The layers that return a tensor: the last one without a problem is a map that the score of ``target`` depends on.
+    """The layers that return a tensor; the last one without a problem is a map that the score of ``target`` depends on.
 
-    Costs a forward pass of one sample (of the batch, if the target is a function of its output), and a backward pass
-    down to that layer. Raises ``ValueError`` where there is none, and says what was looked at.
+    Costs a forward pass of one sample (or the whole batch, if the target is a function of its output), and a backward
+    pass down to that layer. Raises ``ValueError``, with the layers considered, if there is none.
     """
     check_parameters(call, grad=True)
     if call.image.is_meta:
-        raise ValueError("saliency_layer=None is not found on device 'meta', which has no values; expected a name.")
+        raise ValueError("saliency_layer=None is not possible on device 'meta', which has no values; expected a name.")
     index = torch.arange(call.samples if callable(target) and not isinstance(target, Tensor) else 1)
     targets = None if target is None else Targets(target, call.samples).rows(index)
     call = call.rows(index)
@@ -188,7 +188,7 @@ def _run(call: Call, watch: Watch) -> object:
 
 
 def _score(output: object, targets: Targets | None) -> Tensor:
-    """One number that depends on all that the targets explain; weighted, since a softmax sums to 1."""
+    """One number that depends on everything the targets explain; weighted, because a softmax sums to 1."""
     if targets is None:
         leaves = tree_leaves(main_output(output))
         found = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
@@ -199,9 +199,9 @@ def _score(output: object, targets: Targets | None) -> Tensor:
 
 
 def _judge(outputs: list[Output], graph: Graph) -> None:
-    """Note which of the outputs are no map by where they stand in the graph of the score."""
+    """Note which outputs are not maps, by where they are in the graph of the score."""
     nodes = [(found, found.edge.node) for found in outputs if found.edge is not None]
-    # A module that makes what depends on the input of tokens that do not asks the input: these tokens are queries.
+    # A module whose tokens do not depend on the input, but whose output does, attends: its tokens are queries.
     asking = [found for found, node in nodes if graph.depends(node) and not all(map(graph.depends, found.stream))]
     queries = {found.shape[1] for found in asking}
     for found, node in nodes:
@@ -218,11 +218,11 @@ def _judge(outputs: list[Output], graph: Graph) -> None:
 
 
 def _choose(outputs: list[Output], score: Tensor, size: tuple[int, ...]) -> None:
-    """Find the last of the maps whose gradient is not zero almost everywhere, and note it of those behind it."""
+    """Find the last map whose gradient is not zero almost everywhere, and note the problem of those after it."""
     maps = [(found, found.edge) for found in reversed(outputs) if found.edge is not None and not found.problem]
     shares: list[float] = []
     while len(shares) < len(maps):
-        some = maps[len(shares) : 2 * len(shares) + 1]  # often the first will do, and all gradients take their time
+        some = maps[len(shares) : 2 * len(shares) + 1]  # often the first will do, and gradients are costly
         with interruptible():
             gradients = torch.autograd.grad(score, [edge for _, edge in some], retain_graph=True, allow_unused=True)
         for (found, _), gradient in zip(some, gradients, strict=True):
@@ -234,23 +234,23 @@ def _choose(outputs: list[Output], score: Tensor, size: tuple[int, ...]) -> None
 
 
 def _share_of_cells(gradient: Tensor, size: tuple[int, ...], found: Output) -> float:
-    """In how many of the cells of the grid, extra tokens aside, the gradient is not zero."""
+    """The fraction of the cells of the grid, without extra tokens, at which the gradient is not zero."""
     return (to_channels_first(gradient, size, module=found.module, seen=found.seen) != 0).any(1).float().mean().item()
 
 
 def _no_layer(outputs: list[Output], score: Tensor, shares: list[float]) -> ValueError:
     problem = "" if score.requires_grad else ": the score is computed without gradients"
     if shares and not any(shares):
-        problem = ": the gradient of this target is zero at every one of them, as behind a quantised operation"
+        problem = ": the gradient of this target is zero at all of them, as before a quantised operation"
     if not outputs:
         return ValueError(
-            "saliency_layer=None finds no layer: no module of the model returned a tensor, as in TorchScript and in "
-            "exported programs, which run none; expected '', the input, or a model of modules."
+            "saliency_layer=None finds no layer: no module of the model returned a tensor, as in TorchScript and "
+            "exported programs, which run none; expected '' for the input, or a model made of modules."
         )
     last = [found for found in outputs if found.problem != NO_GRID] or outputs
     seen = "; ".join(map(str, reversed(last[-_NAMED:])))
-    looked = f" (looked at, the last first: {seen})" if seen else ""
+    looked = f" (considered, the last first: {seen})" if seen else ""
     return ValueError(
-        f"saliency_layer=None finds no layer with a spatial output on which the score depends{problem}{looked}; "
+        f"saliency_layer=None finds no layer with a spatial output that the score depends on{problem}{looked}; "
         "expected a layer's name."
     )

@@ -1,4 +1,10 @@
-"""Sending gradients back: operations whose gradient comes back by a rule of a table."""
+"""Sending: run operations so that their gradient comes back by a rule of a table.
+
+``y = keep_operation(force, Operation(torch.relu, (x,), {}), graph=True)`` runs y = relu(x) as one node of the graph.
+When the backward pass reaches that node with dy, it looks up the row for relu in ``force.table``: with ``Pre(f)`` it
+sends relu'(x) f(dy) on to x, and without a row plain relu'(x) dy. The table may be exchanged between two backward
+passes.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias, TypeVar
@@ -15,25 +21,25 @@ from saliency.engine.operations import Function, Gradients, Operation, Pre, Row,
 
 Args: TypeAlias = Sequence[object]
 Kwargs: TypeAlias = Mapping[str, object]
-Sought: TypeAlias = Tensor | GradientEdge  # where a gradient is asked for
+Sought: TypeAlias = Tensor | GradientEdge  # where a gradient is wanted
 _T = TypeVar("_T")
 
 
 class Force:
-    """The table in force: what the operations of a forward pass ask when their gradient comes back.
+    """The table in force, which the operations of a forward pass look up when their gradient comes back.
 
-    It is all that they know of their context, which may hold tensors of the graph that they are part of.
+    It is all that they know of their context, which may itself refer to the graph that they belong to.
     """
 
     def __init__(self, table: Mapping[Function, Row]) -> None:
         self.table = table
-        self.last = False  # is this the last backward pass? Then what operations keep is let go as it comes back
-        self.begun = False  # did an operation with weights run in front of the first site?
-        self.unruled: dict[Function, Parameter] = {}  # what ran that has weights and no row
-        self.ended: list[tuple[Operation, Tensor]] = []  # where an attribution came back, and which
+        self.last = False  # is this the last backward pass? Then operations release their tensors on the way
+        self.begun = False  # did an operation with weights run before the first site?
+        self.unruled: dict[Function, Parameter] = {}  # operations that ran with weights but have no row
+        self.ended: list[tuple[Operation, Tensor]] = []  # operations that ended in an attribution, and the attribution
 
     def row(self, op: Operation) -> Row | None:
-        """The row of an operation."""
+        """The row of an operation, if there is one."""
         row = self.table.get(op.function)
         row = row if row is None or row.applies is None or row.applies(*op.args, **op.kwargs) else None
         return row.row(op) if isinstance(row, Chosen) else row
@@ -48,7 +54,7 @@ def _refuse_create_graph(function: Function) -> None:
 
 
 class _Node(FunctionCtx):
-    """What a node of the graph remembers."""
+    """What a graph node keeps for the backward pass."""
 
     force: Force
     op: Operation
@@ -58,7 +64,7 @@ class _Node(FunctionCtx):
 
 
 class _Sent(torch.autograd.Function):
-    """An operation whose gradient is made of the output's gradient alone: nothing is kept."""
+    """An operation whose input gradient depends only on its output gradient: nothing is kept."""
 
     @staticmethod
     def forward(ctx: _Node, function: Function, row: Row, args: Args, kwargs: Kwargs, input: Tensor) -> Tensor:
@@ -100,7 +106,7 @@ class _Kept(torch.autograd.Function):
             found = row.function(op, gradient)
         elif isinstance(row, Through):
             sent: Tensor = row.function(gradient)
-            # Another tensor, such as a slope, gets its own derivative.
+            # Any other tensor, such as a slope, gets its own derivative.
             found = [sent, *op.derivative(gradient)[1:]] if any(op.recorded[1:]) else sent
         if isinstance(row, Attributing) and isinstance(found, Tensor):
             ctx.force.ended.append((op, found))
@@ -114,7 +120,7 @@ class _Kept(torch.autograd.Function):
 
 
 class _KeptReLU(torch.autograd.Function):
-    """ReLU keeps no more than its output, in place or not, and knows no :class:`Rule`."""
+    """ReLU, which keeps only its output, in place or not, and supports no :class:`Rule`."""
 
     @staticmethod
     def forward(
@@ -146,23 +152,23 @@ class _KeptReLU(torch.autograd.Function):
 
 
 def keep_relu(force: Force, function: Function, args: Args, kwargs: Kwargs) -> Tensor:
-    """As :func:`keep_operation`, for ReLU by its own name."""
+    """Like :func:`keep_operation`, for ReLU under its own name."""
     output: Tensor = _KeptReLU.apply(force, function, args, kwargs, args[0])
     return output
 
 
 def send_through(function: Function, row: Row, args: Args, kwargs: Kwargs) -> Tensor:
-    """Run an operation that sends back what a row of kind :class:`Through` makes of the gradient."""
+    """Run an operation whose gradient comes back by a row of kind :class:`Through`."""
     output: Tensor = _Sent.apply(function, row, args, kwargs, args[0])
     return output
 
 
 def keep_operation(force: Force, op: Operation, graph: bool, source: Operation | None = None) -> Tensor:
-    """Run an operation whose rule is looked up in ``force`` when the gradient comes back.
+    """Run an operation that looks up its rule in ``force`` when the gradient comes back.
 
-    What a ``source`` has made, and the operation overwrites, is made again when it is asked for, not kept.
+    If the operation overwrites the result of ``source``, that is computed again on demand instead of kept.
     """
-    pairs = zip(op.tensors, op.parameters, strict=True)  # without a parameter's gradient, which nobody asks for
+    pairs = zip(op.tensors, op.parameters, strict=True)  # parameters are detached: their gradients are not needed
     tensors = [x.detach() if own else x for x, own in pairs]
     op.source = source
     output: Tensor = _Kept.apply(force, op, graph, *tensors)
@@ -170,9 +176,9 @@ def keep_operation(force: Force, op: Operation, graph: bool, source: Operation |
 
 
 def keeping_copies(run: Callable[[bool], _T]) -> _T:
-    """What ``run(False)`` gives; where the model overwrites what its own backward pass needs, what ``run(True)`` does.
+    """Return ``run(False)`` or, if the model overwrites what its backward pass needs, ``run(True)``.
 
-    Then autograd keeps copies, and all passes have to run inside. Nothing else is lost by running again.
+    In the second run autograd keeps copies, so every pass has to happen inside. Running again costs nothing but time.
     """
     try:
         return run(False)
@@ -184,13 +190,13 @@ def keeping_copies(run: Callable[[bool], _T]) -> _T:
 
 
 def _copy(saved: Tensor) -> Tensor:
-    with torch._C.DisableTorchFunction():  # it is no operation of the model
+    with torch._C.DisableTorchFunction():  # not an operation of the model
         is_parameter = isinstance(saved, Parameter) or isinstance(saved._base, Parameter)
         return saved if is_parameter else saved.detach().clone()
 
 
 def is_recorded(values: Sequence[object]) -> bool:
-    """Will a backward pass come through here? In front of the first probe there is none."""
+    """Will a backward pass come through here? Before the first probe none does."""
     return torch.is_grad_enabled() and any(
         x.requires_grad and not isinstance(x, Parameter)
         if isinstance(x, Tensor)
@@ -204,7 +210,7 @@ def differentiate(
     tensors: Sequence[Sought],
     retain: bool,
 ) -> list[Tensor | None]:
-    """The gradients at the tensors of several roots together, each with the gradient that is sent into it.
+    """The gradients at the tensors for several roots together, each with its own incoming gradient.
 
     >>> x = torch.ones(1, requires_grad=True)
     >>> y = 2 * x
@@ -212,6 +218,6 @@ def differentiate(
     [tensor([4.])]
     """
     outputs, gradients = zip(*roots, strict=True)
-    with interruptible(), torch._C.DisableTorchFunction():  # each rule has been chosen
+    with interruptible(), torch._C.DisableTorchFunction():  # every rule has been chosen by now
         found = torch.autograd.grad(outputs, tensors, gradients, retain_graph=retain, allow_unused=True)  # type: ignore[arg-type]
         return list(found)

@@ -1,4 +1,4 @@
-"""The shared pass: one forward pass that is recorded and kept, for methods of any rules."""
+"""Shared: one forward pass that is recorded and kept, for methods with any rules."""
 
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,17 +21,17 @@ from saliency.engine.site import Site
 from saliency.engine.state import evaluating, model_device
 from saliency.engine.tracing import TracingContext
 
-# What was asked of a kept pass (rules, kind of context, target), with the gradients by the tensor they belong to.
+# What was asked of a kept pass (rules, kind of context, target), with the gradient found for each tensor.
 Found: TypeAlias = list[tuple[list[object], dict[Sought, Tensor | None]]]
 
 
 class _Recorder(TracingContext):
-    """Record every watched operation, whatever the rule that its gradient will come back by."""
+    """Record every watched operation, whichever rule will apply to its gradient."""
 
     def __init__(self, functions: Collection[Function], model: Module) -> None:
         super().__init__(dict.fromkeys(functions, Rule(Operation.derivative)), model)
         self.force.table = {}
-        self.last = {}
+        self.history = []
         self.seen: set[Function] = set()
 
     def run_recorded(self, row: Row, function: Function, args: tuple[object, ...], kwargs: dict[str, object]) -> Any:
@@ -49,9 +49,9 @@ class _Recorder(TracingContext):
 
 
 class SharedForward:
-    """One forward pass that is recorded and kept: every backward pass through it runs under its own rules.
+    """One forward pass that is recorded and kept: each backward pass through it runs under its own rules.
 
-    The operations of the graph that are among ``functions`` look up their rule when the gradient comes back.
+    Operations among ``functions`` look up their rule when the gradient comes back.
     """
 
     def __init__(self, call: Call, sites: Sequence[Site], functions: Collection[Function]) -> None:
@@ -78,7 +78,7 @@ class SharedForward:
         grad: bool = True,
         attending: Attending | None = None,
     ) -> Iterator[Pass]:
-        """As :func:`recording`; another call, or a context that is not a table of rules, gets a pass of its own."""
+        """Like :func:`recording`; another call, or a context that is not a table of rules, runs a pass of its own."""
         context = check_call(call, context_builder, grad)
         places = [_place(site) for site in sites]
         if not (
@@ -89,15 +89,15 @@ class SharedForward:
             return
         if attending is not None:
             attending.found[:] = self._attending.found
-        if isinstance(context, RuleContext) and context.last is not None:
-            context.last = dict(self._recorder.last or {})
+        if isinstance(context, RuleContext) and context.history is not None:
+            context.history = [*(self._recorder.history or ())]
         if isinstance(context, TracingContext):
             context.force, context.surveys = self._recorder.force, self._recorder.surveys
         self._recorder.force.table = getattr(context, "rules", {})
         if grad and isinstance(context, RuleContext) and context.rules.keys().isdisjoint(self._recorder.seen):
             note_idle(call.notices, context, sites)
         torch.set_grad_enabled(grad)  # as a probe does: the target may be a function of the output
-        with context:  # which has rules for that function, too
+        with context:  # its rules apply to that function too
             own_sites = [self._places.index(place) for place in places]
             for site, at in zip(sites, own_sites, strict=True):
                 if site.seen is not None:
@@ -106,7 +106,7 @@ class SharedForward:
             yield _KeptPass(self._pass.output, tensors, context, self._found)
 
     def _is_own(self, call: Call) -> bool:
-        """Is it the call of this pass, and nothing that goes into it or came out of it changed since then?"""
+        """Is this the call of the kept pass, with its inputs, state and results unchanged since?"""
         pairs = ((_given(call), _state_of(call)), (_given(self._call), self._state))
         (tensors, tree), (own_tensors, own_tree) = map(tree_flatten, pairs)
         same = tree == own_tree and all(x is y for x, y in zip(tensors, own_tensors, strict=True))
@@ -118,13 +118,13 @@ class SharedForward:
 
 
 def check_shared(shared: object) -> None:
-    """Raise ``ValueError`` for what is no kept pass."""
+    """Raise ``ValueError`` for anything but a kept pass."""
     if not (shared is None or isinstance(shared, SharedForward)):
         raise ValueError(f"shared={shown(shared)} is not a recorded pass; expected shared_forward(...) or None.")
 
 
 class _KeptPass(Pass):
-    """What an earlier method has asked of a kept pass is not computed again."""
+    """A pass that does not compute again what an earlier method has asked of it."""
 
     def __init__(
         self, output: object, tensors: list[list[Tensor]], context: AbstractContextManager[object], found: Found
@@ -142,7 +142,7 @@ class _KeptPass(Pass):
         return [None if (dx := known[x]) is None else dx.clone() for x in tensors]
 
     def _known(self, key: Hashable) -> dict[Sought, Tensor | None]:
-        """The gradients that were found under the same rules, for the same target."""
+        """The gradients found earlier under the same rules, for the same target."""
         asked = [getattr(self.context, "rules", None), type(self.context), key]
         for (rules, *rest), known in self._found if key is not None else ():
             if rules is asked[0] and rest == asked[1:]:
@@ -166,7 +166,7 @@ def _state_of(call: Call) -> list[Tensor]:
 
 
 def _version(x: Tensor) -> tuple[int, int]:
-    """Another one where a tensor was overwritten, or given other memory by ``x.data = ...``."""
+    """A key that changes if a tensor is overwritten, or given other memory by ``x.data = ...``."""
     return version_of(x), memory_of(x) if x.layout is torch.strided else 0
 
 

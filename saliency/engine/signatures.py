@@ -22,20 +22,20 @@ P = ParamSpec("P")
 
 
 class CallOptions(TypedDict, total=False):
-    """How the model is called. All of these options: see ``saliency``."""
+    """How the model is called. For the meaning of all options, see ``saliency``."""
 
     additional_forward_args: object
     forward_kwargs: Mapping[str, object] | None
 
 
 class ModelOptions(CallOptions, total=False):
-    """How the model is called, and which side of a layer is meant."""
+    """How the model is called, and which side of a layer is explained."""
 
     attribute_to_layer_input: bool
 
 
 class FinishOptions(TypedDict, total=False):
-    """What becomes of a map."""
+    """How a map is finished."""
 
     resize: Resize
     resize_mode: str
@@ -44,11 +44,11 @@ class FinishOptions(TypedDict, total=False):
 
 
 class MapOptions(ModelOptions, FinishOptions, total=False):
-    """How the model is called, and what becomes of a map."""
+    """How the model is called, and how a map is finished."""
 
 
 class PassOptions(ModelOptions, total=False):
-    """What of a recorded pass is explained."""
+    """What is explained of a recorded pass."""
 
     shared: SharedForward | None
     internal_batch_size: int | None
@@ -58,13 +58,13 @@ class PassOptions(ModelOptions, total=False):
 
 
 class ScoreOptions(PassOptions, total=False):
-    """The same, from which gradient of the output."""
+    """The same, with the gradient of the output."""
 
     get_backward_gradient: GetGradient
 
 
 class WalkOptions(ScoreOptions, total=False):
-    """The same where the method has no path of its own."""
+    """The same, for a method without a path of its own."""
 
     path: Path | None
 
@@ -90,10 +90,10 @@ class Options(PathOptions, WalkOptions, total=False):
 
 
 class Explains(Protocol[P]):
-    """A method, whose own parameters and options are P: maps of one layer, or a list of them for a list of layers.
+    """A method with further parameters and options P: maps of one layer, or a list of them for a list of layers.
 
-    ``debug`` and ``return_convergence_delta`` give a pair. A call that has them is checked less: P cannot be taken
-    apart. A call of which only the values tell the form of the result gives ``Maps``.
+    ``debug`` and ``return_convergence_delta`` return a pair; calls with them are checked less strictly, because P
+    cannot be taken apart. If only the values decide the form of the result, it is ``Maps``.
     """
 
     __name__: str
@@ -147,7 +147,7 @@ class Explains(Protocol[P]):
     ) -> Maps: ...
 
     @overload
-    def __call__(  # type: ignore[overload-overlap]  # a text is a sequence of texts too, and is one layer
+    def __call__(  # type: ignore[overload-overlap]  # a str is a sequence of str too, but is one layer
         self,
         model: Module,
         input: Tensor,
@@ -181,5 +181,5 @@ class Explains(Protocol[P]):
 
 
 def typed(function: Callable[Concatenate[Module, Input, Target, Layers, P], Maps]) -> Explains[P]:
-    """The function itself, which a type checker takes for what it is called with."""
+    """Return the function itself, typed for its calls."""
     return cast(Explains[P], function)

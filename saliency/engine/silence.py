@@ -1,4 +1,4 @@
-"""Silence: what is said of a method that did nothing, and of a map that shows nothing."""
+"""Silence: notices for a method that did nothing, and for a map that shows nothing."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -18,24 +18,24 @@ from saliency.engine.targets import Targets
 
 
 def note_idle(notices: Notices, context: RuleContext, sites: Sequence[Site]) -> None:
-    """Note that no operation ran that a context has a rule for."""
+    """Note that no operation ran that the context has a rule for."""
     layers = ", ".join(dict.fromkeys(repr(site.name) for site in sites))
     notices.add(
         "idle",
-        f"context_builder={type(context).__name__} changed nothing: none of its operations ran behind "
-        f"saliency_layer={layers}, so that what comes back is the plain gradient; looked for "
-        f"{', '.join(_names(context.rules))}. What else a model may write for them, such as x * sigmoid(x), masks or "
-        "its own autograd.Function, has no rule: use the torch function, or a RuleContext with a rule of your own.",
+        f"context_builder={type(context).__name__} changed nothing: none of its operations ran after "
+        f"saliency_layer={layers}, so the result is the plain gradient; expected one of "
+        f"{', '.join(_names(context.rules))}. Other ways to write these, such as x * sigmoid(x), masks or "
+        "an autograd.Function, have no rule: use the torch function, or a RuleContext with a rule of your own.",
     )
 
 
 def _names(functions: Iterable[Function]) -> list[str]:
-    """What a user calls the functions, once each."""
+    """The names by which a user knows the functions, each once."""
     return sorted({function.__name__.partition(".")[0].strip("_") for function in functions})
 
 
 def note_shares(notices: Notices, conserved: Conserved, site: Site, tensors: Sequence[Tensor], sent: Tensor) -> None:
-    """Note, of every sample, how much arrived at a site of what was ``sent`` in, which the context conserves."""
+    """Note, for every sample, the share of ``sent`` that arrived at a site of a context that conserves it."""
     found = [x.grad for x in tensors if x.grad is not None]
     if site.call == "all" or not found or found[0].is_meta:
         return
@@ -50,7 +50,7 @@ def note_shares(notices: Notices, conserved: Conserved, site: Site, tensors: Seq
 def _judge_shares(conserved: Conserved, named: str, values: list[float]) -> tuple[str, str] | None:
     rows = len(values) // 3
     triples = zip(values[:rows], values[rows : 2 * rows], values[2 * rows :], strict=True)
-    # A seed of both signs has no share that must arrive.
+    # For a seed of mixed signs, no particular share has to arrive.
     shares = [arrived / sent for arrived, sent, least in triples if least >= 0 and sent > 0]
     if not shares:
         return None
@@ -64,13 +64,15 @@ def _judge_shares(conserved: Conserved, named: str, values: list[float]) -> tupl
 def note_one_position(call: Call, site: Site, targets: Targets, x: Tensor) -> None:
     """Note that a layer of an image has a single position."""
     if site.name and x.ndim > 1 and x.shape[2:].numel() == 1 < call.image.shape[2:].numel():
-        text = f"{site.said} has one position, as a layer behind pooling does: its map shows no place"
-        known = torch.zeros(1, device="cpu")  # the search for another layer has to wait until this pass is over
+        text = f"{site.said} has a single position, as a layer after pooling does: its map does not localise"
+        known = torch.zeros(1, device="cpu")  # the search for another layer waits until this pass is over
         call.notices.look(known, lambda values: ("zero", text), lambda values: _other_layer(call, site, targets))
 
 
 def note_map(call: Call, site: Site, targets: Targets, maps: Sequence[Tensor], elsewhere: bool = True) -> None:
-    """Note that the maps of a layer are zero everywhere, or not finite, and what other layer to use, ``elsewhere``."""
+    """Note that the maps of a layer are zero everywhere or not finite, and, with ``elsewhere``, which layer to use
+    instead.
+    """
     filled = [x for x in maps if x.is_floating_point() and x.numel()]
     ranges = [side.to(filled[0].device, non_blocking=True) for x in filled for side in torch.aminmax(x)]
     if ranges:
@@ -85,23 +87,23 @@ def _judge_map(named: str, values: list[float]) -> tuple[str, str] | None:
         return None
     return "zero", (
         f"{named} has a map that is zero everywhere: nothing there raises this score, or its gradient is zero, as "
-        "behind the last attention of a transformer, where the class token alone counts"
+        "after the last attention of a transformer, where only the class token counts"
     )
 
 
 def note_score(notices: Notices, score: Tensor) -> None:
-    """Note that a score is not finite, where the map may be."""
+    """Note that a score is not finite, although the map may be."""
     highest = score.detach().amax().reshape(1)
     text = "the model's score is NaN or infinite; expected finite inputs, weights and scores"
     notices.look(highest, lambda values: None if values[0] < math.inf else ("finite", text))
 
 
 def _advise(call: Call, site: Site, targets: Targets, values: list[float]) -> str:
-    """That the score itself is not finite, or another layer to use. Costs a forward pass, and maybe a search."""
+    """Advice: the score itself is not finite, or another layer to use. Costs a forward pass, and maybe a search."""
     try:
         with evaluating(call.model, call.modules):
             scores = targets.scores(call.own().run())
-    except Exception:  # whatever the reason: the map is there, and this is no more than advice
+    except Exception:  # whatever the reason: the map exists, and this is only advice
         return ""
     if not scores.isfinite().all():
         return "; the score itself is NaN or infinite"
@@ -109,7 +111,7 @@ def _advise(call: Call, site: Site, targets: Targets, values: list[float]) -> st
 
 
 def _other_layer(call: Call, site: Site, targets: Targets) -> str:
-    """A layer to use in place of the site's: the one that is found without a name, or else the input."""
+    """A layer to use instead of the site's: the one found by the search, or else the input."""
     if not site.name:
         return ""
     try:

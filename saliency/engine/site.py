@@ -13,10 +13,10 @@ from saliency.engine.watching import Grid, is_convolutional
 
 
 class Site(NamedTuple):
-    """Where a probe sits: one side of a module, in which of its calls, and how many of the tensors are explained.
+    """Where a probe is attached: one side of a module, which of its calls, and how many of its tensors are explained.
 
-    ``found`` says that the user named no layer, and that no error may blame this one. ``seen`` is filled by each pass
-    with the grids that it shows in front of the site; it is ``None`` where nothing need be watched.
+    ``found`` says that the search chose the layer, so errors must not blame the user for it. ``seen`` is filled by each
+    pass with the grids shown before the site; it is ``None`` if nothing needs to be watched.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Site(NamedTuple):
 
     @property
     def said(self) -> str:
-        """The layer as a message names it."""
+        """The layer as messages name it."""
         return f"saliency_layer=None (found: {self.name!r})" if self.found else f"saliency_layer={self.name!r}"
 
 
 class SiteError(ValueError):
-    """A site has nothing to explain. Of a layer that was found for another call, which is searched anew, or not."""
+    """A site has nothing to explain. If the layer was remembered from an earlier call, it may be searched again."""
 
     def __init__(self, site: Site, problem: str) -> None:
         self.site = site
@@ -50,19 +50,19 @@ def make_site(
     whole: bool = False,
     anew: bool = False,
 ) -> Site:
-    """Find a layer: ``''`` is the model's input, ``None`` the one that the score of ``target`` shows to be the best.
+    """Find a layer: ``''`` is the model's input, ``None`` the one that the search finds for the score of ``target``.
 
-    ``which`` of its calls is explained, or ``'all'``; the ``whole`` of the tensors there, or the first, as of all
-    calls. A layer that was found is remembered. Where it turns out to get no gradient, ask again with ``anew``: once,
-    for what is found then has one.
+    ``which`` of its calls is explained, or ``'all'``; either the ``whole`` of the tensors there, or the first (as for
+    all calls). A layer that was found is remembered; if it turns out to get no gradient, ask again with ``anew``, once:
+    what is found then does get one.
     """
     if not is_int(which) and not (isinstance(which, str) and which == "all"):
         raise ValueError(f"call={shown(which)} is not a call of a layer; expected an int or 'all'.")
-    which = which if which == "all" else int(which)  # of NumPy
+    which = which if which == "all" else int(which)  # it may be NumPy's
     if isinstance(layer, str) and not layer:
         floats = sum(tensor.is_floating_point() for tensor in call.inputs)
         if not floats:
-            raise ValueError(f"input={call.inputs[0].dtype} has no gradient; expected a floating-point tensor.")
+            raise ValueError(f"input={call.inputs[0].dtype} is not differentiable; expected a floating-point tensor.")
         return Site("", call.model, "input", floats)
     side, tensors = "input" if attribute_to_layer_input else "output", None if whole and which != "all" else 1
     if layer is None:

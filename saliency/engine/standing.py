@@ -1,4 +1,4 @@
-"""Standing: what a pass says of an operation besides its arguments, and what the operation does not send on."""
+"""Standing: what a pass knows of an operation besides its arguments, and the relevance that it does not send on."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,10 +8,10 @@ from torch.nn import Parameter
 
 
 class Origin(NamedTuple):
-    """Of one of an operation's tensors: does it depend on what is explained, can it be negative, what gates by it?
+    """What is known of a tensor argument: does it depend on what is explained, can it be negative, is it a gate?
 
-    ``gate`` is the name of the function that made it, such as ``'sigmoid'``, where it is one whose results weigh
-    others; reshaped, or weighed itself, it still is.
+    ``gate`` is the name of the function, such as ``'sigmoid'``, whose result weights other tensors; it is kept when
+    that result is reshaped or weighted itself.
     """
 
     depends: bool
@@ -20,10 +20,10 @@ class Origin(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """Where an operation stands in a pass: the origins of its tensors, and, of one with weights, its position.
+    """Where an operation stands in a pass: the origins of its tensors and, if it has weights, its position.
 
-    ``first`` and ``last`` are those with weights that stand between the model's input and the score. ``norm`` are scale
-    and shift, by channel, of a batch norm that is the only reader of the operation's result.
+    ``first`` and ``last`` mark the operations with weights next to the model's input and to the score. ``norm`` is the
+    scale and shift per channel of a batch norm that is the only reader of the operation's result.
     """
 
     origins: Sequence[Origin]
@@ -33,17 +33,17 @@ class Standing(NamedTuple):
 
 
 class Ledger:
-    """What operations do not send on of the relevance that comes to them, in all.
+    """The total relevance that operations receive but do not send on.
 
-    ``bias`` went to constants: biases, class tokens, positions. ``lost`` was due to units whose denominator is 0, or is
-    kept away from it.
+    ``bias`` went to constants: biases, class tokens, positions. ``lost`` is due to units whose denominator is 0, or was
+    moved away from 0. The relevance of the input, ``bias`` and ``lost`` add up to the score.
     """
 
     def __init__(self) -> None:
         self.bias, self.lost = 0.0, 0.0
 
     def add(self, bias: Tensor | None = None, lost: Tensor | None = None) -> None:
-        """Enter relevance, element by element."""
+        """Add relevance, summed over its elements."""
         self.bias += 0 if bias is None else float(bias.sum())
         self.lost += 0 if lost is None else float(lost.sum())
 

@@ -1,4 +1,4 @@
-"""What a call changes outside itself, and puts back."""
+"""State: what a call changes outside itself, and restores."""
 
 import operator
 import random
@@ -19,20 +19,20 @@ from saliency.engine.attributes import Undo, hold_attributes, hold_tensor
 from saliency.engine.interrupts import uninterrupted
 from saliency.engine.nesting import own_call
 
-# Overlapping calls share a change: the first makes it, the last undoes it. Entries live only as long as a call does.
+# Overlapping calls have a change in common: the first makes it, the last undoes it. Entries do not outlive the calls.
 _lock = threading.Lock()
 _held: dict[Hashable, tuple[int, Undo]] = {}
 
 
 @contextmanager
 def _holding(modules: Iterable[Module], device: torch.device) -> Iterator[None]:
-    """Hold back what :func:`_changes` lists, until the last of the overlapping calls ends."""
+    """Make the changes of :func:`_changes`, until the last of the overlapping calls ends."""
     with ExitStack() as stack:
         with _lock:
             for key, change in _changes(tuple(modules), device):
                 count, undo = _held[key] if key in _held else (0, change())
                 _held[key] = (count + 1, undo)
-                stack.callback(_release, key)  # one by one: all are put back, even if one cannot be
+                stack.callback(_release, key)  # one by one, so that a failure does not prevent the others
         yield
 
 
@@ -46,13 +46,13 @@ def _release(key: Hashable) -> None:
 
 
 def _changes(modules: tuple[Module, ...], device: torch.device) -> Iterator[tuple[Hashable, Callable[[], Undo]]]:
-    """What this call has to change, or to keep changed: each made at once with its undo, which comes when it is over.
+    """Yield what this call has to change, each as a key and a function that makes the change and returns its undo.
 
     Most modules are in evaluation mode and have no state.
     """
     yield ("attributes", modules[:1]), partial(hold_attributes, modules)
     for module in modules:
-        training = getattr(module, "training", False)  # torch.jit.freeze takes it away
+        training = getattr(module, "training", False)  # torch.jit.freeze removes it
         if training or module in _held or (module._buffers and _own_buffers(module)):
             yield module, partial(_hold, module)
     if "torch._dynamo" in sys.modules:  # something may be compiled, and hooks do not fire in compiled code
@@ -64,12 +64,12 @@ def _changes(modules: tuple[Module, ...], device: torch.device) -> Iterator[tupl
 
 
 def _own_buffers(module: Module) -> dict[str, Tensor | None]:
-    """The buffers that a forward pass in evaluation mode may change: batch norm leaves its own alone."""
+    """The buffers that a forward pass in evaluation mode may change; those of batch norm are left alone."""
     return {} if isinstance(module, _BatchNorm) else module._buffers
 
 
 def _hold(module: Module) -> Undo:
-    """Put one module into evaluation mode, and remember its own mode and buffers."""
+    """Put one module into evaluation mode; return a function that restores its mode and buffers."""
     buffers = dict(_own_buffers(module))
     undos = [hold_tensor(buffer) for buffer in buffers.values() if buffer is not None]
     # Not module.eval(): networks override train() with side effects, and train() is not its inverse.
@@ -90,12 +90,12 @@ def _hold(module: Module) -> Undo:
 
 
 def _to_eager() -> Undo:
-    stance = torch.compiler.set_stance("force_eager")  # in all threads: PyTorch has one stance a process
+    stance = torch.compiler.set_stance("force_eager")  # in all threads: PyTorch has one stance per process
     return lambda: stance.__exit__(None, None, None)
 
 
 def _to_own_cache() -> Undo:
-    """Inside ``parametrize.cached()``, what is computed here has no gradient that the caller could use."""
+    """Inside ``parametrize.cached()``, keep what is computed here without gradients out of the caller's cache."""
     cache, parametrize._cache = parametrize._cache, {}
     return partial(setattr, parametrize, "_cache", cache)
 
@@ -107,7 +107,7 @@ def _without_cudnn() -> Undo:
 
 
 def modules_of(model: Module) -> tuple[Module, ...]:
-    """Every module of the model, in the order of ``model.modules()``, which spends most of its time on names."""
+    """Every module of the model in the order of ``model.modules()``, which spends most of its time on names."""
     found: dict[Module, None] = {}
     stack: list[Module | None] = [model]
     while stack:
@@ -120,18 +120,18 @@ def modules_of(model: Module) -> tuple[Module, ...]:
 
 
 def model_device(model: Module) -> torch.device:
-    """The device of the model's first parameter or buffer; the CPU where it has none."""
+    """The device of the model's first parameter or buffer; the CPU if it has none."""
     tensor = next(model.parameters(), next(model.buffers(), None))
     return torch.device("cpu") if tensor is None else tensor.device
 
 
 def model_dtype(model: Module, input: Tensor) -> torch.dtype:
-    """The dtype of the model's first floating-point parameter; the input's where it has none."""
+    """The dtype of the model's first floating-point parameter; the input's if it has none."""
     return next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), input.dtype)
 
 
 def _generators(device: torch.device) -> Iterator[tuple[Callable[..., Any], ...]]:
-    """How to read, write and compare every global random state that a forward pass may draw from."""
+    """Functions that read, write and compare each global random state that a forward pass may draw from."""
     yield random.getstate, random.setstate, operator.eq
     yield torch.get_rng_state, torch.set_rng_state, torch.equal
     if numpy := sys.modules.get("numpy"):
@@ -143,7 +143,7 @@ def _generators(device: torch.device) -> Iterator[tuple[Callable[..., Any], ...]
 
 @contextmanager
 def random_state(device: torch.device) -> Iterator[None]:
-    """Put the random states back afterwards; in the main thread alone: elsewhere it would take back what that draws."""
+    """Restore the random states afterwards, in the main thread only: other threads would undo its draws."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -152,18 +152,18 @@ def random_state(device: torch.device) -> Iterator[None]:
         yield
     finally:
         for get, put, same, state in states:
-            if not same(get(), state):  # another thread may be drawing: leave what this call has not touched
+            if not same(get(), state):  # leave states that this call did not touch: another thread may be drawing
                 put(state)
 
 
 @contextmanager
 def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterator[None]:
-    """Run ``model`` for a saliency call: in evaluation mode, eagerly, without gradients unless a probe asks.
+    """Run ``model`` for a saliency call: in evaluation mode, eagerly, without gradients unless a probe enables them.
 
-    Put back afterwards, whatever happens inside, signals included: every module's ``training`` flag, buffers and tensor
+    Restored afterwards, whatever happens inside, signals included: every module's ``training`` flag, buffers and tensor
     attributes, the random states, all modes, the compiler's stance. Calls may overlap in time and across threads; the
-    stance is every thread's, and the random states are put back by the main thread alone: they are every thread's too.
-    ``modules`` are those of the model, where they are known.
+    compiler's stance and the random states belong to all threads, so the latter are restored by the main thread only.
+    ``modules`` are those of the model, if known.
 
     >>> model = torch.nn.Dropout()
     >>> with evaluating(model):
@@ -178,7 +178,7 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-            # Weights cast without gradients must not stay in the cache for the caller's own training step.
+            # Weights cast without gradients must not remain in the cache for the caller's own training step.
             dtype = torch.get_autocast_dtype(device.type)
             stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=False))
         stack.enter_context(random_state(device))
@@ -188,7 +188,7 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Operations on the device are not cast: autocast is off, on devices that have it."""
+    """Run operations on the device without casting: autocast is off, on devices that have it."""
     available = torch.amp.is_autocast_available(device.type)
     with uninterrupted(), torch.autocast(device.type, enabled=False) if available else nullcontext():
         yield
@@ -200,5 +200,5 @@ def own_copy(tensor: Tensor) -> Tensor:
 
 
 def make_generator(device: torch.device, seed: int) -> torch.Generator | None:
-    """A random generator of one's own; none on the meta device, where nothing is drawn."""
+    """A random generator of its own; ``None`` on the meta device, where nothing is drawn."""
     return None if device.type == "meta" else torch.Generator(device).manual_seed(int(seed))

@@ -1,4 +1,4 @@
-"""Streams: which attentions a score is made of, and which of them feed which."""
+"""Streams: which attentions a score is computed from, and which of them feed which."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,9 +9,11 @@ from saliency.engine.graph import sources, walk
 
 
 class Streams:
-    """Of each attention of a pass, what its queries and keys are made of, and its values: sets of numbers.
+    """For each attention of a pass, what its queries and keys, and its values, are computed from: sets of numbers.
 
-    They are those of the attentions that lead there through no other one, and ``image`` where the image does.
+    The numbers are those of the attentions that lead there directly, not through another one, and ``image`` if the
+    image does. In a ViT, skip connections bypass every attention, so attention 2 has {0, 1, image}; without them it has
+    {1}.
     """
 
     def __init__(self, found: Sequence[Attention], given: Iterable[Node]) -> None:
@@ -29,7 +31,7 @@ class Streams:
         return frozenset(at for at in range(self.image + 1) if bits >> at & 1)
 
     def _bits(self, start: Node) -> int:
-        """One walk through the graph in all: what a node is made of is remembered."""
+        """Collect the numbers as bits. The graph is walked once in total: the result of each node is remembered."""
         stack, known = [start], self._known
         while stack:
             node = stack[-1]
@@ -44,30 +46,30 @@ class Streams:
         return known[start]
 
     def of(self, scores: Iterable[Node]) -> list[int]:
-        """The numbers of all attentions that the scores are made of and that look at the image, or feed one that does.
+        """The numbers of all attentions behind the scores that look at the image, or feed one that does.
 
-        What else there is, as the text of a prompt, is left out.
+        Others, such as those over the text of a prompt, are left out.
         """
         behind = self._closed(self._leading_to(scores))
         return sorted(self._closed({at for at in behind if self.image in self._closed({at}, images=True)}))
 
     def _closed(self, numbers: Iterable[int], images: bool = False) -> set[int]:
-        """With those that they are made of."""
+        """These numbers and, recursively, those that they are computed from."""
         found = walk(numbers, lambda at: () if at == self.image else self.reads[at] | self.values[at])
         return found if images else found - {self.image}
 
     def is_all_behind(self, scores: Iterable[Node], node: Node) -> bool:
-        """Is a node on every way from what was attended to, and from the image, to the scores?"""
+        """Is a node on every path from what is attended to, and from the image, to the scores?"""
         return self._begins.keys().isdisjoint(walk(scores, lambda at: () if at == node else sources(at)))
 
     def looks_at_image(self, node: Node | None) -> bool:
-        """Is something made of the image? What is learnt is not."""
+        """Is a node computed from the image? What is learnt is not."""
         return self.image in self._closed(self._leading_to([node]), images=True)
 
     def behind(self, at: int) -> set[int]:
-        """The attentions that an attention's values are made of."""
+        """The attentions that an attention's values are computed from."""
         return self._closed(self.values[at])
 
     def is_cross(self, at: int) -> bool:
-        """Do its queries come from elsewhere than its values?"""
+        """Do the queries have other sources than the values?"""
         return self.reads[at] != self.values[at]

@@ -1,4 +1,4 @@
-"""Survey: what the graph of a pass says of its operations, and of the tensors that they were given."""
+"""Survey: what the graph of a pass says of its operations and of their tensor arguments."""
 
 import re
 from collections import Counter
@@ -15,8 +15,8 @@ from saliency.engine.kinds import BATCH_NORMS, CONVOLUTIONS, WEIGHTED
 from saliency.engine.operations import Operation
 from saliency.engine.standing import Origin, Standing
 
-# Names of operations, as autograd has them, in lower case: of copies, of what is never negative, of what is not where
-# its own arguments are not, of weights for others (attention, gates, one over a norm), and of what leaves them such.
+# Names of operations, as autograd has them, in lower case: copies; results that are never negative; results that are
+# not if the arguments are not; weights for others (attention, gates, 1 / norm); operations that keep them such.
 _SAME = re.compile("alias|clone")
 _COPIES = (
     "alias|clone|expand|flip|permute|pixelshuffle|reshapealias|select|slice|split.*|squeeze|t|tocopy|transpose|unbind"
@@ -32,9 +32,9 @@ _STAYS_GATE = re.compile(f"{_COPIES}|add|mul|div|(adaptive)?(max|avg)pool.*|mean
 
 
 class Survey:
-    """Tell every operation of a score's graph where it stands; ``begun`` says that others with weights ran before.
+    """Tell every operation in the graph of a score where it stands; ``begun`` says that others with weights ran before.
 
-    It holds the graph, which no operation may refer to.
+    It refers to the graph, which no operation may do.
     """
 
     def __init__(self, score: Tensor, begun: bool) -> None:
@@ -55,11 +55,13 @@ class Survey:
 
     @property
     def operations(self) -> Iterable[Operation]:
-        """Those that were kept."""
+        """The operations that were kept."""
         return self._nodes
 
     def _merged(self) -> Iterator[tuple[Operation, tuple[Tensor, Tensor]]]:
-        """Convolutions, or linear layers of a batch of rows, whose result only a batch norm reads; and what it does."""
+        """Convolutions, or linear layers of a batch, whose result only a batch norm reads, each with that norm's scale
+        and shift.
+        """
         for norm in self._nodes:
             if norm.function in BATCH_NORMS and not norm.argument(5, "training", False):
                 chain = self._chain(norm)
@@ -69,12 +71,12 @@ class Survey:
                     yield op, _affine(norm)
 
     def input_edge(self, op: Operation) -> GradientEdge:
-        """Where the gradient of an operation's first tensor goes."""
+        """The edge that receives the gradient of an operation's first tensor."""
         node, at = self._nodes[op].next_functions[0]
         return GradientEdge(cast(Node, node), at)
 
     def copied(self, op: Operation) -> set[Node]:
-        """The nodes of an operation's first tensor, and of what that is a copy of, in parts or in another order."""
+        """The nodes of an operation's first tensor and of what it is a copy of, in parts or in another order."""
         return walk([self.input_edge(op).node], lambda node: sources(node) if _MOVES.fullmatch(_name(node)) else [])
 
     def in_front(self, op: Operation) -> set[Node]:
@@ -82,7 +84,7 @@ class Survey:
         return walk([self.input_edge(op).node], sources)
 
     def _chain(self, op: Operation) -> list[Node]:
-        """The nodes whose result is an operation's first tensor as it is; the last of them computed it."""
+        """The nodes whose result is an operation's first tensor unchanged; the last of them computed it."""
         nodes = [self.input_edge(op).node]
         while _SAME.fullmatch(_name(nodes[-1])):
             nodes.append(cast(Node, nodes[-1].next_functions[0][0]))
@@ -90,7 +92,7 @@ class Survey:
 
 
 def _sources_first(root: Node | None) -> Iterator[Node]:
-    """All nodes that can be reached, each behind those that it was computed from."""
+    """All nodes that can be reached, each after those that it was computed from."""
     seen: set[Node] = set()
     stack = [(root, False)]
     while stack:
@@ -112,18 +114,18 @@ def _operation(node: Node) -> Operation | None:
 
 def _name(node: Node) -> str:
     op = _operation(node)
-    function = getattr(node, "function", None) if op is None else op.function  # of ReLU, which keeps no operation
+    function = getattr(node, "function", None) if op is None else op.function  # for ReLU, which keeps no operation
     name: str = node.name().partition("Backward")[0] if function is None else function.__name__
     return name.partition(".")[0].replace("_", "").lower()
 
 
 def _origin_of(node: Node, given: list[Origin]) -> Origin:
-    """What a node has computed, from where that comes."""
+    """The origin of what a node has computed, given the origins of its inputs."""
     name, variable = _name(node), getattr(node, "variable", None)
     if variable is not None:
         return Origin(not isinstance(variable, Parameter))
     stays = _STAYS_NONNEGATIVE.fullmatch(name) and getattr(node, "_saved_alpha", 1) > 0  # x - y is x + (-1) y
-    if (op := _operation(node)) is not None and name in ("add", "mul"):  # what was kept has no node for a number
+    if (op := _operation(node)) is not None and name in ("add", "mul"):  # it has the number
         stays = stays and len(given) == 2 and op.argument(2, "alpha", 1) == 1
     nonnegative = bool(_NONNEGATIVE.fullmatch(name) or (stays and all(source.nonnegative for source in given)))
     gates = {source.gate for source in given if source.depends} if _STAYS_GATE.fullmatch(name) else set()
@@ -132,7 +134,7 @@ def _origin_of(node: Node, given: list[Origin]) -> Origin:
 
 
 def _has_channels_second(op: Operation, norm: Operation) -> bool:
-    """Does an operation make channels where the norm that reads its result has them?"""
+    """Are the operation's channels on the axis where the norm that reads its result expects them?"""
     if op.function in CONVOLUTIONS:
         return bool(norm.tensors[0].ndim == op.argument(1, "weight").ndim)
     return op.function is F.linear and bool(norm.tensors[0].ndim == 2)

@@ -1,4 +1,8 @@
-"""The tail: what a network makes of many activations of a layer, for one sample whose front runs once, in all."""
+"""Tail: the network from a layer on, evaluated for many activations of one sample, whose front runs only once.
+
+For a layer with activation a (1, ...), ``tail(torch.cat([a, 0 * a]))`` gives the output in 2 rows: that of the sample,
+and that with the layer's activation set to 0.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -19,19 +23,19 @@ from saliency.engine.record import ContextBuilder
 from saliency.engine.site import Site
 from saliency.engine.watching import Watching
 
-_TF32_ROUNDING = 2**-10  # of what devices make of float32
+_TF32_ROUNDING = 2**-10  # of float32 on devices that use TF32
 
 
 class Tail:
     """Evaluate a model with a layer's tensor replaced by S others, for one sample: ``tail(activations)``.
 
-    ``activation`` (1, ...) is the layer's own tensor, ``output`` the model's output for it. A call takes (S, ...), and
-    gives the output for S rows, with gradients from there to the activations. Of a layer that is called several times,
-    the last call counts; of several tensors, the first of floating point is replaced. The front is replayed
-    (``saliency/engine/front.py``); where that raises, or does not come to the known output, the model runs on S copies
-    of the input from then on, as with ``copies`` from the start. ``record_all``: the gradient is on in the front too,
-    for models that set its mode themselves, around the layer. Use it inside ``evaluating(model)``.
-    Raises ``ValueError`` for a layer that is not reached, or makes no row for a sample.
+    ``activation`` (1, ...) is the layer's own tensor, ``output`` the model's output for it. A call takes (S, ...) and
+    returns the output for S rows, with gradients back to the activations. If a layer is called several times,
+    the last call counts; of several tensors, the first floating-point one is replaced. The front is replayed
+    (``saliency/engine/front.py``); if that raises, or does not reproduce the known output, the model runs on S copies
+    of the input from then on, as with ``copies`` from the start. ``record_all``: gradients are on in the front too,
+    for models that set the grad mode themselves around the layer. Use it inside ``evaluating(model)``.
+    Raises ``ValueError`` for a layer that is not reached, or does not return one row per sample.
     """
 
     def __init__(
@@ -54,11 +58,11 @@ class Tail:
             return self.run(activations)
 
     def run(self, activations: Tensor) -> Any:
-        """As a call, but in a context that is open: it may have to stay so until the gradient is there."""
+        """Like a call, but inside a context that is already open, and may have to stay open for the backward pass."""
         if self.replays:
             try:
                 return self._replay(activations)
-            except Exception:  # whatever the reason; an error of the model itself comes again from the copies
+            except Exception:  # whatever the reason; an error of the model itself is raised again by the copies
                 if is_interrupted():
                     raise
                 self.replays = False
@@ -111,31 +115,31 @@ class Tail:
             output = own.run()
         name = self.site.said
         if not found:
-            raise ValueError(f"{name} gave no tensor in the forward pass; expected a layer in use.")
+            raise ValueError(f"{name} returned no tensor in the forward pass; expected a layer in use.")
         front = recording.settle(output)
         self.output = tree_map_only(Tensor, torch.Tensor.detach, output)
         self.activation = recording.as_marked(found[0]).detach()
         self._overwritten = recording.is_overwritten(found[0])
         if self.activation.shape[:1] != (1,):
             shape = tuple(self.activation.shape)
-            raise ValueError(f"{name} makes {shape}, no batch of 1 image; expected a layer with one row an image.")
+            raise ValueError(f"{name} returns {shape}, not a batch of 1; expected a layer with one row per image.")
         return front
 
     def _comes_to_the_known_output(self) -> bool:
-        """Try the activation itself, behind a row that differs: what mixes rows, or takes the first for all, shows."""
+        """Try the activation itself after a different row, to detect models that mix rows, or use the first for all."""
         x = self.activation
         other = x.reshape(1, -1).flip(1).view(x.shape) / 2
         try:
             with torch.no_grad(), make_context(self.context_builder):
                 output = self._replay(torch.cat([other, x]))
             return _ends_in(output, self.output, _rounding(x))
-        except Exception:  # whatever the reason: the model is not made for it
+        except Exception:  # whatever the reason: the model does not support it
             if is_interrupted():
                 raise
             return False
 
     def _hook(self, function: Callable[[Any], Any]) -> RemovableHandle:
-        """Hand what goes into the layer, or comes out of it, through a function, which is no operation of the model."""
+        """Pass what goes into the layer, or comes out of it, through a function that is not part of the model."""
 
         def run(values: object) -> Any:
             with torch._C.DisableTorchFunction():
@@ -149,14 +153,14 @@ class Tail:
 
 
 def _ends_in(output: object, known: object, rounding: float) -> bool:
-    """Does every batch of floats in an output have two rows, of which the second is known?"""
+    """Do all float tensors of an output have two rows, the second of which is known?"""
     pairs = zip(tree_leaves(output), tree_leaves(known), strict=True)
     batches = [(x, y) for x, y in pairs if isinstance(y, Tensor) and y.is_floating_point() and y.shape[:1] == (1,)]
     return bool(batches) and all(x.shape == (2, *y.shape[1:]) and _close(x[1:], y, rounding) for x, y in batches)
 
 
 def _close(found: Tensor, known: Tensor, rounding: float) -> bool:
-    r"""Are they equal but for what rounding adds up to, relative to the largest? On the meta device, nobody knows.
+    r"""Are they equal up to accumulated rounding, relative to the largest? On the meta device they count as equal.
 
     The limit is between the rounding of one operation and its square root: :math:`\epsilon^{2/3}` is 2e-5 in float32.
     """
@@ -169,7 +173,7 @@ def _close(found: Tensor, known: Tensor, rounding: float) -> bool:
 
 
 def _rounding(x: Tensor) -> float:
-    """The rounding of what made a tensor."""
+    """The rounding error of a single operation in the precision of a tensor."""
     device, rounding = x.device.type, torch.finfo(x.dtype).eps
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         rounding = max(rounding, torch.finfo(torch.get_autocast_dtype(device)).eps)

@@ -1,4 +1,4 @@
-"""Targets: which scores of an output are explained, and the gradient that is sent into the backward pass for each."""
+"""Targets: which scores of an output are explained, and the gradient that enters the backward pass for each."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -23,16 +23,16 @@ _ACCEPTED = (
 
 
 def target_error(target: object, problem: str) -> ValueError:
-    """The error that every unusable target raises."""
+    """The error for every invalid target."""
     return ValueError(f"target={shown(target)} {problem}; expected {_ACCEPTED}.")
 
 
 class Targets:
     """The target of a batch of N samples, parsed once: K scores of every sample.
 
-    What a target may be: see :func:`saliency`; each of N functions makes one number of its own sample's main output.
-    Indices are kept and checked on the CPU: no operation waits for the device of the output. Raises ``ValueError`` for
-    what is no target of N samples, and later for what does not fit the output.
+    What a target may be: see :func:`saliency`; each of N functions returns one number for its own sample's main output.
+    Indices are kept and checked on the CPU: nothing waits for the output's device. Raises ``ValueError`` for anything
+    but a target of N samples, and later for one that does not fit the output.
 
     >>> targets = Targets([[1, 2], [0, 0]], 2)
     >>> targets.scores(torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])).tolist()
@@ -42,15 +42,15 @@ class Targets:
     def __init__(self, target: Target, samples: int) -> None:
         self.samples = samples
         self._target: Target = target
-        with uninterrupted(), torch.inference_mode(False):  # what is made inside takes no part in a graph
+        with uninterrupted(), torch.inference_mode(False):  # inference tensors cannot be part of a graph
             parsed = _parse(target, samples)
             self._parsed = parsed.clone() if isinstance(parsed, Tensor) and parsed.is_inference() else parsed
-        # A single target reaches the function that makes a gradient of it as the user has said it.
+        # A single target reaches get_backward_gradient as the user gave it.
         columns = isinstance(target, list) and bool(target) and isinstance(target[0], list)
         self._verbatim = not (columns or hasattr(target, "__array__"))
 
     def __len__(self) -> int:
-        """K, as far as it is known before the output: a function counts as one target."""
+        """K, as far as it is known without the output: a function counts as one target."""
         return 1 if self.classes is None else self.classes.shape[1]
 
     @property
@@ -60,23 +60,23 @@ class Targets:
 
     @property
     def asked(self) -> Target:
-        """The target in the user's words."""
+        """The target as the user gave it."""
         return self._target
 
     @property
     def of_functions(self) -> bool:
-        """Do functions of the output make the scores?"""
+        """Do functions of the output return the scores?"""
         return callable(self._parsed) or _are_functions(self._parsed)
 
     @property
     def key(self) -> tuple[tuple[int, ...], ...] | None:
-        """The classes of the samples for each of K targets, equal for equal ones; ``None`` for any other target."""
+        """The classes of all samples for each of K targets, a key for equal targets; ``None`` for any other target."""
         return None if self.classes is None else tuple(map(tuple, self.classes.T.tolist()))
 
     def rows(self, index: Tensor) -> "Targets":
-        """The target of a batch whose rows are copies of those of this one: ``index`` is a LongTensor on the CPU.
+        """The target of a batch whose rows are copies of this one's rows: ``index`` is a LongTensor on the CPU.
 
-        A function is given the output for those rows: it has to treat every row by itself.
+        A function is given the output of those rows, and has to treat each row by itself.
 
         >>> Targets([5, 7], 2).rows(torch.tensor([0, 0, 1])).key
         ((5, 5, 7),)
@@ -92,7 +92,7 @@ class Targets:
         return taken
 
     def select(self, output: object) -> list[tuple[Tensor, Any]]:
-        """K pairs of scores and what is left to be selected of them, to be given to :func:`get_backward_gradient`."""
+        """K pairs: scores, and what remains to be selected from them by :func:`get_backward_gradient`."""
         if callable(self._parsed):
             return [(scores, None) for scores in self._called(self._parsed, output)]
         scores = self._scores_in(output)
@@ -106,10 +106,10 @@ class Targets:
         return [(scores, column) for column in self.classes.unbind(1)]
 
     def gradient(self, scores: Tensor, k: int) -> Tensor:
-        """The gradient of ``scores``, the ``k``-th of those selected: what :func:`get_backward_gradient` makes."""
+        """The gradient of ``scores``, the ``k``-th of those selected, as in :func:`get_backward_gradient`."""
         if self.of_functions:
             return torch.ones_like(scores)
-        if self.classes is None or len(scores) != self.samples:  # an int is that class of however many rows there are
+        if self.classes is None or len(scores) != self.samples:  # an int is the same class for any number of rows
             return get_backward_gradient(scores, self._target if self._verbatim else self._parsed)
         _check_classes(scores, self.classes, self._target)
         return _one_hot(scores, _on_grid(self.classes[:, k : k + 1], scores))
@@ -127,16 +127,14 @@ class Targets:
         if isinstance(self._parsed, list):
             return values.reshape(len(values), -1).gather(1, _flat_entries(values, self._parsed, self._target))
         weight = _gradient(values, self._parsed, self._target)
-        selected = torch.where(weight == 0, 0, values * weight)  # what is not selected may be infinite
+        selected = torch.where(weight == 0, 0, values * weight)  # an entry that is not selected may be infinite
         return selected.reshape(self.samples, -1).sum(1, keepdim=True)
 
     def _scores_in(self, output: object) -> Tensor:
         found = main_output(output, self.samples)
         if isinstance(found, Tensor):
             return found
-        raise target_error(
-            self._target, f"cannot choose from an output of type {type(found).__name__}; pass a function"
-        )
+        raise target_error(self._target, f"does not apply to an output of type {type(found).__name__}: pass a function")
 
     def _check_rows(self, output: Tensor) -> None:
         if output.shape[:1] != (self.samples,):
@@ -163,8 +161,8 @@ class Targets:
 def get_backward_gradient(pred_y: Tensor, y: object) -> Tensor:
     r"""The gradient :math:`dy` of the explained score with respect to the output: 1 where it is selected, else 0.
 
-    ``pred_y`` is the (N, C, ...) output, ``y`` any target but a function: an index selects a channel everywhere, a
-    float tensor is the gradient itself. Raises ``ValueError`` where ``y`` does not fit the output.
+    ``pred_y`` is the output (N, C, ...), ``y`` any target but a function: an index selects a channel everywhere, a
+    float tensor is the gradient itself. Raises ``ValueError`` if ``y`` does not fit the output.
 
     >>> get_backward_gradient(torch.zeros(2, 3), [0, 2])
     tensor([[1., 0., 0.],
@@ -212,7 +210,7 @@ def class_indices(output: Tensor, target: object) -> Tensor:
 
 
 def _parse(target: object, samples: int) -> _Parsed:
-    """Recognise a target. Raises ``ValueError`` for all that can be seen without the output."""
+    """Recognise a target. Raises ``ValueError`` for everything that can be checked without the output."""
     if target is None or callable(target):
         return target
     if isinstance(target, tuple):
@@ -223,13 +221,13 @@ def _parse(target: object, samples: int) -> _Parsed:
         return target
     if isinstance(target, list) and target and all(isinstance(row, list) for row in target):
         if len({len(row) for row in target}) > 1:
-            raise target_error(target, "has rows of different length")
+            raise target_error(target, "has rows of different lengths")
         target = torch.tensor(target, device="cpu")
     if hasattr(target, "__array__") and not isinstance(target, Tensor):
         try:
             target = torch.as_tensor(target)
         except TypeError as error:
-            raise target_error(target, "is an array of other things than numbers") from error
+            raise target_error(target, "is not an array of numbers") from error
     if isinstance(target, Tensor) and target.is_floating_point():
         if target.shape[:1] != (samples,):
             raise target_error(target, f"has shape {tuple(target.shape)}, but the batch holds {samples} samples")
@@ -244,9 +242,9 @@ def _parse_classes(target: object, samples: int) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise target_error(target, "is not a class index") from error
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise target_error(target, f"is of type {index.dtype}, not a class index")
+        raise target_error(target, f"is of dtype {index.dtype}, which is not that of a class index")
     if index.ndim == 2 and not index.shape[1]:
-        raise target_error(target, "asks for no map")
+        raise target_error(target, "is empty")
     columns = index if index.ndim == 2 else index.reshape(-1, 1)
     if index.ndim > 2 or len(columns) not in (1, samples):
         raise target_error(target, f"has shape {tuple(index.shape)}, but the batch holds {samples} samples")
@@ -268,11 +266,11 @@ def _check_classes(output: Tensor, classes: Tensor, target: object) -> None:
     if classes.numel() and (int(classes.min()) < 0 or int(classes.max()) >= output.shape[1]):
         raise target_error(target, f"is out of range: the output has classes 0 to {output.shape[1] - 1}")
     if classes.shape[1] == output.shape[1] > 2 and int(classes.max()) == 1:
-        raise target_error(target, "asks for classes 0 and 1 alone, as labels do: pass target.float() or indices")
+        raise target_error(target, "holds only 0 and 1, as labels do: pass target.float(), or class indices")
 
 
 def _gradient(output: Tensor, parsed: Tensor | Sequence[object] | None, target: object) -> Tensor:
-    """The gradient of any target but classes and functions."""
+    """The gradient of any target except classes and functions."""
     if parsed is None:
         if output.ndim == 0 or output[:1].numel() > 1:
             raise target_error(target, f"needs one score per sample, but the output has shape {tuple(output.shape)}")
@@ -286,13 +284,13 @@ def _gradient(output: Tensor, parsed: Tensor | Sequence[object] | None, target: 
 
 
 def _flat_entries(output: Tensor, asked: Sequence[object], target: object) -> Tensor:
-    """The position (N, 1) of one entry per sample in the flattened rows of an output."""
+    """The position (N, 1) of one entry per sample in the flattened rows of the output."""
     sizes = output.shape[1:]
     entries = [entry for entry in asked if isinstance(entry, tuple) and len(entry) == len(sizes)]
     if not output.ndim or len(entries) < len(asked):
-        raise target_error(target, f"does not index an output of shape {tuple(output.shape)} with one tuple a sample")
+        raise target_error(target, f"does not index an output of shape {tuple(output.shape)} with one tuple per sample")
     if any(not is_int(i) for entry in entries for i in entry):
-        raise target_error(target, "holds an index that is no int")
+        raise target_error(target, "holds an index that is not an int")
     if any(not 0 <= i < size for entry in entries for i, size in zip(entry, sizes, strict=True)):
         raise target_error(target, f"is out of range for an output of shape {tuple(output.shape)}")
     strides = torch.empty(sizes, device="meta").stride()

@@ -1,4 +1,4 @@
-"""Variants: how much is left of a score where the input, or a layer's activation, is changed."""
+"""Variants: how much of a score is left when the input, or a layer's activation, is changed."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -12,10 +12,10 @@ from saliency.engine.site import Site
 from saliency.engine.tail import Tail
 from saliency.engine.targets import Targets
 
-# run(tensors, rows): the model with B tensors in the place of samples ``rows`` (B,). Gives, until all have had their
-# turn, which of them (a LongTensor on the CPU) and the model's output for those.
+# run(tensors, rows): the model with B tensors in place of samples ``rows`` (B,). Yields, until all are
+# done, which of them (a LongTensor on the CPU) and the model's output for those.
 Run: TypeAlias = Callable[[Tensor, Tensor], Iterator[tuple[Tensor, Any]]]
-Progress: TypeAlias = Callable[[int, int], object] | None  # is told how many are done, of how many
+Progress: TypeAlias = Callable[[int, int], object] | None  # called with how many are done, and of how many
 
 
 def scores(
@@ -30,8 +30,8 @@ def scores(
 
     .. math:: s_{bk} = f_k(v_b)
 
-    ``rows`` (B,) is the sample that each variant belongs to, and ``variants(index)`` makes the tensors of those of the
-    B that are asked for, ``size`` at a time (``None``: all): LongTensors on the CPU. Nothing waits for the device.
+    ``rows`` (B,) is the sample that each variant belongs to; ``variants(index)`` returns the tensors of those of the
+    B that are needed, ``size`` at a time (``None``: all): LongTensors on the CPU. Nothing waits for the device.
     ``progress(done, B)`` is called after every chunk. Use it inside ``evaluating(model)``.
 
     >>> from saliency.engine.call import make_call
@@ -53,7 +53,7 @@ def scores(
 
 
 def in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The rows of a run's parts where they belong: of each part, which rows they are, and what was made of them.
+    """Concatenate the parts of a run in order; each part is the numbers of its rows, and the rows.
 
     >>> in_order([(torch.tensor([1]), torch.tensor([5.0])), (torch.tensor([2, 0]), torch.tensor([6.0, 4.0]))])
     tensor([4., 5., 6.])
@@ -66,7 +66,7 @@ def in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 def replacing_input(call: Call, at: int) -> tuple[Tensor, Run]:
-    """One of the inputs (N, ...), and how to run the model on others in its place."""
+    """One of the inputs (N, ...), and a function that runs the model with it replaced."""
 
     def run(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
         yield torch.arange(len(rows), device="cpu"), call.replacing({at: tensors}, rows).run()
@@ -75,7 +75,7 @@ def replacing_input(call: Call, at: int) -> tuple[Tensor, Run]:
 
 
 def replacing_image(call: Call) -> tuple[Tensor, Run]:
-    """The image (N, C, ...), of a clip (B, C, T, H, W), and how to run the model on others in its place."""
+    """The image (N, C, ...), or for a clip (B, C, T, H, W), and a function that runs the model with it replaced."""
     x, run = replacing_input(call, call.image_at)
     if not call.is_clip(x):
         return x, run
@@ -83,9 +83,9 @@ def replacing_image(call: Call) -> tuple[Tensor, Run]:
 
 
 def replacing_layer(call: Call, site: Site, record_all: bool = False, copies: bool = False) -> tuple[Tensor, Run]:
-    """A layer's activations (N, ...), and how to run the network behind it on others in their place.
+    """A layer's activations (N, ...), and a function that runs the network after it with them replaced.
 
-    Samples take turns, each with its :class:`Tail`; the options are those of the tail.
+    Samples run one after another, each with its own :class:`Tail`, which takes the same options.
     """
     samples = torch.arange(call.samples, device="cpu").split(1)
     tails = [Tail(site, call.rows(sample), record_all, copies=copies) for sample in samples]

@@ -1,4 +1,9 @@
-"""Walking: gradients at all steps of a path, folded into one tensor for each sample, site and target."""
+"""Walking: gradients at all steps of a path, folded into one tensor per sample, site and target.
+
+Two samples, a path of 3 steps and chunks of 4 points: the first chunk holds steps 0, 1, 2 of sample 0 and step 0 of
+sample 1; the second steps 1, 2 of sample 1. After the first chunk, sample 0 is folded, and of sample 1 only the partial
+sum is kept.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,26 +28,28 @@ from saliency.engine.targets import Targets
 
 
 class Folding:
-    """Fold the steps of every sample's path as they come, in their order; what a fold does not need is let go.
+    """Fold the steps of every sample's path as they arrive, in order; steps that a fold no longer needs are released.
 
-    There is one for each tensor and target. A sum needs no more room for many steps than for one.
+    There is one for each tensor and target. A sum takes no more memory for many steps than for one.
     """
 
     def __init__(self, path: Path) -> None:
         self._weights, self._fold = path.weights, path.fold
-        self._done: list[Tensor] = []  # the samples whose path is folded
+        self._done: list[Tensor] = []  # the folded paths of the samples so far
         self._sum: Tensor | None = None
-        self._needed: Steps | None = None  # the steps of the present sample that are still needed
+        self._needed: Steps | None = None  # the steps of the current sample that are still needed
 
     def add(self, first: int, steps: Steps) -> None:
-        """Take consecutive steps of a sample, of which the first is step ``first``; their weights are known here."""
+        """Add consecutive steps of a sample, the first of which is step number ``first``; their weights are filled in
+        here.
+        """
         last = first + len(steps.x) == len(self._weights)
         weight = self._weights[first : first + len(steps.x)].to(steps.x.device, steps.x.dtype)
         steps = steps._replace(weight=weight.view(-1, *[1] * (steps.x.ndim - 1)))
         steps = steps if self._needed is None else self._needed.joined(steps)
         if self._fold.overlap is not None or last:
             folded = self._fold.combine(steps)
-            folded = folded.to(torch.promote_types(folded.dtype, torch.float32))  # many chunks are added up
+            folded = folded.to(torch.promote_types(folded.dtype, torch.float32))  # many chunks are summed
             self._sum = folded if self._sum is None else self._sum + folded
         self._needed = steps if self._fold.overlap is None else steps.last(self._fold.overlap)
         if last and self._sum is not None:
@@ -50,7 +57,7 @@ class Folding:
             self._sum = self._needed = None
 
     def result(self) -> Tensor:
-        """The folded paths of all samples, (N, ...); of a clip's frames (N * T, ...)."""
+        """The folded paths of all samples, (N, ...); for a clip's frames, (N * T, ...)."""
         return torch.cat(self._done)
 
 
@@ -63,14 +70,14 @@ class Walking(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """What a path gives: by target the activations, with what is folded in place of their gradients; deltas by site."""
+    """The result of a path: for each target the activations, with the folded gradients as ``.grad``; deltas by site."""
 
     activations: Iterable[Activations]
     deltas: list[Tensor]
 
 
 def along(call: Call, targets: Targets, sites: Sequence[Site], walking: Walking, how: How) -> Walked:
-    """Activations and gradients at the sites: at once, or on a path of the input, or on one of each layer's own."""
+    """Activations and gradients at the sites: in one pass, or along a path of the input, or along one of each layer."""
     path = walking.path
     if path is None:
         deltas = Deltas()
@@ -89,14 +96,15 @@ def along(call: Call, targets: Targets, sites: Sequence[Site], walking: Walking,
 
 
 class _Part(NamedTuple):
-    """Consecutive steps of one sample: where they are in a chunk, and the number of the first."""
+    """Consecutive steps of one sample: their rows in a chunk, and the number of the first step."""
 
     rows: slice
     first: int
 
 
 def _chunks(samples: int, steps: int, size: int | None) -> Iterator[tuple[Tensor, Tensor, list[_Part]]]:
-    """Samples and steps (B,) of each chunk, all steps of a sample before those of the next; and the chunk's parts.
+    """Yield samples and steps (B,) of each chunk, with all steps of a sample before those of the next, and the chunk's
+    parts.
 
     >>> [(step.tolist(), parts) for _, step, parts in _chunks(2, 2, 3)][0]
     ([0, 1, 0], [_Part(rows=slice(0, 2, None), first=0), _Part(rows=slice(2, 3, None), first=0)])
@@ -116,11 +124,11 @@ def _chunks(samples: int, steps: int, size: int | None) -> Iterator[tuple[Tensor
 def _along_inputs(
     call: Call, targets: Targets, sites: Sequence[Site], path: Path, walking: Walking, how: How
 ) -> Walked:
-    """Gradients at all sites on one path of the inputs that are no integers."""
+    """Gradients at all sites along one path of the floating-point inputs."""
     starts = _starts(call, path)
     moving = [at for at, x in enumerate(call.inputs) if x.is_floating_point()]
     if not moving:
-        raise ValueError(f"input={call.inputs[0].dtype} does not move on a path; expected a floating-point tensor.")
+        raise ValueError(f"input={call.inputs[0].dtype} does not move along a path; expected a floating-point tensor.")
     folds: list[list[Folding]] = []
     structure: list[list[Tensor]] = []
     walk = _begin(call, path, starts, moving)
@@ -130,7 +138,7 @@ def _along_inputs(
         with _step(calls, own, sites, path, how) as (recorded, moved):
             structure = recorded.tensors
             tensors = [x for at_site in structure for x in at_site]
-            watched = [x for probe in how.probes for x in probe.data]  # of the only pass
+            watched = [x for probe in how.probes for x in probe.data]  # of the single pass
             for k, gradients in enumerate(send_gradients(recorded, own, tensors, watched, how)):
                 if k == len(folds):
                     folds.append([Folding(path) for _ in tensors])
@@ -146,10 +154,10 @@ def _along_inputs(
 def _step(
     rows: Sequence[Callable[[], Call]], targets: Targets, sites: Sequence[Site], path: Path, how: How
 ) -> Iterator[tuple[Pass, list[Tensor] | None]]:
-    """A pass at points of a path, and how far the tensors at the sites move on it, if the fold needs that.
+    """Yield a pass at points of a path, and the displacement of the tensors at the sites if the fold needs it.
 
-    ``rows`` make the calls at the points, the starts and the ends. Where differences are carried in place of
-    gradients, they are those between the starts and the ends: the points themselves do not matter.
+    ``rows`` return the calls at the points, the starts and the ends. In a context that carries differences, the pass
+    compares ends with starts, and the points themselves do not matter.
     """
     point, *ends = rows
     if told_by(how.context_builder, "carries", "gradient") == "differences":
@@ -168,8 +176,8 @@ def _fold(folds: list[Folding], parts: list[_Part], activations: list[Tensor], m
     for i, (fold, x) in enumerate(zip(folds, activations, strict=True)):
         if len(x) % points:
             raise ValueError(
-                f"saliency_layer=a layer that makes {tuple(x.shape)} of {points} points on a path; expected one with "
-                "one row an image, or one a frame."
+                f"saliency_layer returns {tuple(x.shape)} for {points} points on a path; expected a layer with "
+                "one row per image, or one per frame."
             )
         each = (points, len(x) // points, *x.shape[1:])  # a layer that works on frames has a row for each
         for rows, first in parts:
@@ -178,7 +186,7 @@ def _fold(folds: list[Folding], parts: list[_Part], activations: list[Tensor], m
 
 
 def _starts(call: Call, path: Path) -> Call | None:
-    """The call at the baselines, where the path begins at them."""
+    """The call at the baselines, if the path begins there."""
     if path.spans != 1:
         return None
     starts = starts_of(path.baselines, call.inputs)
@@ -193,7 +201,7 @@ def _begin(call: Call, path: Path, starts: Call | None, moving: list[int]) -> Wa
 
 
 def _activations(call: Call, sites: Sequence[Site], how: How) -> list[Tensor]:
-    """The tensors at the sites; those at the input are there already."""
+    """The tensors at the sites; those at the input need no pass."""
     if not any(site.name for site in sites):
         return [x.detach() for _ in sites for x in call.inputs if x.is_floating_point()]
     with recording(call, sites, how.context_builder, grad=False) as recorded:
@@ -208,7 +216,7 @@ def _differences(call: Call, other: Call, sites: Sequence[Site], how: How) -> li
 def _scale(
     call: Call, starts: Call | None, sites: Sequence[Site], path: Path, folded: list[Tensor], how: How
 ) -> list[Tensor]:
-    """What gradients are multiplied with."""
+    """The factor that turns folded gradients into attributions."""
     if path.fold.attribution or path.times == "nothing":
         return [torch.ones_like(x) for x in folded]
     if path.times == "displacement" and starts is not None:
@@ -217,7 +225,7 @@ def _scale(
 
 
 def _change(call: Call, targets: Targets, path: Path, starts: Call | None, size: int | None) -> Tensor:
-    """How far the score rises from where a sample's path begins to where it ends, (N, K): the mean over its spans."""
+    """The change of the score from the start to the end of each sample's path, (N, K): the mean over its spans."""
     moving = [at for at, x in enumerate(call.inputs) if x.is_floating_point()]
     walk, spans, changes = _begin(call, path, starts, moving), path.spans or 1, []
     for samples, steps, _ in _chunks(call.samples, spans, size):
@@ -230,7 +238,7 @@ def _change(call: Call, targets: Targets, path: Path, starts: Call | None, size:
 
 
 def _along_layer(call: Call, targets: Targets, site: Site, path: Path, walking: Walking, how: How) -> Walked:
-    """Gradients on a path of one layer's activation: the network in front of it runs once a sample, in all."""
+    """Gradients along a path of one layer's activation: the network before it runs once per sample."""
     starts = _starts(call, path)
     first = None if starts is None else _activations(starts, [site], how)[0]
     folds: list[Folding] = []
@@ -263,7 +271,7 @@ def _along_layer(call: Call, targets: Targets, site: Site, path: Path, walking: 
 
 
 def _walked(found: Sequence[Activations], change: Tensor | None) -> Walked:
-    """With the deltas: what the attributions at each site miss of the score's change (N, K), (N,) for one target."""
+    """Add the deltas: by how much the attributions at each site differ from the change of the score (N, K), or (N,)."""
     deltas = []
     for of_targets in zip(*found, strict=True) if change is not None else ():
         sums = [torch.stack([(x * gradient_of(x)).flatten(1).sum(1) for x in tensors]).sum(0) for tensors in of_targets]

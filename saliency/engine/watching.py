@@ -1,4 +1,4 @@
-"""Watching: the grids that a forward pass shows, in the operations that make, flatten, fold back and extend them."""
+"""Watching: the grids that a forward pass shows, in operations that create, flatten, restore and extend them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
@@ -23,7 +23,7 @@ from torch.nn import (
 from saliency.engine.nesting import OwnMode
 
 _PER_DIMENSION = ("conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_max_pool", "adaptive_avg_pool", "lp_pool")
-# Operations that return (N, C, *grid), by the names that torch, its functional interface and aten share.
+# Operations that return (N, C, *grid), by the names that torch, its functional interface and aten have in common.
 _MAKE = frozenset(
     [f"{name}{d}d" for name in _PER_DIMENSION for d in (1, 2, 3)]
     + ["convolution", "interpolate", "pixel_shuffle", "pixel_unshuffle", "fold"]
@@ -35,7 +35,7 @@ _NOTED = frozenset(["unfold"]) | _MAKE | _RESHAPE | _JOIN
 
 
 class Grid(NamedTuple):
-    """A grid that was seen, in tensors of so many rows, and where its cells stand among the tokens."""
+    """A grid that was seen in tensors with this many rows, and where its cells start among the tokens."""
 
     rows: int
     sides: tuple[int, ...]
@@ -44,12 +44,14 @@ class Grid(NamedTuple):
 
     @property
     def is_alone(self) -> bool:
-        """Are there no tokens but those of the cells?"""
+        """Are there no tokens besides those of the cells?"""
         return self.tokens == prod(self.sides)
 
 
 class Watching(OwnMode):
     """Note the grids of a forward pass, the newest last. Changes nothing.
+
+    A patch convolution to (N, C, 2, 3) shows a grid of 2 x 3; a class token before its 6 cells gives 7 tokens, start 1:
 
     >>> with Watching() as watch:
     ...     patches = torch.nn.functional.conv2d(torch.rand(1, 3, 8, 12), torch.rand(5, 3, 4, 4), stride=4)
@@ -72,13 +74,13 @@ class Watching(OwnMode):
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "").partition(".")[0]
         if name in _NOTED and isinstance(result, Tensor):
-            with torch._C.DisableTorchFunction():  # shapes are asked for, which is no operation of the model
+            with torch._C.DisableTorchFunction():  # reading a shape is not an operation of the model
                 if result.ndim > 2 and not result.is_nested:
                     self._note(name, result, args, kwargs or {})
         return result
 
     def of(self, x: Tensor) -> list[Grid]:
-        """What was seen so far in tensors of as many rows as this one has."""
+        """The grids seen so far in tensors with as many rows as this one."""
         return [grid for grid in self.seen if x.shape[:1] == (grid.rows,)]
 
     def _note(self, name: str, result: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -92,19 +94,19 @@ class Watching(OwnMode):
             self._reshape(tuple(x.shape), tuple(result.shape))
         elif name in _MAKE:
             self._add(len(result), tuple(result.shape[2:]))
-        elif x.ndim < result.ndim and result.ndim % 2 == 0:  # Tensor.unfold, of all dimensions: (N, C, h, w, p, p)
+        elif x.ndim < result.ndim and result.ndim % 2 == 0:  # Tensor.unfold along all axes: (N, C, h, w, p, p)
             self._add(len(result), tuple(result.shape[2 : result.ndim // 2 + 1]))
         elif x.ndim > result.ndim:
             options = {name: value for name, value in kwargs.items() if name != "input"}
             self._add(len(result), _unfolded(x.shape[2:], *args[1:], **options))
 
     def _reshape(self, before: tuple[int, ...], after: tuple[int, ...]) -> None:
-        """Tokens (N, L, C) that are laid out as a grid (N, h, w, C), or the other way round."""
+        """Tokens (N, L, C) reshaped to a grid (N, h, w, C), or the reverse."""
         cells, flat = sorted([before, after], key=len, reverse=True)
         if len(flat) != 3 or (cells[0] == flat[0] and self._of_tokens(flat[0], flat[2]) is not None):
-            return  # channels first: it is the channels that are split into heads
+            return  # channels first: the channels are split into heads
         if before[0] > after[0] and before[-1] == after[-1] and after == flat:
-            # Windows (N * m, h, w, C) become tokens in another order; of all windows merged, a grid is left.
+            # Windows (N * m, h, w, C) become tokens in another order: what was seen of these tokens no longer holds.
             self.seen = [grid for grid in self.seen if (grid.rows, grid.tokens) != after[:2]]
             self._split(after[0], before[1:-1])
         elif cells[0] == flat[0]:
@@ -113,16 +115,16 @@ class Watching(OwnMode):
                     self._split(flat[0], sides)
 
     def _split(self, rows: int, sides: tuple[int, ...]) -> None:
-        """A grid by which tokens are split, which may be heads: it has to be one that is known, merged."""
+        """A split of the tokens that may be one into heads: it is a grid only if that grid is known, merged."""
         known = [grid.sides for grid in self.seen if grid.rows == rows and len(grid.sides) == len(sides)]
         fits = not known or any(is_merged(sides, of) or sorted(sides) == sorted(of) for of in known)
         if fits and len(sides) > 1 and min(sides) > 1:
-            # A side may be a line itself: of patches, each of which is a token in every frame.
+            # A side may be a flattened grid itself, as of the patches of a frame.
             lines = {grid.tokens: grid.sides for grid in self.seen if grid.is_alone}
             self._add(rows, tuple(of for side in sides for of in lines.get(side, (side,))), split=True)
 
     def _join(self, tensors: Sequence[Tensor], result: Tensor) -> None:
-        """Extra tokens that are put in front of those of a grid, or behind them."""
+        """Extra tokens concatenated before those of a grid, or after them."""
         if result.ndim != 3 or not all(isinstance(x, Tensor) and x.ndim == 3 for x in tensors):
             return
         counts = [x.shape[1] for x in tensors]
@@ -132,7 +134,7 @@ class Watching(OwnMode):
             self._append(grid._replace(tokens=result.shape[1], start=sum(counts[:at]) + grid.start))
 
     def _add(self, rows: int, sides: tuple[int, ...], split: bool = False) -> None:
-        """A grid, unless it is a line of the cells of one that is known, or splits those in another way."""
+        """Add a grid, unless its cells are those of a known one in one line, or split in another way."""
         cells = prod(sides)
         same = self._of_tokens(rows, cells) if split or len(sides) == 1 else None
         if cells > 1 and (same is None or sorted(same.sides) == sorted(sides)):
@@ -154,13 +156,13 @@ def _unfolded(
     padding: int | Sequence[int] = 0,
     stride: int | Sequence[int] = 1,
 ) -> tuple[int, ...]:
-    """The grid of the patches that ``F.unfold`` takes."""
+    """The grid of the patches that ``F.unfold`` extracts."""
     each = ([of] * len(size) if isinstance(of, int) else of for of in (kernel_size, dilation, padding, stride))
     return tuple((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, d, p, s in zip(size, *each, strict=True))
 
 
 def is_merged(grid: Sequence[int], seen: Sequence[int]) -> bool:
-    """Is each cell of a grid a patch of cells of one that was seen, in all of its dimensions or in some?"""
+    """Is each cell of a grid a patch of cells of one that was seen, along all of its axes or some?"""
     patches = range(1, max(seen) + 1)
     return len(grid) == len(seen) and any(
         all(side in (of, of // p, -(-of // p)) for side, of in zip(grid, seen, strict=True)) for p in patches
@@ -168,9 +170,9 @@ def is_merged(grid: Sequence[int], seen: Sequence[int]) -> bool:
 
 
 def is_convolutional(module: Module) -> bool:
-    """Does a layer, by what it is, return (N, C, h, w) or (N, C, d, h, w)? Then nothing need be watched.
+    """Does a layer of this type always return (N, C, h, w) or (N, C, d, h, w)? Then nothing needs to be watched.
 
-    Of a module with a forward pass of its own nobody knows: it may end with ``flatten(2).mT``.
+    A module with its own forward pass may return anything: it may end with ``flatten(2).mT``.
     """
     if isinstance(module, _CONVOLUTIONAL):
         return True
@@ -180,7 +182,7 @@ def is_convolutional(module: Module) -> bool:
 
 
 def shows_own_grid(module: Module) -> bool:
-    """Does a layer hold what works on (N, C, h, w) alone? Then all that it does with its grid happens inside of it."""
+    """Does a layer contain modules that accept only (N, C, h, w)? Then it changes its grid only inside itself."""
     parts = list(module.modules())
     normalised = any(isinstance(part, (BatchNorm2d, BatchNorm3d)) for part in parts)
     return normalised and not any(isinstance(part, (LayerNorm, Linear)) for part in parts)

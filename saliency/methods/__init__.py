@@ -1,4 +1,4 @@
-"""WHAT: the methods, and the table of contents that command line, tests and benchmarks read."""
+"""The methods, and their table of contents, which the command line, the tests and the benchmarks read."""
 
 from collections.abc import Callable
 from inspect import Parameter, signature
@@ -41,27 +41,27 @@ from saliency.methods.tokens import explain_tokens
 
 
 class Method(NamedTuple):
-    """A row of the table: ``function(model, input, target, **options)``, which gives maps, and where it comes from."""
+    """A row of the table: ``function(model, input, target, **options)``, which returns maps, and its paper."""
 
     function: Callable[..., Maps]
     paper: str
-    engine: Callable[..., object] = saliency  # what the function hands further options to
-    sets: tuple[str, ...] = ()  # the options of the engine that are the method's own matter
-    needs_pooling: bool = False  # it explains networks alone that pool a layer and classify the means
+    engine: Callable[..., object] = saliency  # what the function forwards further options to
+    sets: tuple[str, ...] = ()  # options of the engine that the method sets itself
+    needs_pooling: bool = False  # it explains only networks that pool a layer and classify the means
 
     @property
     def needs_attention(self) -> bool:
-        """Does it explain networks alone that have attention?"""
+        """Whether it explains only networks with attention."""
         return self.engine is explain_tokens
 
     @property
     def is_for_some(self) -> bool:
-        """Is it refused by networks that lack what it explains?"""
+        """Whether it applies only to networks of a certain architecture."""
         return self.needs_attention or self.needs_pooling
 
     @property
     def options(self) -> frozenset[str]:
-        """The names of all that can be passed, to the function or to what it hands options to, after the target."""
+        """The names of all options, of the function itself and of what it forwards options to."""
         own, handed = (_names(of) for of in (self.function, self.engine))
         return (own | (handed - {*self.sets})) - {"model", "input", "target"}
 

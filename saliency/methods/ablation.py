@@ -25,17 +25,17 @@ Sides: TypeAlias = Sequence[int] | int | None
 
 
 def _columns(numbers: Tensor, x: Tensor) -> Tensor:
-    """Numbers (B,) on the device of x, to be compared with tensors (B, ...) of its dimensions."""
+    """Numbers (B,) on the device of ``x``, shaped to compare with tensors (B, ...) of as many dimensions."""
     return at(numbers, x).view(-1, *[1] * (x.ndim - 1))
 
 
 def _rows(x: Tensor, samples: Tensor) -> Tensor:
-    """The rows of these samples; of a single one no copies, since it broadcasts."""
+    """The rows of these samples; a single row is not copied, since it broadcasts."""
     return x if len(x) == 1 else x[at(samples, x)]
 
 
 def _features(layer_mask: FeatureMask, feature_mask: FeatureMask, p: Perturbed) -> tuple[Tensor, int]:
-    """The feature of every entry, (1, ...) or (N, ...), numbered from 0, and how many there are."""
+    """The feature of every entry, (1, ...) or (N, ...), numbered from 0, and the number of features."""
     argument, own = _meant(p, layer_mask=layer_mask, feature_mask=feature_mask)
     if own is None:
         return torch.arange(p.x[0].numel(), device=p.x.device).view(1, *p.x.shape[1:]), p.x[0].numel()
@@ -45,13 +45,13 @@ def _features(layer_mask: FeatureMask, feature_mask: FeatureMask, p: Perturbed) 
 
 
 def _check_mask(argument: str, mask: object, x: Tensor) -> None:
-    """Raise ``ValueError`` for a mask that does not say which feature each entry belongs to."""
+    """Raise ``ValueError`` for a mask that does not give the feature of each entry."""
     shape = mask.shape if isinstance(mask, Tensor) and not mask.is_floating_point() else torch.Size()
     sides = zip(shape[1:], x.shape[1:], strict=len(shape) == x.ndim)
     if len(shape) != x.ndim or shape[0] not in (1, len(x)) or any(side not in (1, of) for side, of in sides):
         raise ValueError(
-            f"{argument}={describe(mask)} does not fit what is changed, {tuple(x.shape)}; expected a tensor of "
-            "integers that broadcasts to it, of one sample or of all."
+            f"{argument}={describe(mask)} does not fit the perturbed tensor of shape {tuple(x.shape)}; expected "
+            "an integer tensor that broadcasts to it, for one sample or for all."
         )
 
 
@@ -66,7 +66,7 @@ def _check_at_input(
     argument, masks = ("layer_mask", layer_mask) if feature_mask is None else ("feature_mask", feature_mask)
     each = masks if isinstance(masks, (list, tuple)) else [masks] * len(inputs)
     if len(each) != len(inputs):
-        raise ValueError(f"{argument}={len(each)} values do not fit; expected one for each of {len(inputs)} tensors.")
+        raise ValueError(f"{argument}={len(each)} values do not fit; expected {len(inputs)}, one per input.")
     for mask, x in zip(each, inputs, strict=True):
         if mask is not None and x.is_floating_point():
             _check_mask(argument, mask, x)
@@ -74,7 +74,7 @@ def _check_at_input(
 
 
 def _meant(p: Perturbed, **given: T | Sequence[T]) -> tuple[str, T]:
-    """Of an option of layers and one of inputs, that of what is changed; one alone is for both. Its name, its value."""
+    """The name and value of the option that applies, of one for layers and one for inputs; one alone serves both."""
     at_layer, at_input = given
     first, second = (at_layer, at_input) if p.site.name else (at_input, at_layer)
     argument = second if given[first] is None else first
@@ -82,7 +82,7 @@ def _meant(p: Perturbed, **given: T | Sequence[T]) -> tuple[str, T]:
 
 
 def _spread(drops: Tensor, features: Tensor, x: Tensor) -> Tensor:
-    """Attributions (N, K, ...) of drops (N, F, K): every entry has that of its feature."""
+    """Attributions (N, K, ...) from drops (N, F, K): every entry receives the drop of its feature."""
     index = features.flatten(1)[:, None].expand(len(x), drops.shape[2], -1)
     return drops.mT.gather(2, index).view(len(x), drops.shape[2], *x.shape[1:])
 
@@ -106,11 +106,12 @@ def feature_ablation(
 
     .. math:: a_i = f(x) - f(x_{i \leftarrow x'_i}), \quad s_{n1u} = \sum_c a_{ncu}
 
-    A feature is one entry of the layer's activation (of the input at ``saliency_layer=''``), or all entries of one
-    number in ``layer_mask`` (at the input, ``feature_mask``), which get the same attribution. ``layer_baselines``
-    (``baselines``) are 0, another number or tensors. For several inputs, a tuple has an entry for each, whose features
-    are its own. Behind a layer, the front of the network runs once a sample. Signed; ``reduction=None`` gives the
-    layer's shape. Zeiler and Fergus, ECCV 2014. Options: see :func:`explain`.
+    A feature is one entry of the layer's activation (of the input at ``saliency_layer=''``), or all entries with
+    the same number in ``layer_mask`` (``feature_mask`` at the input), which receive the same attribution.
+    ``layer_baselines`` (``baselines`` at the input) are 0 by default, or a number or tensors. With several inputs,
+    a tuple holds one value per input, and features are not shared between inputs. At a layer, the front of the
+    network runs once per sample. Signed; ``reduction=None`` returns the layer's shape. Zeiler and Fergus, ECCV
+    2014. Options: see :func:`explain`.
 
     >>> feature_ablation(torch.nn.Flatten(), torch.tensor([[[[3.0, 4.0]]]]), 1, "")
     tensor([[[[0., 4.]]]])
@@ -147,17 +148,17 @@ def feature_permutation(
     feature_mask: FeatureMask = None,
     **options: Unpack[ExplainOptions],
 ) -> Maps:
-    r"""Feature permutation: how far the score falls when a feature is that of another sample of the batch.
+    r"""Feature permutation: how far the score falls when a feature is replaced by that of another sample of the batch.
 
     .. math:: a_{ni} = f(x_n) - f(x_{n, i \leftarrow x_{\pi_i(n), i}})
 
-    with a permutation :math:`\pi_i` of the batch for each feature, other than the identity; features as for
-    :func:`feature_ablation`. Raises ``ValueError`` for a batch of one. Breiman, Random Forests, Machine Learning 2001.
-    Options: see :func:`explain`.
+    Each feature has its own random permutation :math:`\pi_i` of the batch, never the identity; features are defined
+    as in :func:`feature_ablation`. Raises ``ValueError`` for a batch of one. Breiman, Random Forests, Machine
+    Learning 2001. Options: see :func:`explain`.
     """
     check_seed(seed)
     if len(check_inputs(input)[0]) < 2:
-        raise ValueError("input=a batch of 1 sample has nothing to permute; expected a batch of two or more.")
+        raise ValueError("input=a batch of 1 sample is too small to permute; expected a batch of two or more.")
 
     def attribute(p: Perturbed) -> Tensor:
         features, count = _features(layer_mask, feature_mask, p)
@@ -189,13 +190,15 @@ def occlusion(
     reduction: Reduction = sum_channels,
     **options: Unpack[ExplainOptions],
 ) -> Maps:
-    r"""Occlusion: how far the score falls when a window is hidden, averaged over the windows that hide a position.
+    r"""Occlusion: how far the score falls when a window is hidden, averaged over the windows that cover a position.
 
     .. math:: a_i = \frac{\sum_w m_{wi} (f(x) - f(x \odot (1 - m_w) + x' \odot m_w))}{\sum_w m_{wi}}
 
-    ``sliding_window_shapes`` and ``strides`` have an entry for each dimension but the batch; left out, windows span all
-    channels and an eighth of each side of the grid, half of which is the stride. Windows are cut off at a side's end.
-    Signed; ``reduction=None`` gives the input's shape. Zeiler and Fergus, ECCV 2014. Options: see :func:`explain`.
+    ``sliding_window_shapes`` and ``strides`` hold one value per dimension except the batch. By default, windows
+    span all channels and an eighth of each side of the grid, and the stride is half of that. Windows are cropped at
+    the border.
+    Signed; ``reduction=None`` returns the input's shape. Zeiler and Fergus, ECCV 2014. Options: see
+    :func:`explain`.
     """
 
     def attribute(p: Perturbed) -> Tensor:
@@ -216,7 +219,7 @@ def occlusion(
 
         drops = p.drops(len(places), make).mT.unflatten(2, [len(cover) for cover in covers])
         counts = torch.ones_like(drops[:1, :1])
-        for cover in covers:  # the axis in front is summed and its positions go to the end: all have had their turn
+        for cover in covers:  # each pass contracts the first axis and appends its positions at the end
             drops, counts = (torch.tensordot(x, cover.to(x.dtype), ([2], [0])) for x in (drops, counts))
         attribution: Tensor = _put((drops / counts).flatten(0, 1), entries, p.x).view(*drops.shape[:2], *p.x.shape[1:])
         return attribution
@@ -225,9 +228,9 @@ def occlusion(
 
 
 def _entries(p: Perturbed, named: bool) -> Tensor | None:
-    """Which entries of a layer's activation windows slide over: the grid's; None is all, along its own dimensions.
+    """The entries of a layer's activation, arranged as its grid, over which windows slide by default.
 
-    Those are slid over where sides are named, and where no grid is told by the shape.
+    None where window shapes are given, and where no grid is known: windows then follow the tensor's own dimensions.
     """
     if not named and p.site.name and p.x.ndim > 2:
         with suppress(ValueError):
@@ -236,7 +239,7 @@ def _entries(p: Perturbed, named: bool) -> Tensor | None:
 
 
 def _put(values: Tensor, entries: Tensor | None, x: Tensor) -> Tensor:
-    """Values (B, ...) of some entries in tensors of x's own shape, 0 elsewhere."""
+    """Values (B, ...) at their entries, in tensors of the shape of ``x`` that are 0 elsewhere."""
     if entries is None:
         return values
     whole = values.new_zeros(len(values), x[0].numel())
@@ -244,7 +247,7 @@ def _put(values: Tensor, entries: Tensor | None, x: Tensor) -> Tensor:
 
 
 def _windows(windows: Sides, strides: Sides, sides: tuple[int, ...]) -> tuple[list[int], list[int]]:
-    """The side and the stride of windows along each axis."""
+    """The size and the stride of the windows along each axis."""
     own = [sides[0], *(math.ceil(side / 8) for side in sides[1:])] if len(sides) > 1 else [math.ceil(sides[0] / 8)]
     window = _of_each(windows, own, len(sides))
     half = [max(1, side // 2) for side in window] if all(map(is_positive_int, window)) else []
@@ -255,19 +258,19 @@ def _windows(windows: Sides, strides: Sides, sides: tuple[int, ...]) -> tuple[li
                 f"{argument}={shown(asked)} does not fit {sides}; expected an int >= 1 for each dimension."
             )
     if any(by > side for by, side in zip(step, window, strict=True)):
-        raise ValueError(f"strides={step} leaves positions between windows; expected at most their sides {window}.")
+        raise ValueError(f"strides={step} leaves gaps between windows; expected at most the window's size {window}.")
     return [min(pair) for pair in zip(window, sides, strict=True)], step
 
 
 def _of_each(asked: Sides, default: list[int], dimensions: int) -> list[int]:
-    """What was asked for along each dimension."""
+    """The requested value for each dimension, or the default."""
     if asked is None:
         return default
     return [*asked] if isinstance(asked, Sequence) else [asked] * dimensions
 
 
 def _covers(side: int, window: int, stride: int, x: Tensor) -> Tensor:
-    """Which positions of a side each window covers, (windows, side)."""
+    """Which positions along one axis each window covers, (windows, side)."""
     first = torch.arange(1 + math.ceil((side - window) / stride), device=x.device)[:, None] * stride
     place = torch.arange(side, device=x.device)
     covered: Tensor = (place >= first) & (place < first + window)

@@ -1,4 +1,4 @@
-"""Attended: the attention of every layer as it is, and whether a map lies on the few tokens with large norms."""
+"""Attention maps of every layer, unprocessed, and a measure of how much of a map lies on tokens with outlying norms."""
 
 from collections.abc import Mapping, Sequence
 from typing import overload
@@ -22,9 +22,10 @@ from saliency.methods.tokens import no_attention
 
 
 class AttentionMaps(Sequence[Tensor]):
-    """The attention of every layer, (N, heads, queries, keys), in the order in which they run; made when asked for.
+    """The attention of every layer, (N, heads, queries, keys), in the order of execution; computed on access.
 
-    ``names`` are those of the layers. Only what the weights are made of is kept: queries and keys of a fused attention.
+    ``names`` holds the layers' names. Only what determines the weights is stored: for fused attention, queries and
+    keys.
     """
 
     def __init__(self, attentions: Sequence[Attention]) -> None:
@@ -51,10 +52,10 @@ def attention_maps(
     additional_forward_args: object = None,
     forward_kwargs: Mapping[str, object] | None = None,
 ) -> AttentionMaps:
-    """The attention of every layer of a model as it is, whatever it attends among: windows and channels too.
+    """The attention weights of every layer, whatever it attends over: tokens, windows or channels.
 
-    Rows are queries, columns keys; class tokens and registers are where the model has them. Attention is softmax over
-    the keys, with masks and biases; heads that are mixed behind it (talking heads) are so here.
+    Each is (N, heads, queries, keys), with class tokens and registers where the model puts them: the softmax over
+    the keys, masks and biases included. Heads that are mixed after the softmax (talking heads) are returned mixed.
     Raises ``ValueError`` for a model without attention.
 
     >>> import torch
@@ -91,15 +92,15 @@ def outlier_tokens(
     additional_forward_args: object = None,
     forward_kwargs: Mapping[str, object] | None = None,
 ) -> Tensor:
-    r"""How much of a map lies on the tokens with outlying norms, over what would if it were spread evenly: (N, K).
+    r"""How much of a map lies on tokens with outlying norms, relative to an evenly spread map: (N, K).
 
     .. math:: \frac{\sum_{u \in O} |s_u| \, / \, \sum_u |s_u|}{|O| / |U|}, \quad
-              O = \{u : \|x_u\| > \mathrm{mean} + 4 \, \mathrm{sd}\}
+              O = \{u : \|x_u\| > \mathrm{mean} + d \, \mathrm{sd}\}
 
-    with :math:`x_u` the activation of ``saliency_layer`` (``None``: the last with a grid), for maps (N, K, h, w) on its
-    grid. Transformers without registers keep what is global in a few tokens of the background; a map that is large
-    there shows no place. NaN for an image without such tokens; 1 where they are like all others.
-    Darcet et al., Vision Transformers Need Registers, ICLR 2024.
+    for maps (N, K, h, w) on the grid of ``saliency_layer`` (``None``: the last layer with a grid), with its
+    activation :math:`x_u` and d = ``deviations``. 1 means that the outliers are like all other tokens; NaN, that an
+    image has none. Transformers without registers store global information in a few background tokens, so a map
+    that is large there does not localise. Darcet et al., Vision Transformers Need Registers, ICLR 2024.
     """
     check_maps_type("saliency_map", saliency_map)
     if not is_number(deviations):
@@ -116,8 +117,8 @@ def outlier_tokens(
     )
     if saliency_map.ndim != norms.ndim or saliency_map.shape[2:] != norms.shape[2:] or len(saliency_map) != len(norms):
         raise ValueError(
-            f"saliency_map={describe(saliency_map)} is not on the tokens' grid; expected (N, K, h, w) with "
-            f"{(len(norms), 'K', *norms.shape[2:])}, as without resize."
+            f"saliency_map={describe(saliency_map)} is not on the tokens' grid; expected maps of shape "
+            f"{(len(norms), 'K', *norms.shape[2:])}, made without resize."
         )
     flat = norms.flatten(2)
     rounding = 16 * torch.finfo(flat.dtype).eps * flat.amax(2, keepdim=True)  # equal norms have no outliers

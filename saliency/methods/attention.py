@@ -1,4 +1,4 @@
-"""Attention methods: what a transformer's tokens attend to, and how that makes the score."""
+"""Attention methods: what the tokens of a transformer attend to, and how that affects the score."""
 
 from collections.abc import Callable, Iterator
 from functools import reduce
@@ -18,7 +18,7 @@ from saliency.methods.chains import Rows, Step, follow, parts
 from saliency.methods.cross_attention import follow_queries
 from saliency.methods.tokens import AttentionOptions, Observed, explain_tokens
 
-# How heads become one: those in an axis, and two such.
+# How heads are fused: over an axis, and from two partial results.
 _FUSIONS: dict[str, tuple[Callable[[Tensor, int], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "mean": (torch.sum, torch.add),
     "max": (torch.amax, torch.maximum),
@@ -28,11 +28,13 @@ _FUSIONS: dict[str, tuple[Callable[[Tensor, int], Tensor], Callable[[Tensor, Ten
 
 def _check_fusion(head_fusion: object) -> None:
     if not isinstance(head_fusion, str) or head_fusion not in _FUSIONS:
-        raise ValueError(f"head_fusion={shown(head_fusion)} is unknown; expected one of {', '.join(_FUSIONS)}.")
+        raise ValueError(
+            f"head_fusion={shown(head_fusion)} is not a valid fusion; expected one of {', '.join(_FUSIONS)}."
+        )
 
 
 def _fused(step: Step, head_fusion: str, rows: Rows = slice(None)) -> Tensor:
-    """The heads' attention as one, (N, rows, keys)."""
+    """The attention of all heads fused into one, (N, rows, keys)."""
     fuse, join = _FUSIONS[head_fusion]
     fused = reduce(join, (fuse(step.attention.weights(part, rows), 1) for part in step.attention.heads()))
     return fused / step.attention.shape[1] if head_fusion == "mean" else fused
@@ -47,13 +49,14 @@ def raw_attention(
     head_fusion: str = "mean",
     **options: Unpack[AttentionOptions],
 ) -> Maps:
-    r"""Raw attention: what the query that the score reads attends to, in one layer.
+    r"""Raw attention: what the queries that the score depends on attend to, in one layer.
 
     .. math:: s_{nj} = \frac{1}{H} \sum_h A_{nhqj}
 
-    with :math:`q` the class token, or the mean over all tokens that are read; of the last layer, or of the last in
-    ``saliency_layer``. ``head_fusion`` is ``'mean'``, ``'max'`` or ``'min'``. (N, 1, h, w), non-negative, for whatever
-    class. Bahdanau et al., ICLR 2015. Options and errors: see :func:`~saliency.methods.tokens.explain_tokens`.
+    with :math:`q` the class token, or the mean over all tokens that the score reads. The layer is the last one, or
+    the last inside ``saliency_layer``. ``head_fusion`` is ``'mean'``, ``'max'`` or ``'min'``. (N, 1, h, w),
+    non-negative, the same for every class. Bahdanau et al., ICLR 2015. Options and errors: see
+    :func:`~saliency.methods.tokens.explain_tokens`.
     """
     _check_fusion(head_fusion)
 
@@ -76,19 +79,19 @@ def attention_rollout(
     start_layer: int = 0,
     **options: Unpack[AttentionOptions],
 ) -> Maps:
-    r"""Attention rollout: attention followed through all layers, half of each token staying where it is.
+    r"""Attention rollout: the product of the attention of all layers, residual connections included.
 
     .. math:: s_n = q^\top \hat A_L \cdots \hat A_2 \hat A_1, \quad
               \hat A_{ij} = \frac{\bar A_{ij} + \delta_{ij}}{\sum_k \bar A_{ik} + \delta_{ik}}
 
-    with :math:`q` the shares of the tokens that the score reads, and :math:`\bar A` the heads as one by ``head_fusion``
-    (``'mean'``, ``'max'``, ``'min'``), of which the share ``discard_ratio`` that is lowest is 0. (N, 1, h, w),
-    non-negative, for whatever class. Abnar and Zuidema, Quantifying Attention Flow, ACL 2020.
-    Options and errors: see :func:`~saliency.methods.tokens.explain_tokens`.
+    with :math:`q` the distribution over the tokens that the score reads, and :math:`\bar A` the heads fused by
+    ``head_fusion`` (``'mean'``, ``'max'``, ``'min'``), whose lowest fraction ``discard_ratio`` of entries is set to
+    0. (N, 1, h, w), non-negative, the same for every class. Abnar and Zuidema, Quantifying Attention Flow, ACL
+    2020. Options and errors: see :func:`~saliency.methods.tokens.explain_tokens`.
     """
     _check_fusion(head_fusion)
     if not is_number(discard_ratio) or not 0 <= discard_ratio < 1:
-        raise ValueError(f"discard_ratio={shown(discard_ratio)} is not a share; expected a number, 0 to below 1.")
+        raise ValueError(f"discard_ratio={shown(discard_ratio)} is not a valid fraction; expected a number in [0, 1).")
 
     def transition(step: Step, relevance: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         fused = _discarded(_fused(step, head_fusion), discard_ratio)[:, rows] if discard_ratio else None
@@ -105,7 +108,7 @@ def attention_rollout(
 
 
 def _discarded(attention: Tensor, ratio: float) -> Tensor:
-    """The attention (N, queries, keys) of an image, but for the share of it that is lowest."""
+    """The attention (N, queries, keys) with the lowest fraction ``ratio`` of each image's entries set to 0."""
     flat = attention.flatten(1)
     lowest = flat.topk(int(flat.shape[1] * ratio), 1, largest=False, sorted=False).indices
     return flat.scatter(1, lowest, 0).view_as(attention)
@@ -115,12 +118,12 @@ def _discarded(attention: Tensor, ratio: float) -> Tensor:
 def gradient_attention(
     model: Module, input: Input, target: Target, saliency_layer: Layers = None, **options: Unpack[AttentionOptions]
 ) -> Maps:
-    r"""Gradient x attention: what attending to each token adds to the score, to first order.
+    r"""Gradient x attention: the first-order contribution of attending to each token.
 
     .. math:: s_{nj} = \sum_{h, i} A_{nhij} \, \frac{\partial y}{\partial A_{nhij}}
 
-    of the last layer, or of the last in ``saliency_layer``. (N, 1, h, w), signed. Serrano and Smith, Is Attention
-    Interpretable?, ACL 2019. Options and errors: see :func:`~saliency.methods.tokens.explain_tokens`.
+    of the last layer, or of the last inside ``saliency_layer``. (N, 1, h, w), signed. Serrano and Smith, Is
+    Attention Interpretable?, ACL 2019. Options and errors: see :func:`~saliency.methods.tokens.explain_tokens`.
     """
 
     def relevance(observed: Observed) -> Iterator[Tensor]:
@@ -140,15 +143,15 @@ def transformer_attribution(
     start_layer: int = 0,
     **options: Unpack[AttentionOptions],
 ) -> Maps:
-    r"""Transformer attribution: relevance that follows the attention that raises the score, through all layers.
+    r"""Transformer attribution: relevance propagated through all layers along the attention that raises the score.
 
     .. math:: s_n = q^\top (I + \bar A_L) \cdots (I + \bar A_1), \quad
               \bar A = \frac{1}{H} \sum_h \max(0, A_h \odot \frac{\partial y}{\partial A_h})
 
-    with :math:`q` the shares of the tokens that the score reads: a class token, or all. Where queries attend to an
-    image's tokens, as in DETR, the paper's rules for cross attention. (N, 1, h, w), non-negative.
-    Chefer et al., Generic Attention-model Explainability, ICCV 2021.
-    Options and errors: see :func:`~saliency.methods.tokens.explain_tokens`.
+    with :math:`q` the distribution over the tokens that the score reads: a class token, or all. Where queries
+    attend to the tokens of an image, as in DETR, the paper's rules for cross attention apply. (N, 1, h, w),
+    non-negative. Chefer et al., Generic Attention-model Explainability, ICCV 2021. Options and errors: see
+    :func:`~saliency.methods.tokens.explain_tokens`.
     """
 
     def transition(step: Step, relevance: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Class activation maps: channels weighed by their gradient, added up, clamped at zero."""
+"""Class activation maps: channels weighted by their gradient, summed, and clamped at zero."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,20 +26,20 @@ def sum_positions(x: Tensor) -> Tensor:
 
 
 def reduced(attribution: Tensor, reduction: Reduction) -> Tensor:
-    """The map that a reduction makes of an attribution; ``None`` leaves it as it is."""
+    """The map that a reduction makes of an attribution; ``None`` returns the attribution itself."""
     return Attribution(reduction, of="activation")(attribution)
 
 
 def reducing(function: Callable[..., Tensor], reduction: Reduction) -> Callable[[Tensor], Tensor]:
-    """A function of an activation with its gradient, ending in the caller's own reduction.
+    """A function of an activation and its gradient that ends in the caller's own reduction.
 
-    Raises ``ValueError`` for what is no reduction.
+    Raises ``ValueError`` for an invalid reduction.
     """
     return partial(function, reduction=Attribution(reduction).reduction)
 
 
 def gradient_to_grad_cam_saliency(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
-    r"""Weigh every channel by its mean gradient.
+    r"""Weight every channel by its mean gradient.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \, \frac{1}{|V|} \sum_v dx_{ncv}\}
     """
@@ -55,13 +55,13 @@ def grad_cam(
     reduction: Reduction = positive_sum,
     **options: Unpack[Options],
 ) -> Maps:
-    r"""Grad-CAM: channels weighed by their mean gradient.
+    r"""Grad-CAM: channels weighted by their mean gradient.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \, \frac{1}{|V|} \sum_v dx_{ncv}\}
 
-    (N, 1, h, w), non-negative, at the layer's resolution; ``saliency_layer=None`` is the last layer with spatial
-    output. ``reduction=sum_channels`` leaves out the ReLU of any CAM: the map is signed; ``reduction=None`` gives the
-    weighed channels, (N, C, h, w). Selvaraju et al., ICCV 2017. Options and errors: see :func:`saliency`.
+    (N, 1, h, w), non-negative, at the layer's resolution; ``saliency_layer=None`` selects the last layer with
+    spatial output. ``reduction=sum_channels`` omits the ReLU of any CAM and gives a signed map; ``reduction=None``
+    returns the weighted channels, (N, C, h, w). Selvaraju et al., ICCV 2017. Options and errors: see :func:`saliency`.
 
     >>> from saliency.scenes import make_scene, scene_network
     >>> grad_cam(scene_network(), make_scene(0).image[None], 0, saliency_layer='layer4', resize=True).shape
@@ -72,13 +72,13 @@ def grad_cam(
 
 
 def gradient_to_grad_cam_plus_plus_saliency(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
-    r"""Weigh every channel by its positive gradients, each by its share :math:`\alpha` in the score.
+    r"""Weight every channel by its positive gradients, each with a coefficient :math:`\alpha`.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \sum_v \alpha_{ncv} \max(0, dx_{ncv})\}, \quad
               \alpha = \frac{dx^2}{2 dx^2 + dx^3 \sum_w x_{ncw}} = \frac{1}{2 + dx \sum_w x_{ncw}}
 
     The second form of :math:`\alpha`, for :math:`dx \neq 0`, does not underflow. The paper's factor
-    :math:`e^{\mathrm{score}}`, one for the whole map, is left out.
+    :math:`e^{\mathrm{score}}`, constant over the map, is omitted.
     """
     gradient = gradient_of(x)
     return reduced(x * sum_positions(safe_divide(gradient.relu(), 2 + gradient * sum_positions(x))), reduction)
@@ -93,7 +93,7 @@ def grad_cam_plus_plus(
     reduction: Reduction = positive_sum,
     **options: Unpack[Options],
 ) -> Maps:
-    r"""Grad-CAM++: positive gradients, weighed so that every instance of an object counts.
+    r"""Grad-CAM++: positive gradients, weighted so that every instance of a class counts.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \sum_v \alpha_{ncv} \max(0, dx_{ncv})\}, \quad
               \alpha_{ncv} = \frac{dx_{ncv}^2}{2 dx_{ncv}^2 + dx_{ncv}^3 \sum_w x_{ncw}}
@@ -106,7 +106,7 @@ def grad_cam_plus_plus(
 
 
 def gradient_to_layer_cam_saliency(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
-    r"""Weigh every activation by its own positive gradient.
+    r"""Weight every activation by its own positive gradient.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \max(0, dx_{ncu})\}
     """
@@ -122,7 +122,7 @@ def layer_cam(
     reduction: Reduction = positive_sum,
     **options: Unpack[Options],
 ) -> Maps:
-    r"""LayerCAM: every activation weighed by its own positive gradient, sharp at early layers too.
+    r"""LayerCAM: every activation weighted by its own positive gradient; sharp at early layers too.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \max(0, dx_{ncu})\}
 
@@ -133,7 +133,7 @@ def layer_cam(
 
 
 def gradient_to_xgrad_cam_saliency(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
-    r"""Weigh every channel by its gradient, averaged with the activation as weight.
+    r"""Weight every channel by the activation-weighted mean of its gradient.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \frac{\sum_v x_{ncv} \, dx_{ncv}}{\sum_v x_{ncv}}\}
 
@@ -151,7 +151,7 @@ def xgrad_cam(
     reduction: Reduction = positive_sum,
     **options: Unpack[Options],
 ) -> Maps:
-    r"""XGrad-CAM: channel weights that keep Grad-CAM's map sensitive and conserve the score.
+    r"""XGrad-CAM: channel weights derived from the axioms of sensitivity and conservation.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \frac{\sum_v x_{ncv} \, dx_{ncv}}{\sum_v x_{ncv}}\}
 
@@ -162,7 +162,7 @@ def xgrad_cam(
 
 
 def gradient_to_hires_cam_saliency(x: Tensor, reduction: Reduction = positive_sum) -> Tensor:
-    r"""Multiply before adding up: the positive part of the linear approximation.
+    r"""Multiply elementwise, then sum over channels: the positive part of the linear approximation.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \, dx_{ncu}\}
     """
@@ -178,7 +178,7 @@ def hires_cam(
     reduction: Reduction = positive_sum,
     **options: Unpack[Options],
 ) -> Maps:
-    r"""HiResCAM: activation times gradient, position by position, so only what raised the score shows.
+    r"""HiResCAM: activation times gradient at each position, so that only positions that raise the score appear.
 
     .. math:: s_{n1u} = \max\{0, \sum_c x_{ncu} \, dx_{ncu}\}
 

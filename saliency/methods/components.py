@@ -1,4 +1,4 @@
-"""CAMs by what stands out in an activation: its first principal component, or what is far above a channel's mean."""
+"""CAMs from the statistics of an activation: its first principal component, or what exceeds a channel's mean."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ from saliency.engine.targets import Target
 from saliency.methods.cam import mean_positions
 from saliency.methods.gradients import ActivationOptions, gradient_to_gradient_x_activation
 
-# Of the inner products p_uv of two positions' channels, with a scale: k(u, v). Those of kernel PCA.
+# Kernels k(u, v) of kernel PCA, from the inner products p_uv between the channels of two positions, and gamma.
 KERNELS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "linear": lambda p, gamma: p,
     "poly": lambda p, gamma: (gamma * p + 1) ** 3,
@@ -33,30 +33,30 @@ def _squares(p: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor, centred: bool) -> Tensor:
-    """The positions of an activation (N, C, h, w) as rows (N, L, C), in float32 at least; less their mean."""
+    """The positions of an activation (N, C, h, w) as (N, L, C), in float32 or wider; optionally centred."""
     rows = x.flatten(2).mT.to(torch.promote_types(x.dtype, torch.float32))
     return rows - rows.mean(1, keepdim=True) if centred else rows
 
 
 def _first(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalue (N, 1) of symmetric matrices, and its eigenvector (N, size); NaN of what is not finite."""
+    """The largest eigenvalue (N, 1) of symmetric matrices and its eigenvector (N, size); NaN where not finite."""
     finite = matrices.isfinite().all(2).all(1)[:, None]
     values, vectors = torch.linalg.eigh(torch.where(finite[..., None], matrices, 0))
     return values[:, -1:].clamp(min=0), torch.where(finite, vectors[..., -1], torch.nan)
 
 
 def _component(rows: Tensor) -> Tensor:
-    """Rows (N, L, C) times their first right singular vector, (N, L)."""
+    """The projections (N, L) of (N, L, C) onto their first right singular vector."""
     scale = rows.abs().amax((1, 2), keepdim=True)
-    rows = safe_divide(rows, scale)  # no square overflows, or is 0
-    if rows.shape[1] > rows.shape[2]:  # of the two matrices of inner products the smaller one is decomposed
+    rows = safe_divide(rows, scale)  # so that no square overflows or underflows
+    if rows.shape[1] > rows.shape[2]:  # the smaller of the two Gram matrices is decomposed
         return (rows @ _first(rows.mT @ rows)[1][..., None] * scale).squeeze(2)
     value, vector = _first(rows @ rows.mT)
     return vector * value.sqrt() * scale.squeeze(2)
 
 
 def _oriented(component: Tensor, rows: Tensor, x: Tensor) -> Tensor:
-    """A component (N, L) as a map, with the sign by which it is positive where the rows are large."""
+    """A component (N, L) as a map, with the sign that makes it positive where the vectors are long."""
     lengths = safe_divide(rows, rows.abs().amax((1, 2), keepdim=True)).square().sum(2)
     agrees = (component * lengths).sum(1, keepdim=True) >= 0
     return torch.where(agrees, component, -component).to(x.dtype).view(len(x), 1, *x.shape[2:])
@@ -75,7 +75,7 @@ def _kernel(x: Tensor, kernel: str, gamma: float | None) -> Tensor:
     return _oriented(vector * value.sqrt(), rows, x)
 
 
-# Not `typed`, as those below: the target may be left out.
+# This and the functions below without `typed` have an optional target.
 def eigen_cam(
     model: Module,
     input: Input,
@@ -106,9 +106,10 @@ def eigen_grad_cam(
 
     .. math:: s_{n1u} = \sum_c (a_{ncu} - \bar a_{nc}) v_{nc}, \quad a_{ncu} = x_{ncu} \, dx_{ncu}
 
-    with the first right singular vector :math:`v` of the centred :math:`a_n \in \mathbb{R}^{|V| \times C}`. The sign as
-    for :func:`eigen_cam`: positive where :math:`a` is strong, whether it raises the score or lowers it. (N, 1, h, w),
-    signed, of mean 0. Gildenblat et al., pytorch-grad-cam, 2021. Options and errors: see :func:`saliency`.
+    with the first right singular vector :math:`v` of the centred :math:`a_n \in \mathbb{R}^{|V| \times C}`. The
+    sign is chosen as in :func:`eigen_cam`: positive where :math:`a` is large, whether it raises or lowers the
+    score. (N, 1, h, w), signed, with mean 0. Gildenblat et al., pytorch-grad-cam, 2021. Options and errors: see
+    :func:`saliency`.
     """
     to_map = partial(_eigen, attribution=gradient_to_gradient_x_activation, centred=True)
     return saliency(model, input, target, saliency_layer, gradient_to_saliency=to_map, **options)
@@ -123,20 +124,20 @@ def kpca_cam(
     gamma: float | None = None,
     **options: Unpack[ActivationOptions],
 ) -> Maps:
-    r"""KPCA-CAM: the first principal component of a layer's activation under a kernel, whatever the target.
+    r"""KPCA-CAM: the first kernel principal component of a layer's activation; no target is used.
 
     .. math:: s_{n1u} = \sqrt{\lambda} \, w_u, \quad \hat K w = \lambda w, \quad \hat K = H K H, \quad
               K_{uv} = k(x_u - \bar x, x_v - \bar x)
 
-    with the largest eigenvalue and H, which centres. Kernels: ``'linear'`` (Eigen-CAM of centred channels), ``'poly'``
-    of degree 3, ``'rbf'``, ``'sigmoid'``, :math:`\tanh(\gamma \, a \cdot b + 1)`, and ``'cosine'``; ``gamma`` is 1 / C
-    unless it is given. The sign as for :func:`eigen_cam`. (N, 1, h, w), signed, of mean 0. Memory grows as (h w)^2.
-    Karmani et al., KPCA-CAM, 2024. Options and errors: see :func:`saliency`.
+    with the largest eigenvalue :math:`\lambda` and the centring matrix H. Kernels: ``'linear'`` (Eigen-CAM of
+    centred channels), ``'poly'`` of degree 3, ``'rbf'``, ``'sigmoid'``, :math:`\tanh(\gamma \, a \cdot b + 1)`, and
+    ``'cosine'``; ``gamma`` defaults to 1 / C. The sign is chosen as in :func:`eigen_cam`. (N, 1, h, w), signed,
+    with mean 0. Memory grows as (h w)^2. Karmani et al., KPCA-CAM, 2024. Options and errors: see :func:`saliency`.
     """
     if not (isinstance(kernel, str) and kernel in KERNELS):
-        raise ValueError(f"kernel={shown(kernel)} is not a kernel; expected one of {', '.join(KERNELS)}.")
+        raise ValueError(f"kernel={shown(kernel)} is not a valid kernel; expected one of {', '.join(KERNELS)}.")
     if gamma is not None and not (is_number(gamma) and gamma > 0):
-        raise ValueError(f"gamma={shown(gamma)} is not a scale of inner products; expected a number > 0 or None.")
+        raise ValueError(f"gamma={shown(gamma)} is not a valid kernel scale; expected a number > 0 or None.")
     to_map = partial(_kernel, kernel=kernel, gamma=gamma)
     return saliency(
         model, input, target, saliency_layer, gradient_to_saliency=to_map, get_backward_gradient=None, **options
@@ -157,13 +158,13 @@ def fem(
     k: float = 2.0,
     **options: Unpack[ActivationOptions],
 ) -> Maps:
-    r"""FEM: where channels are far above their mean, each counted by its mean, whatever the target.
+    r"""FEM: where channels exceed their mean by k standard deviations, weighted by that mean; no target is used.
 
     .. math:: s_{n1u} = \sum_c \mu_{nc} \, [x_{ncu} > \mu_{nc} + k \, \sigma_{nc}]
 
     with a channel's mean :math:`\mu` and standard deviation :math:`\sigma` over the positions. (N, 1, h, w),
-    non-negative behind a ReLU. Ahmed Asif Fuad et al., Features Understanding in 3D CNNs, IPTA 2020.
-    Options and errors: see :func:`saliency`.
+    non-negative behind a ReLU. Ahmed Asif Fuad et al., Features Understanding in 3D CNNs, IPTA 2020. Options and
+    errors: see :func:`saliency`.
     """
     if not is_number(k):
         raise ValueError(f"k={shown(k)} is not a number of standard deviations; expected a number.")

@@ -1,4 +1,4 @@
-"""Cross attention: the relevance of an image's tokens for queries that look at them, layer after layer."""
+"""Cross attention: the relevance of an image's tokens to the queries that attend to them, layer by layer."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from saliency.methods.tokens import Observed
 
 
 def follow_queries(observed: Observed, gradients: Sequence[Tensor | None], read: Tensor) -> Tensor:
-    r"""The relevance (N, tokens) of an encoder's tokens for what the score reads of a decoder's queries.
+    r"""The relevance (N, tokens) of an encoder's tokens for the decoder's queries that the score reads.
 
-    From :math:`R_{ii} = R_{qq} = I, R_{qi} = 0` on, with :math:`\bar A` as in a chain and :math:`\hat R` as in
-    :func:`_normalised`, each attention adds
+    Starting from :math:`R_{ii} = R_{qq} = I, R_{qi} = 0`, with :math:`\bar A` as in a chain and :math:`\hat R` as
+    in :func:`_normalised`, each attention adds
 
     .. math:: R_{ii} \mathrel{+}= \bar A R_{ii}, \quad
               R_{qi} \mathrel{+}= \bar A R_{qi}, \; R_{qq} \mathrel{+}= \bar A R_{qq}, \quad
@@ -41,7 +41,7 @@ def follow_queries(observed: Observed, gradients: Sequence[Tensor | None], read:
 
 
 def _kinds(observed: Observed) -> list[str]:
-    """Of each attention, among whom it is. Raises ``ValueError`` where it is neither of an encoder nor of a decoder."""
+    """The kind of each attention. Raises ``ValueError`` where one belongs to neither encoder nor decoder."""
     numbers, streams = [observed.numbers[at] for at in observed.chosen], observed.streams
     crossing = [number for number in numbers if streams.is_cross(number)]
     encoder = streams.behind(crossing[0])
@@ -52,7 +52,7 @@ def _kinds(observed: Observed) -> list[str]:
         check_whole(observed.call, attention)
         kind = "cross" if number in crossing else "tokens" if number in encoder else "queries"
         if attention.shape[2:] != sizes[kind] or (kind == "cross" and streams.behind(number) != encoder):
-            raise refused(observed.call, attention, "has cross attention of other tokens")
+            raise refused(observed.call, attention, "has cross attention to other tokens")
         kinds.append(kind)
     return kinds
 
@@ -63,7 +63,7 @@ def _identity(attention: Attention, tokens: int, like: Tensor) -> Tensor:
 
 
 def _normalised(relevance: Tensor) -> Tensor:
-    """What was added to the identity, each row of it scaled to 1, or 0 where that is all."""
+    """The relevance with all but the identity scaled to sum to 1 per token, or left at 0 where there is none."""
     eye = torch.eye(relevance.shape[-1], dtype=relevance.dtype, device=relevance.device)
     added = relevance - eye
     return safe_divide(added, added.sum(-1, keepdim=True)) + eye

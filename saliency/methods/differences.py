@@ -1,4 +1,4 @@
-"""Methods of differences: what the change from a baseline to the input adds to the score, operation by operation."""
+"""Methods of differences: the contribution of the change from a baseline to the input, operation by operation."""
 
 from collections.abc import Callable, Sequence
 from inspect import signature
@@ -26,11 +26,11 @@ AttributionFunction: TypeAlias = Callable[..., Sequence[Tensor]] | None
 
 
 class DifferenceOptions(MapOptions, ScoreOptions, total=False):
-    """Options of a method with a context, a path and a reduction of its own."""
+    """Options of a method that sets the context, the path and the reduction."""
 
 
 class DeepLiftContext(ComparingContext):
-    """Send back multipliers, quotients of differences between the input and a baseline, in place of gradients."""
+    """Send back multipliers, ratios of differences between the input and a baseline, in place of gradients."""
 
     def __init__(self) -> None:
         super().__init__(rules.DEEP_LIFT)
@@ -47,15 +47,16 @@ def deep_lift(
     custom_attribution_func: AttributionFunction = None,
     **options: Unpack[DifferenceOptions],
 ) -> Maps:
-    r"""DeepLIFT, rescale rule: what each entry's difference from its baseline adds to the score.
+    r"""DeepLIFT, rescale rule: the contribution of each entry's difference from its baseline.
 
     .. math:: a = (x - x') \, m, \quad s_{n1u} = \sum_c a_{ncu}
 
-    with multipliers :math:`m` that come back as gradients do, where operations send back quotients of differences in
-    place of derivatives. Sums to the change of the score, at the input and at every layer that all paths cross, through
-    max pooling, gates, normalisations and attention too. ``reduction=None`` gives the attribution itself. The model
-    runs twice. ``custom_attribution_func`` makes an attribution of (multipliers,), (activations,), (baselines,) of one
-    image, tuples as in Captum. Shrikumar et al., ICML 2017. Options and errors: see :func:`saliency`.
+    with multipliers :math:`m` that propagate like gradients, where operations send back ratios of differences in
+    place of derivatives. Sums to the change of the score, at the input and at every layer that all paths cross,
+    also through max pooling, gates, normalisation and attention. ``reduction=None`` returns the attribution itself.
+    The model runs twice. ``custom_attribution_func`` maps (multipliers,), (activations,), (baselines,) of one image
+    to an attribution, all tuples as in Captum. Shrikumar et al., ICML 2017. Options and errors: see
+    :func:`saliency`.
 
     >>> import torch
     >>> deep_lift(torch.nn.ReLU(), torch.tensor([[3.0, -1.0]]), 1, baselines=torch.tensor([[0.0, 1.0]]), reduction=None)
@@ -85,12 +86,12 @@ def deep_lift_shap(
     custom_attribution_func: AttributionFunction = None,
     **options: Unpack[DifferenceOptions],
 ) -> Maps:
-    r"""DeepLIFT, averaged over a distribution of baselines: :math:`a = \frac{1}{M} \sum_t (x - x'_t) \, m_t`.
+    r"""DeepLIFT averaged over a distribution of baselines: :math:`a = \frac{1}{M} \sum_t (x - x'_t) \, m_t`.
 
-    ``baselines`` is a tensor (M, ...), one for each input, or a function of the inputs that returns it; 0 if it is left
-    out. Each image meets each baseline, ``internal_batch_size`` pairs at a time. Approximates Shapley values; signed,
-    ``reduction=None`` gives the layer's shape. Lundberg and Lee, A Unified Approach to Interpreting Model Predictions,
-    NeurIPS 2017. Options and errors: see :func:`saliency` and :func:`deep_lift`.
+    ``baselines`` is a tensor (M, ...), one per input, or a function that returns them from the inputs; 0 by
+    default. Each image is paired with each baseline, ``internal_batch_size`` pairs at a time. Approximates Shapley
+    values; signed, ``reduction=None`` returns the layer's shape. Lundberg and Lee, A Unified Approach to
+    Interpreting Model Predictions, NeurIPS 2017. Options and errors: see :func:`saliency` and :func:`deep_lift`.
     """
     each = paths.from_each(distribution_of(baselines, input), fold=_fold(custom_attribution_func, options))
     return saliency(
@@ -106,13 +107,13 @@ def deep_lift_shap(
 
 
 def _fold(function: AttributionFunction, options: DifferenceOptions) -> Fold:
-    """The mean of the attributions that a function makes, or of multipliers times differences."""
+    """The mean of a custom function's attributions, or of multipliers times differences."""
     if function is None:
         return SHAP
     if not callable(function):
-        raise ValueError(f"custom_attribution_func={shown(function)} is not a function; expected one or None.")
+        raise ValueError(f"custom_attribution_func={shown(function)} is not a function; expected a function or None.")
     if options.get("multiply_by_inputs") is False:
-        raise ValueError("multiply_by_inputs=False is not possible with a custom_attribution_func; expected either.")
+        raise ValueError("multiply_by_inputs=False is not possible with custom_attribution_func; expected one of them.")
     count = len(signature(function).parameters)
 
     def combine(steps: Steps) -> Tensor:

@@ -1,4 +1,4 @@
-"""Excitation backprop: the probability that a neuron wins, sent from the class down to the image."""
+"""Excitation backprop: the probability that a neuron wins, propagated from the class down to the image."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -27,14 +27,14 @@ from saliency.rules.excitation import CONSERVED, excite, positive_part, table_of
 
 
 class ExcitationOptions(MapOptions, WalkOptions, total=False):
-    """Options of a method with a context and a reduction of its own."""
+    """Options of a method that sets the context and the reduction."""
 
 
 class ExcitationBackpropContext(RuleContext):
     """Send back winning probabilities in place of gradients.
 
-    Of a sum, a ``'signed'`` share goes to each term, in proportion to its value, as in TorchRay: a negative term has
-    a negative one. With ``sums='active'`` a term that is not positive wins nothing, as in the paper.
+    At a sum, ``'signed'`` gives each term a probability in proportion to its value, as TorchRay does: negative for
+    a negative term. With ``sums='active'``, terms that are not positive win nothing, as in the paper.
     """
 
     carries = "relevance"
@@ -67,16 +67,16 @@ def excitation_backprop(
     sums: str = "signed",
     **options: Unpack[ExcitationOptions],
 ) -> Maps:
-    r"""Excitation backprop: the probability that each position wins, when winners are drawn from the class down.
+    r"""Excitation backprop: the probability that each position wins when winners are drawn from the class downwards.
 
     .. math:: p_j = \sum_i \frac{w^+_{ij} x_j}{\sum_k w^+_{ik} x_k} \, p_i, \quad s_{n1u} = \sum_c p_{ncu}
 
-    (N, 1, h, w), of sum 1 at every layer that all paths cross, but for what is lost at units without an active
-    excitatory input (most of it in depthwise convolutions), or that a normalisation lifts from 0. An input below 0,
-    as in a normalised image, is not active and wins nothing; a negative term of a residual sum has a negative share,
-    or, with ``sums='active'``, wins nothing: then the sum stays within 1. A warning says where it does not.
-    Normalisations, constant factors and activations other than ReLU pass :math:`p` on. Gates, attention, differences
-    and matrix products keep their gradient. Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
+    (N, 1, h, w), with sum 1 at every layer that all paths cross, except for what is lost at units without an active
+    excitatory input (mostly in depthwise convolutions) or where a normalisation lifts a value from 0; a warning
+    names such layers. Negative inputs, as in a normalised image, win nothing. A negative term of a residual sum
+    receives a negative probability, or nothing with ``sums='active'``, which keeps the sum within 1. Normalisation,
+    constant factors and activations other than ReLU pass :math:`p` on; gates, attention, differences and matrix
+    products keep their gradient. Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
 
     >>> model = torch.nn.Linear(2, 1)
     >>> weight = torch.nn.init.constant_(model.weight, 1)
@@ -86,8 +86,7 @@ def excitation_backprop(
     if not (isinstance(sums, str) and sums == "signed"):
         if context_builder is not ExcitationBackpropContext:
             raise ValueError(
-                f"sums={shown(sums)} is not possible with a context_builder of your own; expected "
-                "ExcitationBackpropContext."
+                f"sums={shown(sums)} is not possible with a custom context_builder; expected ExcitationBackpropContext."
             )
         context_builder = partial(ExcitationBackpropContext, sums)
     return saliency(
@@ -102,14 +101,14 @@ def excitation_backprop(
 
 
 class _BehindContrastError(Exception):
-    """The saliency layer does not lie in front of the place where the contrast is taken."""
+    """The saliency layer is not in front of the point where the contrast is taken."""
 
 
 class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
-    """Excitation backprop that subtracts, at one layer, what the opposite of the classifier sends there.
+    """Excitation backprop that subtracts, at one layer, what the negated classifier sends there.
 
-    The classifier is the last operation with weights that ``classifier_layer``, or the model, has run; the contrast
-    is taken at the output of ``contrast_layer``, or at the classifier's input.
+    The classifier is the last operation with weights run by ``classifier_layer``, or the last one that the score
+    depends on; the contrast is taken at the output of ``contrast_layer``, or at the classifier's input.
     """
 
     def __init__(
@@ -118,16 +117,16 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
         super().__init__(sums)
         self.contrast_layer = contrast_layer
         self.classifier_layer = classifier_layer
-        self.last = {}
+        self.history = []
         self._hooks = ExitStack()
         self._probe: Probe | None = None
-        self._classifier: Noted | None = None
+        self._classifiers: list[Noted] = []
         self._site: GradientEdge | None = None
         self._opposite: Tensor | None = None
 
     @property
     def is_table(self) -> bool:
-        """Without layers of its own; those are watched in a forward pass of this context alone."""
+        """True without layers of its own, which are watched in a forward pass of this context alone."""
         return super().is_table and self.contrast_layer is None and self.classifier_layer is None
 
     def __enter__(self) -> "ContrastiveExcitationBackpropContext":
@@ -147,42 +146,43 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
     ) -> None:
         super().__exit__(kind, error, trace)
         self._hooks.close()
-        self.last, self._probe, self._classifier, self._site, self._opposite = {}, None, None, None, None
+        self.history, self._probe, self._classifiers, self._site, self._opposite = [], None, [], None, None
 
     def _expect_classifier(self, module: Module, args: object) -> None:
-        self.last = {}
+        self.history = []
 
     def _note_classifier(self, module: Module, args: object, output: object) -> None:
-        self._classifier = self._latest()
+        self._classifiers = self._weighted()[:1]
 
-    def _latest(self) -> Noted | None:
-        """The operation with weights that ran last; raises where that lies in front of all probes."""
-        function = next((function for function in reversed(self.last or {}) if function in WEIGHTED), None)
-        if function is None:
-            return None
-        if (self.last or {})[function] is None:
+    def _weighted(self) -> list[Noted]:
+        """The operations with weights, last first; raises where all of them are in front of all probes."""
+        weighted = [noted for function, noted in reversed(self.history or ()) if function in WEIGHTED]
+        if weighted and not any(weighted):
             raise _BehindContrastError
-        return (self.last or {})[function]
+        return [noted for noted in weighted if noted is not None]
 
     def oppose(self, scores: Tensor, gradient: Tensor) -> None:
-        """Find what the opposite of the classifier sends to the contrast layer; from now on it is subtracted there."""
+        """Compute what the negated classifier sends to the contrast layer; from then on it is subtracted there."""
         self._opposite = None
-        classifier = self._classifier if self.classifier_layer is not None else self._latest()
-        if classifier is None:
+        classifiers = self._classifiers if self.classifier_layer is not None else self._weighted()
+        if not classifiers:
             name = None if self.classifier_layer is None else type(self.classifier_layer).__name__
             raise ValueError(
-                f"classifier_layer={name} has run no operation with weights; expected one that runs a linear or "
+                f"classifier_layer={name} has run no operation with weights; expected a layer that runs a linear or "
                 "convolutional operation."
             )
+        for classifier in classifiers:  # the score does not depend on other heads
+            (opposite,) = differentiate([(scores, gradient)], [classifier.output], retain=True)
+            if opposite is not None:
+                break
         site = self._find_site(classifier)
-        (opposite,) = differentiate([(scores, gradient)], [classifier.output], retain=True)
         if opposite is not None:
-            with torch._C.DisableTorchFunction():  # as in a backward pass: a rule is no operation of the model
+            with torch._C.DisableTorchFunction():  # as in a backward pass: the operations of a rule are not the model's
                 opposite = excite(classifier.op, opposite, lambda weight: positive_part(-weight))
         if opposite is not None and self._probe is not None:
             (opposite,) = differentiate([(classifier.input, opposite)], self._probe.data[:1], retain=True)
         if opposite is None:
-            raise ValueError(f"{self._named()} is reached by no gradient; expected a layer on the way to the score.")
+            raise ValueError(f"{self._named()} is reached by no gradient; expected a layer that the score depends on.")
         if self._site is None:
             self._hooks.callback(site.node.register_prehook(self._subtract).remove)
         self._site, self._opposite = site, opposite
@@ -198,7 +198,7 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
         if self._probe is None:
             return classifier.input
         if not self._probe.data:
-            raise ValueError(f"{self._named()} gave no tensor in the forward pass; expected a layer in use.")
+            raise ValueError(f"{self._named()} returned no tensor in the forward pass; expected a layer that runs.")
         if self._probe.data[0].is_leaf:  # nothing was recorded in front of it
             raise _BehindContrastError
         return get_gradient_edge(self._probe.data[0])
@@ -211,20 +211,20 @@ class ContrastiveExcitationBackpropContext(ExcitationBackpropContext):
 
 
 class _OpposingContext(ContrastiveExcitationBackpropContext):
-    """The context of the method: every gradient is one with its contrast, three backward passes through one forward."""
+    """The method's context: every gradient includes its contrast, with three backward passes per forward pass."""
 
     conserves = CONSERVED._replace(least=-CONSERVED.most)
 
     def send_back(
         self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool
     ) -> list[Tensor | None]:
-        """Winning probabilities less those under the opposite weights of the classifier."""
+        """Winning probabilities minus those under the negated weights of the classifier."""
         try:
             self.oppose(scores, gradient)
         except ValueError:
             if any(dx is not None for dx in super().send_back(scores, gradient, tensors, retain=True)):
                 raise
-            return [None] * len(tensors)  # the classifier is not to blame where no gradient comes to any layer
+            return [None] * len(tensors)  # no layer receives a gradient anyway: not the classifier's fault
         nodes = [x.grad_fn if isinstance(x, Tensor) else x.node for x in tensors[:1]]
         if self._site is not None and any(_sequence(node) > _sequence(self._site.node) for node in nodes):
             raise _BehindContrastError
@@ -232,13 +232,16 @@ class _OpposingContext(ContrastiveExcitationBackpropContext):
 
 
 def _sequence(node: Node | None) -> int:
-    """When a node of the graph was made; leaves were there before."""
+    """When a node of the graph was created; leaves existed before."""
     return -1 if node is None or node.name().endswith("AccumulateGrad") else int(node._sequence_nr())
 
 
 def gradient_to_contrastive_excitation_backprop_saliency(x: Tensor) -> Tensor:
     r"""The positive part of the contrast at each position, :math:`s_{n1u} = \max\{0, \sum_c p_{ncu}\}`."""
-    return gradient_to_excitation_backprop_saliency(x).relu()
+    contrast = sum_channels(gradient_of(x))
+    # At the input of a 1 x 1 convolution that classifies, the probabilities cancel at each position, up to rounding.
+    rounding = 4 * torch.finfo(contrast.dtype).eps * sum_channels(gradient_of(x).abs())
+    return contrast.masked_fill(contrast <= rounding, 0)
 
 
 @typed
@@ -254,16 +257,16 @@ def contrastive_excitation_backprop(
     sums: str = "signed",
     **options: Unpack[RuleOptions],
 ) -> Maps:
-    r"""Contrastive excitation backprop: where the class wins more often than all that speaks against it.
+    r"""Contrastive excitation backprop: where the class wins more often than everything that speaks against it.
 
     .. math:: s_{n1u} = \max\{0, \sum_c (p - \bar p)_{ncu}\}
 
-    :math:`\bar p` is the winning probability under the opposite weights of ``classifier_layer``; it is subtracted at
-    the output of ``contrast_layer``, and the difference sent on, all from one forward pass (a list of layers takes one
-    each). (N, 1, h, w). Defaults: the classifier is the last linear layer or convolution that the model runs (of
-    several heads, name the target's own), the contrast is taken at its input (any layer that all paths cross gives the
-    same map), ``saliency_layer`` is the last layer with spatial output; the input, if that lies behind the contrast.
-    ``sums`` as for :func:`excitation_backprop`. Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
+    :math:`\bar p` is the winning probability under the negated weights of ``classifier_layer``. It is subtracted at
+    the output of ``contrast_layer``, and the difference propagated further, all from one forward pass (one each for
+    a list of layers). (N, 1, h, w). By default, the classifier is the last linear or convolutional layer that the
+    score depends on, the contrast is taken at its input (any layer that all paths cross gives the same map), and
+    ``saliency_layer`` is the last layer with spatial output, or the input if that layer lies behind the contrast.
+    ``sums`` as in :func:`excitation_backprop`. Zhang et al., ECCV 2016. Options and errors: see :func:`saliency`.
     """
     check_flag("debug", debug)
     if isinstance(saliency_layer, (list, tuple)) and saliency_layer and not debug:
@@ -275,8 +278,8 @@ def contrastive_excitation_backprop(
     given: Mapping[str, object] = options
     if "context_builder" in given:
         raise ValueError(
-            f"context_builder={given['context_builder']!r} has no contrast; expected excitation_backprop, which "
-            "takes a context."
+            f"context_builder={given['context_builder']!r} is not possible with a contrast; expected none "
+            "(excitation_backprop accepts a context)."
         )
     contrast = None if contrast_layer is None else resolve_layer(model, contrast_layer, "contrast_layer")
     classifier = None if classifier_layer is None else resolve_layer(model, classifier_layer, "classifier_layer")
@@ -286,11 +289,11 @@ def contrastive_excitation_backprop(
     for layer in (None, "") if saliency_layer is None else (saliency_layer,):
         with suppress(_BehindContrastError):
             result = explain(layer, **options)
-            # With every layer recorded, it would not show that one lies behind another.
+            # With every layer recorded, the graph would not show that one lies behind another.
             return explain(layer, debug=True, **options) if debug else result
-    saliency(model, input, target, saliency_layer, **options)  # no gradient at all is another mistake, which this names
+    saliency(model, input, target, saliency_layer, **options)  # if no gradient arrives at all, this raises that error
     named = [type(layer).__name__ if isinstance(layer, Module) else layer for layer in (saliency_layer, contrast_layer)]
     raise ValueError(
-        f"saliency_layer={named[0]!r} does not lie in front of contrast_layer={named[1]!r} and the classifier; "
-        "expected a layer that does."
+        f"saliency_layer={named[0]!r} is not in front of contrast_layer={named[1]!r} and the classifier; "
+        "expected a layer that is."
     )

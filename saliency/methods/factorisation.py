@@ -1,4 +1,4 @@
-"""Factorisation: the concepts that the activations of several images consist of, and where each of them is."""
+"""Factorisation: the concepts that compose the activations of several images, and where each of them is."""
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from saliency.engine.state import make_generator
 def factorise(a: Tensor, k: int, max_iter: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
     r"""Factors :math:`A \approx H W` of a non-negative matrix (L, C), with H (L, K), W (K, C) :math:`\ge 0`.
 
-    Rows of W have length 1, and stand in the order of what they add, the most first. The multiplicative updates of Lee
-    and Seung, NeurIPS 2000, which never raise :math:`\|A - H W\|`.
+    The K concepts in W have length 1 and are sorted by what they contribute, largest first. Multiplicative updates,
+    which never increase :math:`\|A - H W\|`: Lee and Seung, NeurIPS 2000.
     """
     generator = make_generator(a.device, seed)
     h, w = (a.new_empty(shape).uniform_(generator=generator) for shape in ((len(a), k), (k, a.shape[1])))
@@ -43,14 +43,14 @@ def deep_feature_factorization(
     layout: Layout = None,
     **options: Unpack[ModelOptions],
 ) -> tuple[Tensor, Tensor]:
-    r"""Deep feature factorisation: K concepts that a layer sees in a batch of images, and where it sees them.
+    r"""Deep feature factorisation: K concepts that a layer finds in a batch of images, and where it finds them.
 
     .. math:: \max(0, x_{ncu}) \approx \sum_k s_{nku} \, w_{kc}, \quad s, w \ge 0, \quad \|w_k\| = 1
 
-    Returns the maps (N, K, h, w), the strongest concept first, and the concepts (K, C). All images of the batch share
-    the concepts, so that what they have in common has one map; no target is used. What a classifier behind global
-    average pooling makes of the concepts themselves says what they are. Collins et al., Deep Feature Factorization for
-    Concept Discovery, ECCV 2018. Options and errors: see :func:`saliency`.
+    Returns the maps (N, K, h, w), strongest concept first, and the concepts (K, C). The images of a batch share the
+    concepts, so what they have in common appears in one map; no target is used. To label the concepts, apply to
+    them the classifier that follows global average pooling. Collins et al., Deep Feature Factorization for Concept
+    Discovery, ECCV 2018. Options and errors: see :func:`saliency`.
     """
     for argument, count in (("n_components", n_components), ("max_iter", max_iter)):
         check_count(argument, count)

@@ -1,4 +1,4 @@
-"""CAMs of several layers in one map."""
+"""CAMs of several layers, fused into one map."""
 
 from torch import Tensor
 from torch.nn import Module
@@ -24,7 +24,7 @@ class RefineOptions(WalkOptions, total=False):
     context_builder: ContextBuilder
 
 
-# Not `typed`: a list of layers gives one map.
+# Not `typed`: for a list of layers, it returns one map.
 def refine_cam(
     model: Module,
     input: Input,
@@ -37,14 +37,14 @@ def refine_cam(
     layout: Layout = None,
     **options: Unpack[RefineOptions],
 ) -> Tensor:
-    r"""RefineCAM: the product of Grad-CAM++'s maps of several layers, each scaled to [0, 1].
+    r"""RefineCAM: the product of the Grad-CAM++ maps of several layers, each scaled to [0, 1].
 
     .. math:: s_{n1u} = \prod_l \frac{m_{lu}}{\max_v m_{lv}}
 
-    with the maps :math:`m_l` brought to the size of the largest: what is deep says what counts, what is shallow where
-    its edges are. (N, 1, h, w), in [0, 1]. ``saliency_layer`` is a list; ``None`` is the last layer of each resolution.
-    Other CAMs: ``fused(method, 'product', gamma=None)``. How to Evaluate and Refine your CAM, 2026.
-    Options and errors: see :func:`saliency`.
+    with the maps :math:`m_l` resized to the largest of them: deep layers say what counts, shallow layers where its
+    edges are. (N, 1, h, w), in [0, 1]. ``saliency_layer`` is a list; ``None`` selects the last layer of each
+    resolution. For other CAMs, use ``fused(method, 'product', gamma=None)``. How to Evaluate and Refine your CAM,
+    2026. Options and errors: see :func:`saliency`.
     """
     check_flag("debug", options.get("debug", False))
     if options.get("debug"):

@@ -1,4 +1,4 @@
-"""The gradient family: the gradient itself, and its product with what it belongs to."""
+"""The gradient family: the gradient itself, and its product with the activation."""
 
 from torch import Tensor
 from torch.nn import Module
@@ -27,7 +27,7 @@ class ActivationOptions(MapOptions, PassOptions, total=False):
 def gradient(
     model: Module, input: Input, target: Target, saliency_layer: Layers = "", **options: Unpack[GradientOptions]
 ) -> Maps:
-    r"""Gradient: how strongly the score reacts to each position.
+    r"""Gradient: how sensitive the score is to each position.
 
     .. math:: s_{n1u} = \max_c |dx_{ncu}|
 
@@ -54,12 +54,12 @@ def gradient_x_activation(
     reduction: Reduction = sum_channels,
     **options: Unpack[Options],
 ) -> Maps:
-    r"""Gradient x activation: each activation's first-order share of the score.
+    r"""Gradient x activation: the first-order contribution of each activation to the score.
 
     .. math:: a_{ncu} = x_{ncu} \, dx_{ncu}
 
-    ``reduction=None`` gives this signed attribution in the layer's own shape; the default adds up its channels,
-    which is :func:`linear_approx`. On a piecewise linear network without biases it sums to the score.
+    ``reduction=None`` returns this signed attribution in the layer's own shape; the default sums over the channels,
+    which is :func:`linear_approx`. In a piecewise linear network without biases, it sums to the score.
     Shrikumar et al., Not Just a Black Box, 2016. Options and errors: see :func:`saliency`.
 
     >>> import torch
@@ -81,7 +81,7 @@ def gradient_to_linear_approx_saliency(x: Tensor) -> Tensor:
 def linear_approx(
     model: Module, input: Input, target: Target, saliency_layer: Layers = "", **options: Unpack[Options]
 ) -> Maps:
-    r"""Linear approximation: the score's first-order Taylor term at each position.
+    r"""Linear approximation: the first-order Taylor term of the score at each position.
 
     .. math:: s_{n1u} = \sum_c x_{ncu} \, dx_{ncu}
 
@@ -93,7 +93,7 @@ def linear_approx(
     )
 
 
-# Not `typed`: its target may be left out.
+# Not `typed`: its target is optional.
 def activation(
     model: Module,
     input: Input,
@@ -102,11 +102,11 @@ def activation(
     reduction: Reduction = sum_channels,
     **options: Unpack[ActivationOptions],
 ) -> Maps:
-    r"""Activation: what the layer sees, whatever the target; there is no backward pass.
+    r"""Activation: the sum of a layer's channels; no target is used and no backward pass runs.
 
     .. math:: s_{n1u} = \sum_c x_{ncu}
 
-    ``reduction=None`` gives the activation in the layer's own shape. K targets give K equal maps.
+    ``reduction=None`` returns the activation in the layer's own shape. K targets give K identical maps.
     Options and errors: see :func:`saliency`.
     """
     return saliency(

@@ -1,4 +1,4 @@
-"""Grids: a layer's activations as (N, C, h, w), which masks are searched for, whatever the layer's own layout."""
+"""Grids: a layer's activation as (N, C, h, w), whatever the layer's own layout, for methods that search for masks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,9 +18,9 @@ from saliency.engine.watching import Grid
 def replacing_grid(
     call: Call, site: Site, size: Sequence[int], layout: Layout, record_all: bool = False, copies: bool = False
 ) -> tuple[Tensor, Run]:
-    """A layer's activations as grids (N, C, h, w), and how to run the network on others in their place.
+    """A layer's activation as grids (N, C, h, w), and a function that runs the network on other grids in its place.
 
-    ``size`` is that of the images, by which the grid is found; other options: see :class:`Tail`.
+    ``size`` is that of the images, from which the grid is inferred. Other options: see :class:`Tail`.
     """
     if not 1 <= len(size) <= 3:
         raise ValueError(f"input={describe(call.image)} has no grid of one to three axes; expected (N, C, H, W).")
@@ -39,24 +39,27 @@ def replacing_grid(
 def grid_index(
     x: Tensor, size: Sequence[int], layout: Layout, module: Module | None, seen: Sequence[Grid] | None = None
 ) -> Tensor:
-    """Which entries of a layer's activation (1, ...) stand where in (C, h, w): flat positions, a LongTensor on the CPU.
+    """The flat index of the entry of an activation (1, ...) at each point of its grid: LongTensor (C, h, w) on the CPU.
 
-    Raises ``ValueError`` where the activation has no grid, or a function as ``layout`` does not only rearrange it.
+    Raises ``ValueError`` where the activation has no grid, or where a ``layout`` function does more than rearrange
+    it.
     """
     numbers = torch.arange(x.numel(), device="cpu").view(x.shape)
     index = to_channels_first(numbers, size, layout, module, seen)
     if not isinstance(index, Tensor) or index.ndim not in (4, len(size) + 2) or len(index) != 1:
         raise ValueError(
             f"layout={shown(layout)} makes no grid (1, C, h, w) of an activation {tuple(x.shape)}; expected a layout "
-            "that does."
+            "that makes one."
         )
     if index.is_floating_point() or index.unique().numel() < index.numel() or int(index.max()) >= x.numel():
-        raise ValueError(f"layout={shown(layout)} computes with an activation; expected a function that rearranges it.")
+        raise ValueError(
+            f"layout={shown(layout)} changes an activation's values; expected a function that rearranges it."
+        )
     return index[0]
 
 
 def put_grid(x: Tensor, index: Tensor, grids: Tensor) -> Tensor:
-    """Activations (B, ...), or one for all, but with the grids (B, C, h, w) in the entries of ``index``."""
+    """Activations (B, ...), or one for all, with the entries at ``index`` replaced by the grids (B, C, h, w)."""
     rows = index.flatten().expand(len(grids), -1)
     flat = x.flatten(1).expand(len(grids), -1)
     return flat.scatter(1, rows, grids.flatten(1)).view(-1, *x.shape[1:])

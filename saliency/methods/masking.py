@@ -1,4 +1,4 @@
-"""Masking: RISE, the mean of random masks, each weighed by the score of the image that it leaves visible."""
+"""Masking: RISE, the mean of random masks, each weighted by the score of the masked image."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -21,11 +21,11 @@ from saliency.engine.targets import Target, Targets
 from saliency.engine.variants import Progress, Run, replacing_image, scores
 from saliency.methods.masks import DrawnMasks, check_masks
 
-_WEIGHED_AT_ONCE = 2**23  # pixels of masks that are weighed together
+_WEIGHED_AT_ONCE = 2**23  # mask pixels that are weighted together
 
 
 class _Options(NamedTuple):
-    """What :func:`rise` and :func:`rise_class` are called with, besides model, input and target."""
+    """The arguments of :func:`rise` and :func:`rise_class` besides model, input and target."""
 
     seed: int
     num_masks: int
@@ -60,17 +60,17 @@ def rise(
     forward_kwargs: Mapping[str, object] | None = None,
     **unknown: NoReturn,
 ) -> Tensor:
-    r"""RISE for all classes from one run, (N, classes, H, W), whatever the target; :func:`rise_class` selects.
+    r"""RISE for all classes from one run, (N, classes, H, W); the target is ignored: :func:`rise_class` selects.
 
     .. math:: s_{ncu} = \frac{1}{M} \sum_m f_c(x_n \odot m) \, m_u
 
-    with masks :math:`m` as :func:`random_masks` draws them, or ``filter_masks`` (M, 1, H, W) in [0, 1], 1 = kept;
-    the same for all images. This is TorchRay's scale; the paper also divides by ``p``. The score :math:`f` is
-    ``scores`` of the output: 'sigmoid' (TorchRay), 'softmax' over the classes, 'raw'; added up over the positions of
-    a dense output. ``batch_size`` masked copies of one image make a chunk, whose masks alone are held; it changes the
-    result by rounding alone. Any number of spatial axes works. ``progress(done, total)`` is called after every chunk.
-    Raises ``ValueError`` for an argument that cannot be used, before the long run. Petsiuk et al., BMVC 2018.
-    Other options: see :func:`saliency`.
+    with masks :math:`m` as drawn by :func:`random_masks`, or ``filter_masks`` (M, 1, H, W) in [0, 1], 1 = kept; the
+    same for all images. This is TorchRay's scale; the paper also divides by ``p``. The score :math:`f` is
+    ``scores`` of the output: 'sigmoid' (TorchRay), 'softmax' over the classes, or 'raw'; dense outputs are summed
+    over their positions. A chunk is ``batch_size`` masked copies of one image, whose masks alone are in memory; its
+    size changes the result by rounding only. Any number of spatial axes works. ``progress(done, total)`` is called
+    after every chunk. Raises ``ValueError`` for invalid arguments before the run. Petsiuk et al., BMVC 2018. Other
+    options: see :func:`saliency`.
 
     >>> masks = torch.tensor([[[[1.0, 0.0]]], [[[1.0, 1.0]]]])
     >>> rise(torch.nn.Flatten(), torch.tensor([[[[3.0, 4.0]]]]), filter_masks=masks, scores='raw')[0, 1]
@@ -104,14 +104,14 @@ def rise_class(
     forward_kwargs: Mapping[str, object] | None = None,
     **unknown: NoReturn,
 ) -> Tensor:
-    r"""RISE for the target: where the score is high if the position is visible.
+    r"""RISE for the target: the mean of random masks, weighted by the score of the masked image.
 
     .. math:: s_{n1u} = \frac{1}{M} \sum_m f(x_n \odot m) \, m_u
 
     (N, 1, H, W), non-negative unless ``scores='raw'``; (N, K, H, W) for (N, K) targets, from one run. ``scores`` is
-    applied to the output, then the target selects; of a function as target, it is applied to the scores that the
-    function returns. The function is given the output for masked copies of one image, and has to treat every row by
-    itself. Formula, options and errors: see :func:`rise`. Petsiuk et al., BMVC 2018.
+    applied to the output, from which the target then selects; for a callable target, it is applied to what that
+    returns. The callable is given the output for masked copies of one image, and must treat each row independently.
+    Formula, options and errors: see :func:`rise`. Petsiuk et al., BMVC 2018.
 
     >>> from saliency.scenes import make_scene, scene_network
     >>> rise_class(scene_network(), make_scene(0).image[None], 0, num_masks=8).shape
@@ -130,7 +130,7 @@ def rise_class(
 def _check(
     model: Module, input: object, options: _Options, additional_forward_args: object, forward_kwargs: object
 ) -> Call:
-    """The call of the model with the whole batch. Raises ``ValueError`` for what cannot be used."""
+    """The call of the model on the whole batch. Raises ``ValueError`` for invalid arguments."""
     if not isinstance(input, Tensor):
         raise ValueError(f"input={type(input).__name__} is not a single tensor; expected one of shape (N, C, H, W).")
     call = make_call(model, input, additional_forward_args, forward_kwargs)
@@ -142,10 +142,10 @@ def _check(
     check_count("batch_size", options.batch_size)
     _check_filter_masks(options.filter_masks, tuple(call.volume.shape[2:]))
     check_map_options(options.resize, options.resize_mode, options.smooth, None, input)
-    # Raise now what would be raised after the run.
+    # Raise now rather than after the run.
     finish_map(call.volume[:1, :1], call.volume, options.resize, options.resize_mode, options.smooth)
     if not isinstance(options.scores, str) or options.scores not in _SCORES:
-        raise ValueError(f"scores={shown(options.scores)} is unknown; expected one of {', '.join(_SCORES)}.")
+        raise ValueError(f"scores={shown(options.scores)} is not a valid score; expected one of {', '.join(_SCORES)}.")
     check_progress(options.progress)
     return call
 
@@ -160,7 +160,7 @@ def _check_filter_masks(masks: object, size: tuple[int, ...]) -> None:
 
 def _softmax(output: Tensor) -> Tensor:
     if output.ndim < 2 or output.shape[1] < 2:
-        raise ValueError("scores='softmax' makes 1 of an only score; expected 'sigmoid' or 'raw'.")
+        raise ValueError("scores='softmax' is 1 for any single score; expected 'sigmoid' or 'raw'.")
     return output.softmax(1)
 
 
@@ -168,7 +168,7 @@ _SCORES: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "sof
 
 
 def _activation(scores: str, notices: Notices) -> Callable[[Tensor], Tensor]:
-    """The function that makes scores of outputs, in float32 at least; what is infinite shows in the first of them."""
+    """The function from outputs to scores, in float32 or wider; non-finite values are noted in the first output."""
     unseen = [notices]
 
     def activate(output: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def _activation(scores: str, notices: Notices) -> Callable[[Tensor], Tensor]:
 
 
 def _every_class(score: object) -> Tensor:
-    """The scores (B, classes) of an output, added up over its positions."""
+    """The scores (B, classes) of an output, summed over its positions."""
     if not isinstance(score, Tensor):
         raise _without_scores(score)
     return score.reshape(len(score), 1 if score.ndim == 1 else score.shape[1], -1).sum(2)
@@ -189,13 +189,13 @@ def _every_class(score: object) -> Tensor:
 
 def _without_scores(output: object) -> ValueError:
     return ValueError(
-        f"model returned {describe(output)} for a batch of images; expected a tensor with a row for each, alone, "
+        f"model returned {describe(output)} for a batch of images; expected a tensor with one row per image, alone, "
         "first in a tuple, or as 'logits' or 'out' in a dict."
     )
 
 
 def _activated(run: Run, activation: Callable[[Tensor], Tensor]) -> Run:
-    """A run that gives the scores of the outputs."""
+    """A run that returns the scores of the outputs."""
 
     def activate(tensors: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Any]]:
         for at, output in run(tensors, rows):
@@ -212,7 +212,8 @@ def _activated(run: Run, activation: Callable[[Tensor], Tensor]) -> Run:
 def _explain(call: Call, targets: Targets, options: _Options, of_scores: bool) -> Tensor:
     """The finished maps, in the model's dtype.
 
-    The targets select ``of_scores`` of the output; or else of the output itself, and scores are made of the selection.
+    With ``of_scores``, targets select from the scores; otherwise they select from the output, and scores are
+    computed of the selection.
     """
     x, run = replacing_image(call)
     drawn = (options.num_masks, x.shape[2:], options.num_cells, options.p, options.seed)
@@ -237,7 +238,7 @@ def _weigh(
     activation: Callable[[Tensor], Tensor],
     of_scores: bool,
 ) -> Tensor:
-    """The scores (M, N * K) of N images behind M masks; a chunk is masked copies of one image."""
+    """The scores (M, N * K) of N images under M masks; a chunk holds masked copies of one image."""
     run = _activated(run, activation) if of_scores else run
     chunks = []
     for start in range(0, len(masks), options.batch_size):
@@ -256,7 +257,7 @@ def _masked(image: Tensor, masks: Tensor, index: Tensor) -> Tensor:
 
 
 def _mean(weights: Tensor, masks: DrawnMasks | Tensor) -> Tensor:
-    """The mean (R, pixels) over M masks, of which R weights (M, R) are given; they are made once more."""
+    """The mean (R, pixels) over M masks with R weights (M, R) each; the masks are drawn again."""
     pixels = masks[:1].numel()
     total = weights.new_zeros(weights.shape[1], pixels)
     size = max(1, _WEIGHED_AT_ONCE // pixels)

@@ -1,4 +1,4 @@
-"""Noting: a backward pass that changes nothing, and tells what it comes through."""
+"""Noting: a backward pass that changes nothing and records the operations that it passes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class _Listener(Generic[T]):
-    """What notes: it knows nothing of its context, which may hold tensors of the graph."""
+    """What records: it does not know its context, which may hold tensors of the graph."""
 
     def __init__(self, make: Callable[[Operation, Tensor], T | None], noted: list[T]) -> None:
         self.make, self.noted, self.listens = make, noted, True
@@ -25,9 +25,9 @@ class _Listener(Generic[T]):
 
 
 class NotingContext(RuleContext, Generic[T]):
-    """The plain gradient. ``noted`` holds what ``make(op, gradient)`` makes of the operations between score and layer.
+    """The plain gradient. ``noted`` collects ``make(op, gradient)`` for the operations between the score and the layer.
 
-    Those nearest to the score come first; what was noted for another target is let go, ``None`` is not kept.
+    Those closest to the score come first. Notes of an earlier target are dropped, and ``None`` is not kept.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class NotingContext(RuleContext, Generic[T]):
     def send_back(
         self, scores: Tensor, gradient: Tensor, tensors: Sequence[Sought], retain: bool
     ) -> list[Tensor | None]:
-        """The gradients; behind that of the layer, the first of the tensors, those of probes in front of it."""
+        """The gradient of the layer, the first of the tensors, followed by those of probes in front of it."""
         self.noted.clear()
         self._listener.listens = True
         found = super().send_back(scores, gradient, tensors[:1], retain or len(tensors) > 1)

@@ -1,4 +1,4 @@
-"""Perturbing: what methods share that ask for the scores of changed inputs, or of a layer's changed activations."""
+"""Perturbing: shared by the methods that need the scores of perturbed inputs or perturbed activations."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn, TypeVar, cast
@@ -27,26 +27,26 @@ from saliency.engine.variants import Progress, Run, replacing_input, replacing_l
 from saliency.engine.watching import Grid
 from saliency.methods.grids import grid_index
 
-PER_EVAL = 32  # variants that go through the network together, where nothing else is said
+PER_EVAL = 32  # variants per forward pass, by default
 
 
 T = TypeVar("T")
 
 
 class ExplainOptions(MapOptions, total=False):
-    """Options of a method that hands them on to :func:`explain`."""
+    """Options of a method that forwards them to :func:`explain`."""
 
     progress: Progress
 
 
 class Perturbed(NamedTuple):
-    """What is changed, ``x`` (N, ...): an input or a layer's activation; how to run on others; whose scores count."""
+    """What is perturbed, ``x`` (N, ...), an input or an activation; how to run on variants of it; and the targets."""
 
     x: Tensor
     run: Run
     call: Call
     site: Site
-    number: int  # which of the inputs it is
+    number: int  # the index of the input
     targets: Targets
     layout: Layout
     size: int
@@ -54,7 +54,7 @@ class Perturbed(NamedTuple):
 
     @property
     def _reading(self) -> tuple[Sequence[int], Layout, Module, Sequence[Grid]]:
-        """What tells how the activation holds its grid; the input is (N, C, h, w), whatever layers are."""
+        """What determines the grid of the activation; the input is (N, C, h, w), whatever the layout of layers."""
         layout = self.layout if self.site.name or self.x.ndim < 3 else "channels_first"
         return self.call.image_of(len(self.x)).shape[2:], layout, self.site.module, self.site.seen or ()
 
@@ -65,13 +65,14 @@ class Perturbed(NamedTuple):
 
     @property
     def entries(self) -> Tensor:
-        """Which entries of the activation of a sample stand where in that grid, on its device."""
+        """The flat index of the entry of a sample's activation at each point of that grid, on its device."""
         return at(grid_index(self.x[:1], *self._reading), self.x)
 
     def scores(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Scores (N, count, K) of the variants 0 to ``count`` - 1 of every sample.
 
-        ``make(samples, numbers)`` makes the tensors of some of them, both LongTensors (B,) on the CPU.
+        ``make(samples, numbers)`` returns the tensors of some of them; both arguments are LongTensors (B,) on
+        the CPU.
         """
         rows = torch.arange(len(self.x), device="cpu").repeat_interleave(count)
 
@@ -82,27 +83,27 @@ class Perturbed(NamedTuple):
         return found.view(len(self.x), count, -1)
 
     def known(self) -> Tensor:
-        """The scores (N, 1, K) where nothing is changed."""
+        """The scores (N, 1, K) of the unperturbed samples."""
         samples = torch.arange(len(self.x), device="cpu")
         return scores(self.run, self.targets, samples, lambda index: self.x[at(index, self.x)], self.size)[:, None]
 
     def drops(self, count: int, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """How far the scores fall in such variants, (N, count, K)."""
+        """How far the scores of such variants fall, (N, count, K)."""
         return self.known() - self.scores(count, make)
 
     def own(self, argument: str, given: T | Sequence[T]) -> T:
-        """Of what was given for each input, that of the one that is changed; what is no tuple is for all of them."""
+        """The value for the perturbed input; one that is not a tuple or list is for all inputs."""
         if not isinstance(given, (tuple, list)):
             return cast(T, given)
         expected = 1 if self.site.name else len(self.call.inputs)
         if len(given) != expected:
-            raise ValueError(f"{argument}={len(given)} values do not fit; expected one for each of {expected} tensors.")
+            raise ValueError(f"{argument}={len(given)} values do not fit; expected {expected}, one per input.")
         own: T = given[self.number]
         return own
 
 
 def at(index: Tensor, x: Tensor) -> Tensor:
-    """An index on the device of what it indexes; nothing waits for that."""
+    """An index on the device of ``x``, copied without waiting."""
     return index.to(x.device, non_blocking=True)
 
 
@@ -128,11 +129,11 @@ def explain(
     forward_kwargs: Mapping[str, object] | None = None,
     **unknown: NoReturn,
 ) -> Maps:
-    """The finished maps of what ``attribute`` makes: (N, K, ...), shaped like what is changed, or like its grid.
+    """The finished maps of the attributions (N, K, ...) of ``attribute``, shaped like the perturbed tensor or its grid.
 
-    Options and results as for :func:`saliency`; ``perturbations_per_eval`` variants go through the model together, and
-    ``progress(done, total)`` is called after each such chunk. With ``masks_image`` it is the image whose scores
-    ``attribute`` asks for, whatever the layer.
+    Options and results as for :func:`saliency`. The model runs ``perturbations_per_eval`` variants at a time, and
+    ``progress(done, total)`` is called after each chunk. With ``masks_image``, variants replace the image, whatever
+    the layer.
     """
     refuse_unknown(unknown)
     check_flag("attribute_to_layer_input", attribute_to_layer_input)
@@ -161,7 +162,7 @@ def explain(
 
 
 def _influential(call: Call, site: Site, targets: Targets) -> tuple[Site, Tensor | None]:
-    """A site, searched anew if what was found for another call is of no use here, and a layer's activation (N, ...)."""
+    """A site and its activation (N, ...); a site found in an earlier call is searched anew if the score ignores it."""
     try:
         return site, _activation(call, site, targets) if site.name else None
     except SiteError:
@@ -172,12 +173,12 @@ def _influential(call: Call, site: Site, targets: Targets) -> tuple[Site, Tensor
 
 
 def _activation(call: Call, site: Site, targets: Targets) -> Tensor:
-    """What the layer gives, (N, ...). Raises ``ValueError`` where a differentiable score does not depend on it."""
+    """The layer's activation (N, ...). Raises ``ValueError`` where a differentiable score does not depend on it."""
     with torch.set_grad_enabled(True), recording(call, [site], NullContext) as recorded:
         score = targets.scores(recorded.output).sum()
         x = recorded.tensors[0][0]
         differentiable = score.requires_grad or any(parameter.requires_grad for parameter in call.parameters)
-        if differentiable and not depends_on(score, x):  # nothing would fall
+        if differentiable and not depends_on(score, x):  # no perturbation would change the score
             raise CutOffError(site)
         return x.detach()
 
@@ -185,13 +186,13 @@ def _activation(call: Call, site: Site, targets: Targets) -> Tensor:
 def _perturbed(
     call: Call, site: Site, activation: Tensor | None, masks_image: bool
 ) -> Iterator[tuple[int, Tensor, Run]]:
-    """The tensors at a site that can be changed, one after the other, and how to run the model on others."""
+    """The tensors of a site that can be perturbed, each with how to run the model on variants of it."""
     _, run_image = replacing_input(call, call.image_at)
     if activation is None:
         for number in (number for number, x in enumerate(call.inputs) if x.is_floating_point()):
             x, run = replacing_input(call, number)
             yield number, x, run_image if masks_image else run
-    elif masks_image:  # the network behind the layer has nothing to do
+    elif masks_image:  # the network behind the layer need not run
         yield 0, activation, run_image
     else:
         yield 0, *replacing_layer(call, site)

@@ -1,4 +1,4 @@
-"""The first class activation map: of a network that pools a layer's channels and classifies their means."""
+"""The original class activation map, of a network that pools a layer's channels and classifies their means."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from saliency.rules.excitation import EXCITATION
 
 
 class _Met(NamedTuple):
-    """An operation between a layer and the score, and how many numbers it gives for a sample."""
+    """An operation between a layer and the score, and the number of values that it returns per sample."""
 
     name: str
     kind: str
@@ -37,11 +37,11 @@ def _meet(op: Operation, gradient: Tensor) -> _Met:
 
 
 def _lack(met: Sequence[_Met], channels: int) -> str:
-    """What a network lacks behind a layer of so many channels, if it does not pool and then classify."""
+    """What a network lacks behind a layer with so many channels, if it does not pool and then classify."""
     pool, classifier = [*met, None, None][:2]
     behind = [each.name for each in met[1:] if each.kind == "classifier"]
     if pool is None or pool.kind != "pool" or pool.size != channels:
-        met_first = "" if pool is None else f" ({pool.name} of {pool.size} numbers comes first)"
+        met_first = "" if pool is None else f" ({pool.name} with {pool.size} values comes first)"
         return f"a global average pool of its {channels} channels{met_first}"
     if classifier is None or classifier.kind != "classifier":
         return f"a classifier of their means ({'nothing' if classifier is None else classifier.name} comes first)"
@@ -57,15 +57,16 @@ def cam(
     reduction: Reduction = sum_channels,
     **options: Unpack[BackwardOptions],
 ) -> Maps:
-    r"""CAM: channels weighed by the classifier that reads their global average.
+    r"""CAM: channels weighted by the classifier that reads their global average.
 
     .. math:: s_{n1u} = \sum_k w_k^c \, x_{nku}, \qquad
               f_c = b_c + \frac{1}{|V|} \sum_v \sum_k w_k^c \, x_{nkv}
 
-    so that the map's mean and the bias sum to the score. (N, 1, h, w), signed; ``reduction=positive_sum`` keeps what
-    speaks for the class. A ReLU between layer and pool counts to the layer, as in a DenseNet.
-    Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016. Raises ``ValueError`` for a network
-    without a classifier right behind a global average pool of the layer. Options: see :func:`saliency`.
+    so that the mean of the map plus the bias is the score. (N, 1, h, w), signed; ``reduction=positive_sum`` keeps
+    only the evidence for the class. A ReLU between the layer and the pool counts as part of the layer, as in a
+    DenseNet. Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016. Raises ``ValueError``
+    for a network without a classifier directly behind a global average pool of the layer. Options: see
+    :func:`saliency`.
     """
     if isinstance(saliency_layer, (list, tuple)) and len(saliency_layer) > 1:
         raise ValueError(f"saliency_layer={shown(saliency_layer)} is not one layer; expected the one that is pooled.")

@@ -1,4 +1,4 @@
-"""Relevance: the score shared out from layer to layer, by rules that conserve it."""
+"""Relevance: the score redistributed layer by layer, by rules that conserve it."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -25,13 +25,13 @@ Rules: TypeAlias = str | Mapping[Function, Row] | None
 
 
 class RelevanceOptions(MapOptions, WalkOptions, total=False):
-    """Options of a method with a context and a reduction of its own."""
+    """Options of a method that sets the context and the reduction."""
 
 
 class RelevanceContext(TracingContext):
     """Send back gradients that, times the activation, are its relevance: by a preset's name or a table of rules.
 
-    Rules of layers by name need the ``model``. By hand, :meth:`send_back` is the backward pass.
+    Rules for named layers need the ``model``. Used by hand, :meth:`send_back` is the backward pass.
     """
 
     completes = True
@@ -49,19 +49,19 @@ class RelevanceContext(TracingContext):
 
 
 def _choices(table: Mapping[Function, Row]) -> Iterator[tuple[object, Row]]:
-    """Every row of a table, each with what it is chosen by."""
+    """Every row of a table, each with the question that selects it."""
     for row in set(table.values()):
         yield from row.choices if isinstance(row, Chosen) else ((None, row),)
 
 
 def _check_layers(table: Mapping[Function, Row], model: Module | None) -> None:
-    """Raise ``ValueError`` for the rule of a layer that is none."""
+    """Raise ``ValueError`` for the rule of a layer that does not exist."""
     layers = [] if model is None else [name.rpartition(".")[0] for name, _ in model.named_parameters()]
     for suits, _ in _choices(table):
         if isinstance(suits, Named) and model is not None and not any(map(suits.covers, layers)):
             raise ValueError(
-                f"layers={suits.pattern!r} has a rule, but no layer with weights; expected a name or pattern of the "
-                f"model's layers, such as {next(iter(layers), '')!r}."
+                f"layers={suits.pattern!r} has a rule, but no layer with weights; expected the name of a layer, or a "
+                f"pattern, such as {next(iter(layers), '')!r}."
             )
 
 
@@ -75,22 +75,23 @@ def lrp(
     reduction: Reduction = sum_channels,
     **options: Unpack[RelevanceOptions],
 ) -> Maps:
-    r"""Layer-wise relevance propagation: what each position adds to the score, shared out layer by layer.
+    r"""Layer-wise relevance propagation: the contribution of each position, redistributed layer by layer.
 
     .. math:: s_{n1u} = \sum_c x_{ncu} \, g_{ncu}
 
-    with the modified gradient :math:`g` that ``rules`` send back: the name of a preset, or a table, as
-    ``saliency.rules.epsilon_plus()`` or ``relevance_rules(...)``. The default is ``'cp'`` for a model with attention
-    (a module whose class is named so), ``'epsilon_plus'`` for any other. (N, 1, h, w), signed; ``reduction=None`` gives
-    the relevance in the layer's own shape, ``return_convergence_delta=True`` also what that misses of the score:
-    biases, and units whose denominator is 0 (:func:`completeness`); with ``'attn_lrp'`` also what softmax does not
-    conserve. Bach et al., PLOS ONE 2015. Options and errors: see :func:`saliency`.
+    with the modified gradient :math:`g` of ``rules``: the name of a preset, or a table such as
+    ``saliency.rules.epsilon_plus()`` or ``relevance_rules(...)``. The default is ``'cp'`` for a model with
+    attention (a module whose class name says so) and ``'epsilon_plus'`` otherwise. (N, 1, h, w), signed;
+    ``reduction=None`` returns the relevance in the layer's own shape. ``return_convergence_delta=True`` also
+    returns the difference to the score: biases, units whose denominator is 0 (see :func:`completeness`), and with
+    ``'attn_lrp'`` what the softmax does not conserve. Bach et al., PLOS ONE 2015. Options and errors: see
+    :func:`saliency`.
     """
     context = partial(RelevanceContext, rules, model)
     if options.get("path") is not None and any(isinstance(row, Attributing) for _, row in _choices(context().rules)):
         raise ValueError(
-            f"path={shown(options['path'])} is not possible with flat, w_square or z_box, which give no gradient; "
-            "expected other rules, or no path."
+            f"path={shown(options['path'])} is not possible with flat, w_square or z_box, which send back no "
+            "gradient; expected other rules, or no path."
         )
     return saliency(
         *(model, input, target, saliency_layer),
@@ -101,10 +102,10 @@ def lrp(
 
 
 class Completeness(NamedTuple):
-    """Where a score has gone, of all samples and targets together: the parts add up to it, but for the ``rest``.
+    """Where the score went, summed over samples and targets: it is the sum of the parts and the ``rest``.
 
-    ``bias`` went to constants: biases, means, class tokens, positions. ``lost`` was not shared out: at units whose
-    denominator is 0, or kept away from it.
+    ``bias`` went to constants: biases, means, class tokens, positional embeddings. ``lost`` was not redistributed:
+    at units whose denominator is 0, or was kept away from 0.
     """
 
     score: float
@@ -114,7 +115,7 @@ class Completeness(NamedTuple):
 
     @property
     def rest(self) -> float:
-        """What nothing accounts for: rounding, operations without a rule that conserves, parts beside the layer."""
+        """The unexplained part: rounding, operations without a conserving rule, paths around the layer."""
         return self.score - self.attribution - self.bias - self.lost
 
 
@@ -126,7 +127,7 @@ def completeness(
     rules: Rules = None,
     **options: Unpack[RelevanceOptions],
 ) -> Completeness:
-    """How the score of :func:`lrp` splits: what arrives at a layer, went to biases, was lost; for one call of that.
+    """How one call of :func:`lrp` splits the score: what arrives at the layer, what biases absorb, and what is lost.
 
     >>> import torch
     >>> model = torch.nn.Linear(2, 1)

@@ -1,4 +1,4 @@
-"""Guided backpropagation and DeConvNet: the gradient, with another rule for ReLU."""
+"""Guided backpropagation and DeConvNet: the gradient, with a different rule for activation functions."""
 
 from collections.abc import Callable
 
@@ -40,7 +40,7 @@ class GuidedBackpropContext(RuleContext):
 
 
 class DeConvNetContext(RuleContext):
-    """Send back through every activation the positive part of the gradient, whatever its input was."""
+    """Send back through every activation the positive part of the gradient, whatever the activation's input."""
 
     def __init__(self) -> None:
         super().__init__(rules.DECONVNET)
@@ -55,10 +55,10 @@ def guided_backprop(
     context_builder: ContextBuilder = GuidedBackpropContext,
     **options: Unpack[RuleOptions],
 ) -> Maps:
-    r"""Guided backpropagation: the gradient that is positive all the way down.
+    r"""Guided backpropagation: only positive gradients pass through every activation.
 
-    At every activation :math:`dx = f'(x) \max(0, dy)`; then :math:`s_{n1u} = \max_c |dx_{ncu}|`.
-    ReLU6, hardtanh, leaky ReLU, ELU, GELU, SiLU, Mish and hardswish count as activations, with their own derivative.
+    At every activation, :math:`dx = f'(x) \max(0, dy)`; then :math:`s_{n1u} = \max_c |dx_{ncu}|`. Activations are ReLU,
+    ReLU6, hardtanh, leaky ReLU, ELU, GELU, SiLU, Mish and hardswish, each with its own derivative.
     (N, 1, h, w), non-negative. Springenberg et al., ICLR workshop 2015. Options and errors: see :func:`saliency`.
 
     >>> import torch
@@ -78,10 +78,10 @@ def deconvnet(
     context_builder: ContextBuilder = DeConvNetContext,
     **options: Unpack[RuleOptions],
 ) -> Maps:
-    r"""DeConvNet: the gradient sent back through ReLU as through a deconvolution network.
+    r"""DeConvNet: the gradient sent back through activations as in a deconvolutional network.
 
-    At every activation :math:`dx = \max(0, dy)`, whatever :math:`x` was; then :math:`s_{n1u} = \max_c |dx_{ncu}|`.
-    Other activations count as in :func:`guided_backprop`.
+    At every activation, :math:`dx = \max(0, dy)`, whatever :math:`x` is; then :math:`s_{n1u} = \max_c |dx_{ncu}|`.
+    Activations are those of :func:`guided_backprop`.
     (N, 1, h, w), non-negative. Zeiler and Fergus, ECCV 2014. Options and errors: see :func:`saliency`.
     """
     return saliency(model, input, target, saliency_layer, context_builder=context_builder, **options)
@@ -104,14 +104,13 @@ def guided_grad_cam(
     cam: Callable[..., Maps] = grad_cam,
     **options: Unpack[WalkOptions],
 ) -> Maps:
-    r"""Guided Grad-CAM: guided backpropagation at the input, where Grad-CAM's map is.
+    r"""Guided Grad-CAM: the product of guided backpropagation at the input and Grad-CAM.
 
     .. math:: s_{n1u} = \max_c |g_{ncu} \, m_{n1u}|
 
-    with the guided gradient :math:`g` and Grad-CAM's map :math:`m` of the layer, brought to the input's size by
-    ``interpolate_mode``; ``cam`` may be another CAM. (N, 1, H, W); ``reduction=None`` gives the product itself,
-    (N, C, H, W).
-    Selvaraju et al., ICCV 2017. Options and errors: see :func:`saliency`.
+    with the guided gradient :math:`g` and the layer's Grad-CAM map :math:`m`, resized to the input by
+    ``interpolate_mode``; ``cam`` may be another CAM. (N, 1, H, W); ``reduction=None`` returns the product itself,
+    (N, C, H, W). Selvaraju et al., ICCV 2017. Options and errors: see :func:`saliency`.
     """
     if not isinstance(input, Tensor):
         raise ValueError(f"input={type(input).__name__} is not a single tensor; expected one of shape (N, C, H, W).")
@@ -130,7 +129,7 @@ def guided_grad_cam(
     guided, probes = guided if debug else (guided, None)
 
     def combine(cam: Tensor) -> Tensor:
-        # Every map weighs the gradient of its own target, the same for all channels of a position.
+        # Every map weights the gradient of its own target, with one value for all channels of a position.
         gradients = guided.reshape(len(input), -1, *input.shape[1:])
         channels = 3 if call.is_clip(input) else 2
         weights = cam.reshape(*gradients.shape[:channels], 1, *gradients.shape[channels + 1 :])
@@ -146,11 +145,11 @@ def guided_grad_cam(
 
 
 def _judge_product(highest: list[float]) -> tuple[str, str] | None:
-    """Of a factor that is zero everywhere, its own call has warned."""
+    """The warning for a zero product; a factor that is zero everywhere has had its own warning."""
     product, *factors = highest
     if product or not all(factors):
         return None
     return "zero", (
-        "guided Grad-CAM's map is zero everywhere: Grad-CAM's map and the guided gradient are not, but nowhere both at "
-        "once; look at each alone"
+        "guided Grad-CAM's map is zero everywhere: Grad-CAM's map and the guided gradient are not, but they do not "
+        "overlap; look at each separately"
     )

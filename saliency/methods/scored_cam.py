@@ -1,4 +1,4 @@
-"""CAMs by scores: channels weighed by what the network makes of them, without a gradient."""
+"""CAMs by scores: channels weighted by their effect on the score, without a gradient."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,11 +27,11 @@ def _weighed(weights: Tensor, p: Perturbed) -> Tensor:
 
 
 def _masked(p: Perturbed, change: Callable[[Tensor], Tensor] = torch.Tensor.clone) -> Tensor:
-    """Scores (N, C, K) of the image behind each channel, brought to its size, scaled to [0, 1], and changed."""
+    """Scores (N, C, K) of the image masked by each channel, resized, scaled to [0, 1], and changed by ``change``."""
     image, x = p.call.image.detach(), p.grid
     positions = tuple(range(2, image.ndim))
     if not 3 <= x.ndim == image.ndim <= 5 or len(x) != len(image):
-        raise ValueError(f"input={describe(image)} is not masked by a layer's channels; expected (N, C, h, w).")
+        raise ValueError(f"input={describe(image)} cannot be masked by a layer's channels; expected (N, C, h, w).")
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(positions)]
 
     def make(samples: Tensor, numbers: Tensor) -> Tensor:
@@ -53,11 +53,11 @@ def score_cam(
     reduction: Reduction = positive_sum,
     **options: Unpack[ExplainOptions],
 ) -> Maps:
-    r"""Score-CAM: channels weighed by the score of the image that each lets through.
+    r"""Score-CAM: channels weighted by the score of the image masked by each of them.
 
     .. math:: s_{n1u} = \max\{0, \sum_c w_{nc} \, x_{ncu}\}, \quad w_{nc} = \operatorname{softmax}_c f(X_n \odot m_{nc})
 
-    with :math:`m` the channel at the image's size, scaled to [0, 1]. (N, 1, h, w), non-negative.
+    with :math:`m` the channel resized to the image and scaled to [0, 1]. (N, 1, h, w), non-negative.
     Wang et al., Score-CAM, CVPR workshop 2020. Options: see :func:`~saliency.methods.perturbing.explain`.
     """
 
@@ -81,12 +81,12 @@ def ss_cam(
     reduction: Reduction = positive_sum,
     **options: Unpack[ExplainOptions],
 ) -> Maps:
-    r"""SS-CAM: Score-CAM's scores, averaged over noisy masks.
+    r"""SS-CAM: Score-CAM with scores averaged over noisy masks.
 
     .. math:: w_{nc} = \operatorname{softmax}_c \frac{1}{T} \sum_t f(X_n \odot (m_{nc} + \epsilon_t)), \quad
               \epsilon_t \sim N(0, \sigma^2)
 
-    The noise has a generator of its own, and is the same for all channels and samples. (N, 1, h, w), non-negative.
+    The noise has its own random generator, and is the same for all channels and samples. (N, 1, h, w), non-negative.
     Wang et al., SS-CAM, 2020. Options: see :func:`~saliency.methods.perturbing.explain`.
     """
     check_count("num_samples", num_samples)
@@ -118,7 +118,7 @@ def is_cam(
     reduction: Reduction = positive_sum,
     **options: Unpack[ExplainOptions],
 ) -> Maps:
-    r"""IS-CAM: Score-CAM's scores, averaged while the mask grows.
+    r"""IS-CAM: Score-CAM with scores averaged over increasing strengths of the mask.
 
     .. math:: w_{nc} = \operatorname{softmax}_c \frac{1}{T} \sum_{t=1}^T f(X_n \odot \tfrac{t}{T} m_{nc})
 
@@ -144,12 +144,12 @@ def ablation_cam(
     reduction: Reduction = positive_sum,
     **options: Unpack[ExplainOptions],
 ) -> Maps:
-    r"""Ablation-CAM: channels weighed by how far the score falls without them.
+    r"""Ablation-CAM: channels weighted by how far the score falls without them.
 
     .. math:: s_{n1u} = \max\{0, \sum_c w_{nc} \, x_{ncu}\}, \quad
               w_{nc} = \frac{f(x_n) - f(x_{n, c \leftarrow 0})}{f(x_n)}
 
-    The front of the network runs once a sample. (N, 1, h, w), non-negative. Desai and Ramaswamy, Ablation-CAM, WACV
+    The front of the network runs once per sample. (N, 1, h, w), non-negative. Desai and Ramaswamy, Ablation-CAM, WACV
     2020. Options: see :func:`~saliency.methods.perturbing.explain`.
     """
 
@@ -176,14 +176,14 @@ def recipro_cam(
     perturbations_per_eval: int = PER_EVAL,
     **options: Unpack[ExplainOptions],
 ) -> Maps:
-    r"""Recipro-CAM: the score of the network when it sees a layer's activation around one position alone.
+    r"""Recipro-CAM: the score of the network when it sees a layer's activation around one position only.
 
     .. math:: s_{n1u} = f(x_n \odot g_u)
 
-    with :math:`g_u` a Gaussian of 3 x 3 positions around u: 1/4 there, 1/8 beside it, 1/16 across a corner. What lies
-    behind the layer runs once for each of its positions. (N, 1, h, w), in the score's own units (the paper's is the
-    softmax's: explain ``lambda output: output.softmax(1)[:, c]`` for it). Byun and Lee, Recipro-CAM, 2022.
-    Options: see :func:`~saliency.methods.perturbing.explain`.
+    with a 3 x 3 Gaussian :math:`g_u` around u: 1/4 at the centre, 1/8 at the sides, 1/16 at the corners. The
+    network behind the layer runs once per position of the layer. (N, 1, h, w), in units of the score (the paper's
+    is the softmax's: explain ``lambda output: output.softmax(1)[:, c]``). Byun and Lee, Recipro-CAM, 2022. Options:
+    see :func:`~saliency.methods.perturbing.explain`.
     """
 
     def attribute(p: Perturbed) -> Tensor:
@@ -206,7 +206,7 @@ def recipro_cam(
 
 
 def _neighbours(side: int, x: Tensor) -> Tensor:
-    """The weight of each position of an axis around another, (side, side): 1/2 there, 1/4 beside it."""
+    """The weight of each position of an axis around each other, (side, side): 1/2 at it, 1/4 beside it."""
     position = torch.arange(side, device=x.device)
     distance = (position[:, None] - position).abs()
     weight: Tensor = torch.where(distance == 0, 0.5, torch.where(distance == 1, 0.25, 0.0))

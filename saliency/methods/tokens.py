@@ -1,4 +1,4 @@
-"""Tokens: what methods share that explain by attention, one target after the other, from one forward pass."""
+"""Tokens: shared by the methods that explain by attention, one target at a time from one forward pass."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -36,16 +36,16 @@ from saliency.methods.grids import grid_index
 
 
 class AttentionOptions(CallOptions, FinishOptions, total=False):
-    """Options of a method that hands them on to :func:`explain_tokens`."""
+    """Options of a method that forwards them to :func:`explain_tokens`."""
 
     reduction: Reduction
     shared: SharedForward | None
 
 
 class Observed(NamedTuple):
-    """One forward pass: the attentions that the score is made of, and the ``chosen`` ones, in the order they ran.
+    """One forward pass: the attentions that the score depends on, and the ``chosen`` ones, in the order of execution.
 
-    The map is one of what the first of those attends to.
+    The map covers the tokens that the first of those attends to.
     """
 
     call: Call
@@ -54,9 +54,9 @@ class Observed(NamedTuple):
     how: How
     streams: Streams
     scores: list[Node]
-    numbers: list[int]  # of all that the score is made of
-    attentions: list[Attention]  # those
-    chosen: list[int]  # which of them are explained
+    numbers: list[int]  # of all that the score depends on
+    attentions: list[Attention]  # the attentions with these numbers
+    chosen: list[int]  # the indices of those that are explained
     layout: Layout
 
     @property
@@ -66,7 +66,7 @@ class Observed(NamedTuple):
 
     @property
     def cells(self) -> Tensor:
-        """Which of the tokens are those of the image, on its device."""
+        """The indices of the image's tokens, on their device."""
         first = self.chain[0]
         tokens = torch.empty(1, first.keys, 1, device="cpu")
         size = self.call.image_of(first.shape[0]).shape[2:]
@@ -75,22 +75,22 @@ class Observed(NamedTuple):
 
     @property
     def crosses(self) -> bool:
-        """Is there cross attention among the chosen?"""
+        """Whether any of the chosen attentions is cross attention."""
         return any(self.streams.is_cross(self.numbers[at]) for at in self.chosen)
 
     def residuals(self) -> list[bool]:
-        """Of each chosen attention, whether its queries are among its keys: see :func:`chains.residuals`."""
+        """Whether the queries of each chosen attention are among its keys: see :func:`chains.residuals`."""
         return residuals(self.call, self.streams, [self.numbers[at] for at in self.chosen], self.chain)
 
     def gradients(self, edges: Sequence[GradientEdge | None]) -> Iterator[tuple[list[Tensor | None], Tensor]]:
-        """For each target the score's gradients at some edges, and the share (N, queries) that it reads of each query.
+        """For each target, the score's gradients at some edges, and a distribution (N, queries) over what it reads.
 
-        What is read of the last attention is what has a gradient there: a class token, all tokens where they are
-        averaged, an object query. Each has the same share.
+        The score reads those queries of the last attention that have a gradient there: a class token, all
+        tokens where they are averaged, or an object query. All have equal weight.
         """
         own, last = self.chain[-1], self.attentions[-1]
         of = last if last.queries == own.queries else own
-        # Behind the attention tokens go their own ways: at the last of those the gradient takes no time.
+        # Behind the last attention, tokens do not mix: the gradient at the last of these layers costs nothing.
         tokens = of.behind is not None and self.streams.is_all_behind(self.scores, of.behind.node)
         asked = [*edges, of.behind if tokens else of.edge]
         known = [at for at, edge in enumerate(asked) if edge is not None]
@@ -103,7 +103,7 @@ class Observed(NamedTuple):
 
 def _read(attention: Attention, gradient: Tensor | None, tokens: bool) -> Tensor:
     images, _, queries, _ = attention.shape
-    if gradient is None:  # the attention is not made of the image, as among object queries before they have seen it
+    if gradient is None:  # the attention does not depend on the image, as among object queries before they attend to it
         return torch.full((images, queries), 1 / queries, device=attention.device)
     by_query = gradient[:, None] if tokens else attention.by_query(gradient)
     reads = by_query.ne(0).flatten(3).any(3).any(1)
@@ -111,7 +111,7 @@ def _read(attention: Attention, gradient: Tensor | None, tokens: bool) -> Tensor
     return shares / shares.sum(1, keepdim=True).clamp(min=1)
 
 
-Relevance: TypeAlias = Callable[[Observed], Iterator[Tensor]]  # gives (N, tokens) for each target
+Relevance: TypeAlias = Callable[[Observed], Iterator[Tensor]]  # yields (N, tokens) for each target
 
 
 def explain_tokens(
@@ -134,13 +134,14 @@ def explain_tokens(
     forward_kwargs: Mapping[str, object] | None = None,
     **unknown: NoReturn,
 ) -> Maps:
-    """The maps of what ``relevance`` makes of the tokens, on their grid: (N, 1, h, w); (N, K, h, w) for K targets.
+    """The maps that ``relevance`` makes of the tokens, on their grid: (N, 1, h, w); (N, K, h, w) for K targets.
 
-    ``saliency_layer`` is a module that holds attention; ``''`` and ``None`` are the model. A method of one attention
-    explains the last in there, one that follows all starts with the first in there, or with number ``start_layer`` of
-    those. ``without_gradients`` says that none is asked for but behind the last attention, to know what is read there.
-    ``reduction=None`` gives (N, tokens), with all that are none of the image. Other options as for
-    :func:`saliency`. Raises ``ValueError`` for a network without attention, and for one that it is not defined for.
+    ``saliency_layer`` is a module that holds attention; ``''`` and ``None`` are the model. A method of one
+    attention explains the last one inside; a method that follows all of them starts with the first one inside, or
+    with the one at index ``start_layer``. ``without_gradients``: gradients are needed only behind the last
+    attention, to find the queries that the score reads. ``reduction=None`` returns (N, tokens), including tokens
+    that are not of the image. Other options as in :func:`saliency`. Raises ``ValueError`` for a network without
+    attention, or with attention that the method does not support.
     """
     refuse_unknown(unknown)
     call = make_call(model, input, additional_forward_args, forward_kwargs)
@@ -148,7 +149,7 @@ def explain_tokens(
     check_finish(call, [""], resize, resize_mode, smooth, layout)
     check_shared(shared)
     if start_layer is not None and (not is_int(start_layer) or start_layer < 0):
-        raise ValueError(f"start_layer={shown(start_layer)} is not the number of a layer; expected an int >= 0.")
+        raise ValueError(f"start_layer={shown(start_layer)} is not the index of a layer; expected an int >= 0.")
     targets = Targets(target, call.samples)
     shape = "layer" if reduction is None else layout
     finish = Finish(call, shape, Attribution(reduction, of="activation"), resize, resize_mode, smooth)
@@ -165,17 +166,17 @@ def _one_layer(call: Call, layer: Layers) -> Module:
     """The module whose attentions are explained."""
     if isinstance(layer, (list, tuple)):
         raise ValueError(
-            f"saliency_layer={shown(layer)} is several layers; expected one, in which the attentions begin that are "
-            "followed (start_layer counts them)."
+            f"saliency_layer={shown(layer)} is not one layer; expected the one whose attentions are explained "
+            "(start_layer selects the first of them)."
         )
     whole = layer is None or (isinstance(layer, str) and not layer)
     return call.model if whole else resolve_layer(call.model, layer)  # type: ignore[arg-type]
 
 
 def no_attention(call: Call) -> ValueError:
-    """The error of a network that does not attend."""
+    """The error for a network without attention."""
     return ValueError(
-        f"model={type(call.model).__name__} has no attention; expected a transformer that attends by a softmax over "
+        f"model={type(call.model).__name__} has no attention; expected a transformer with softmax attention over "
         "tokens: F.scaled_dot_product_attention, nn.MultiheadAttention, or softmax and matrix products."
     )
 
@@ -199,7 +200,7 @@ def _explain(asked: _Observing, relevance: Relevance, finish: Finish, again: boo
     with evaluating(call.model, call.modules), ExitStack() as stack:
         torch.set_grad_enabled(True)
         record = recording if how.shared is None else how.shared.recording
-        if asked.without_gradients and not again:  # the graph says what feeds what; its tensors would fill the memory
+        if asked.without_gradients and not again:  # the graph's structure is enough; its tensors fill the memory
             stack.enter_context(attending.forgetting())
         recorded = stack.enter_context(record(call, [site], NullContext, attending=attending))
         observed = _observe(asked, how, recorded, attending.found)
@@ -223,8 +224,8 @@ def _observe(asked: _Observing, how: How, recorded: Pass, found: Sequence[Attent
     attentions = [found[number] for number in numbers]
     if not attentions:
         raise ValueError(
-            f"model={type(call.model).__name__} has no attention between the image and the score that a gradient goes "
-            "through (it is computed without gradients, or for another output); expected one on the way to the score."
+            f"model={type(call.model).__name__} has no attention between the image and the score that a gradient "
+            "passes through (it runs without gradients, or for another output); expected one that the score depends on."
         )
     for attention in attentions:
         attention.check_unchanged()
@@ -239,6 +240,6 @@ def _observe(asked: _Observing, how: How, recorded: Pass, found: Sequence[Attent
     else:
         chosen = list(range(chosen[0], len(attentions)))
         if asked.start >= len(chosen):
-            raise ValueError(f"start_layer={asked.start} is none of the attentions; expected 0 to {len(chosen) - 1}.")
+            raise ValueError(f"start_layer={asked.start} is not an attention's index; expected 0 to {len(chosen) - 1}.")
         chosen = chosen[asked.start :]
     return Observed(call, asked.targets, recorded, how, streams, scores, numbers, attentions, chosen, asked.layout)

@@ -1,4 +1,4 @@
-"""Activations: rules of guided backpropagation and DeConvNet, and that of relevance."""
+"""Activations: the rules of guided backpropagation and DeConvNet, and the rule of relevance."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ GUIDED = activation_rules(Pre(torch.relu))
 # Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014.
 DECONVNET = activation_rules(Through(torch.relu))
 
-# Functions of each element that are no activations, but may stand in one that is spelled out.
+# Elementwise functions that are not activations, but may be part of one that is spelled out.
 _ELEMENTWISE = with_exported(
     *(torch.pow, Tensor.pow, Tensor.__pow__, torch.square, Tensor.square, torch.sqrt, Tensor.sqrt),
     *(torch.exp, Tensor.exp, torch.erf, Tensor.erf, torch.special.erf),
@@ -32,7 +32,7 @@ _ELEMENTWISE = with_exported(
 
 
 def pass_on(op: Operation, gradient: Tensor) -> list[Tensor | None]:
-    r"""Pass the relevance of a result on to its own input, :math:`dx = dy \, f(x) / x`, where that is next to 0 f'(x).
+    r"""Pass the relevance of a result on to its own input: :math:`dx = dy \, f(x) / x`, or :math:`dy \, f'(x)` near 0.
 
     Bach et al., PLOS ONE 2015, section 2.4; the identity rule of Achtibat et al., AttnLRP, ICML 2024.
     """
@@ -45,7 +45,7 @@ def pass_on(op: Operation, gradient: Tensor) -> list[Tensor | None]:
 
 
 def pass_on_by_gates(op: Operation, gradient: Tensor) -> Tensor:
-    """Of a gated linear unit, a * sigmoid(b): the gate b gets nothing."""
+    """Rule of a gated linear unit, a * sigmoid(b): the gate b gets nothing."""
     a, b = op.tensors[0].chunk(2, int(op.argument(1, "dim", -1)))
     return torch.cat([gradient * b.sigmoid(), torch.zeros_like(a)], int(op.argument(1, "dim", -1)))
 

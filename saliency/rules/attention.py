@@ -1,4 +1,4 @@
-"""Attention: relevance through products of two tensors that depend on the image, attention's among them."""
+"""Attention: relevance through products of two tensors that depend on the image, including those inside attention."""
 
 from collections.abc import Collection, Mapping
 
@@ -15,8 +15,8 @@ _ARGUMENTS = ("query", "key", "value", "attn_mask")
 
 
 def _share_product(op: Operation, gradient: Tensor, spared: Collection[str]) -> list[Tensor | None]:
-    """Share out between the factors that depend on the image; a gate gets nothing, unless its kind is ``spared``."""
-    adds = op.function.__name__.startswith(("baddbmm", "addcmul"))  # the product to the first of its tensors
+    """Split relevance between the factors that depend on the image; gates get nothing, except the ``spared`` kinds."""
+    adds = op.function.__name__.startswith(("baddbmm", "addcmul"))  # they add the product to their first tensor
     factors = [i for i, origin in enumerate(op.standing.origins) if origin.depends and not (adds and i == 0)]
     getting = [i for i in factors if op.standing.origins[i].gate in ("", *spared)] or factors
     found = op.derivative(gradient, of=[*getting, 0] if adds else getting)
@@ -25,12 +25,12 @@ def _share_product(op: Operation, gradient: Tensor, spared: Collection[str]) -> 
 
 
 def _share_quotient(op: Operation, gradient: Tensor) -> list[Tensor | None]:
-    """All to what is divided."""
+    """All relevance goes to the numerator."""
     return op.derivative(gradient, of=[0]) if isinstance(op.args[0], Tensor) else [None]
 
 
 def _share_attention(op: Operation, gradient: Tensor, shares: Mapping[str, float]) -> list[Tensor | None]:
-    """The part ``shares`` of its own gradient to each of the arguments of attention, by name."""
+    """Send each argument of attention, by name, the fraction ``shares`` of its own gradient."""
     names = [_ARGUMENTS[at] if isinstance(at, int) else at for at, _ in op.places]
     found = op.derivative(gradient, of=[i for i, name in enumerate(names) if name in shares])
     return [None if dx is None else dx * shares[name] for name, dx in zip(names, found, strict=True)]
@@ -45,11 +45,11 @@ def _rows(spared: Collection[str], shares: Mapping[str, float]) -> dict[Function
     }
 
 
-# Attention is a constant: through the values alone. It conserves relevance.
+# Attention weights are constants: relevance passes through the values alone, and is conserved.
 # Ali et al., XAI for Transformers: Better Explanations through Conservative Propagation, ICML 2022.
 CP = {**PASSING, **_rows((), {"value": 1.0})}
 
-# Each of two factors gets half; softmax sends back its own gradient, which does not conserve relevance.
+# Each of two factors gets half. Softmax sends back its own gradient, which does not conserve relevance.
 # Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML 2024.
 ATTN_LRP = {
     **{function: row for function, row in PASSING.items() if function not in SOFTMAX},

@@ -1,4 +1,4 @@
-"""Biases: what an operation gives beyond its derivative times its inputs."""
+"""Biases: the part of an operation's result beyond its derivative times its inputs."""
 
 from copy import copy
 
@@ -22,9 +22,9 @@ from saliency.engine.operations import ACTIVATIONS, Operation
 from saliency.rules.unfused import attend
 
 _ELEMENTWISE = frozenset(f for f in (*ACTIVATIONS, *SQUASHING) if "softmax" not in f.__name__)
-# They make activations of layers.
+# Operations whose results are activations of layers.
 OF_POSITIONS = frozenset((*WEIGHTED, *NORMALISATIONS, *ACTIVATIONS, *PRODUCTS, *QUOTIENTS))
-# ReLU, pooling, reshaping and sums of two results have none.
+# ReLU, pooling, reshaping and sums of two results have no bias.
 BIASED = OF_POSITIONS | {*SQUASHING, *SUMS, *DIFFERENCES, *MATRIX_PRODUCTS, *ATTENTION}
 
 
@@ -32,33 +32,33 @@ def bias_of(op: Operation) -> Tensor | None:
     r"""The bias of an operation, :math:`b = f(x) - \sum_i \frac{\partial f}{\partial x_i} x_i`, to be broadcast to its
     result; ``None`` where there is none.
 
-    That of an affine operation is its own, as of a convolution or of a batch norm with its running statistics; that of
-    a curved one is implicit. Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019.
+    For an affine operation, as a convolution or a batch norm with running statistics, it is the operation's own; for
+    a curved one it is implicit. Srinivas and Fleuret, Full-Gradient Representation, NeurIPS 2019.
     """
     if op.function in WEIGHTED and not any(op.recorded[1:]):
         bias: Tensor | None = op.argument(2, "bias")
-        axes = 0 if op.function in LINEAR else op.tensors[1].ndim - 2  # of positions, behind the channels
+        axes = 0 if op.function in LINEAR else op.tensors[1].ndim - 2  # the spatial axes, after the channels
         return None if bias is None else bias.view(-1, *[1] * axes)
     if op.function in SUMS + DIFFERENCES and len(op.places) == 2 and all(op.recorded):
         return None
     if op.function in BATCH_NORMS and not op.argument(5, "training", False):
         x, *others = op.tensors
         at_zero: Tensor = op.run(torch.zeros_like(x[:1]), *others)
-        return at_zero  # the same at every position, which a difference is only up to rounding
+        return at_zero  # equal at every position; a difference would be so only up to rounding
     result, change = _elementwise(op) if op.function in _ELEMENTWISE else _linearised(op)
     rounding = 8 * torch.finfo(result.dtype).eps * result.abs()
-    return torch.where((result - change).abs() <= rounding, 0, result - change)  # of what is linear, as a scale
+    return torch.where((result - change).abs() <= rounding, 0, result - change)  # linear operations, such as a scale
 
 
 def _elementwise(op: Operation) -> tuple[Tensor, Tensor]:
-    """An operation's result, and what its derivative makes of its inputs."""
+    """The result of an operation, and its derivative applied to its inputs."""
     result: Tensor = op.run(*op.tensors)
     (slope, *_) = op.derivative(torch.ones_like(result))
     return result, result if slope is None else slope * op.tensors[0]
 
 
 def _linearised(op: Operation) -> tuple[Tensor, Tensor]:
-    """The same of an operation that mixes entries: what it sends back is linear in what is sent in, and transposed."""
+    """The same for an operation that mixes entries: its backward pass is linear in the gradient, and is transposed."""
     if op.function in ATTENTION:
         op = copy(op)
         op.function = attend

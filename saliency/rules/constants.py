@@ -1,4 +1,4 @@
-"""Constants: what of the relevance goes to them where they are added or put beside what depends on the image."""
+"""Constants: the relevance that they get when added to, or concatenated with, what depends on the image."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from saliency.engine.operations import Function, Operation, Row, Rule, with_expo
 
 
 def enter_constants(op: Operation, gradient: Tensor, found: list[Tensor | None]) -> list[Tensor | None]:
-    """What was found for an operation that adds; what is left goes to numbers, tokens, positions, masks."""
+    """Return the gradients found for an operation that adds, and enter the rest: it goes to numbers, tokens, masks."""
     if op.ledger is not None:
         op.ledger.add(bias=gradient * op.result)
         for x, dx, origin in zip(op.tensors, found, op.standing.origins, strict=True):
@@ -18,7 +18,7 @@ def enter_constants(op: Operation, gradient: Tensor, found: list[Tensor | None])
     return found
 
 
-# For a table that a ledger is told of: no map is different with it.
+# For tables with a ledger; it does not change any map.
 ADDING: dict[Function, Row] = dict.fromkeys(
     SUMS
     + DIFFERENCES

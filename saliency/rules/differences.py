@@ -1,9 +1,10 @@
-"""Differences: the rescale rule of DeepLIFT, quotients of differences in place of derivatives.
+"""Differences: DeepLIFT's rescale rule, quotients of differences instead of derivatives.
 
-An operation runs at the input and at a reference, with results y = f(x) and y' = f(x'). Its multipliers m say what of
-the change of the results each change of an argument makes: sum m (x - x') = sum g (y - y'), for multipliers g of the
-results. So they chain as gradients do, and what is linear needs no rule. Shrikumar et al., Learning Important Features
-Through Propagating Activation Differences, ICML 2017.
+An operation runs at the input and at a reference, with results y = f(x) and y' = f(x'). Its multipliers m distribute
+the change of the results over the changes of the arguments: sum m (x - x') = sum g (y - y'), for multipliers g of the
+results. So they chain as gradients do, and linear operations need no rule. For y = exp(x), x = 1 and x' = 0, m = (e -
+1) / (1 - 0) = 1.72, where the derivative is 2.72. Shrikumar et al., Learning Important Features Through Propagating
+Activation Differences, ICML 2017.
 """
 
 import torch
@@ -54,12 +55,12 @@ MAXIMA = with_exported(
 POOLS: tuple[Function, ...] = (
     *with_exported(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
     *with_exported(torch.amax, Tensor.amax),
-    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),  # exported, they also return indices
+    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),  # exported ones also return indices
 )
 
 
 def rescale(op: Compared, multiplier: Tensor) -> Tensor | None:
-    r"""The rescale rule, for what acts on each entry by itself: :math:`m = g \, \Delta y / \Delta x`."""
+    r"""The rescale rule for an elementwise function: :math:`m = g \, \Delta y / \Delta x`."""
     (x, *others), (reference, *_) = (precise(of.tensors) for of in (op, op.reference))
     if not op.recorded[0] or any(op.recorded[1:]):
         return None
@@ -68,7 +69,7 @@ def rescale(op: Compared, multiplier: Tensor) -> Tensor | None:
 
 
 def halfway(op: Compared, multiplier: Tensor) -> list[Tensor | None]:
-    r"""Products: each factor's multiplier is the mean of what the others have, :math:`m_a = g \, (b + b') / 2`.
+    r"""Products: each factor's multiplier is the mean of the other factor, :math:`m_a = g \, (b + b') / 2`.
 
     It is the derivative halfway between input and reference, which is exact for functions of degree 2.
     """
@@ -78,7 +79,7 @@ def halfway(op: Compared, multiplier: Tensor) -> list[Tensor | None]:
 
 
 def divide(op: Compared, multiplier: Tensor) -> list[Tensor | None] | None:
-    r"""Quotients: products with a reciprocal, of which :math:`\Delta (1/b) / \Delta b = -1 / (b b')`."""
+    r"""Quotients: products with a reciprocal, for which :math:`\Delta (1/b) / \Delta b = -1 / (b b')`."""
     if len(op.places) < 2 or op.kwargs:
         return None
     (a, b), (a0, b0) = precise(op.tensors), precise(op.reference.tensors)
@@ -87,7 +88,7 @@ def divide(op: Compared, multiplier: Tensor) -> list[Tensor | None] | None:
 
 
 def extremum(op: Compared, multiplier: Tensor) -> list[Tensor | None]:
-    r"""The larger or smaller of two, :math:`y = (a + b \pm |a - b|) / 2`, by the rescale rule for the last term."""
+    r"""The maximum or minimum of two, :math:`y = (a + b \pm |a - b|) / 2`, by the rescale rule for the last term."""
     (a, b), (a0, b0) = precise(op.tensors), precise(op.reference.tensors)
     sums = [2 * of.run(*tensors) - tensors[0] - tensors[1] for of, tensors in ((op, (a, b)), (op.reference, (a0, b0)))]
     between, moved = a - b, a - b - a0 + b0
@@ -98,11 +99,11 @@ def extremum(op: Compared, multiplier: Tensor) -> list[Tensor | None]:
 
 
 def pool(op: Compared, multiplier: Tensor) -> Tensor:
-    r"""Max pooling: the rise from :math:`y'` to :math:`t = \max(y, y')` is the input's winner's, the rest the other's.
+    r"""Max pooling: the rise from :math:`y'` to :math:`t = \max(y, y')` goes to the input, the rest to the reference.
 
     .. math:: m = \frac{P^\top g (t - y') + P'^\top g (y - t)}{\Delta x}
 
-    :math:`P` picks the winners of the input, :math:`P'` those of the reference.
+    :math:`P` selects the winners of the input, :math:`P'` those of the reference.
     """
     (y, x), (y0, x0) = (on_graph(of.run, precise(of.tensors), [True]) for of in (op, op.reference))
     top = torch.maximum(y.detach(), y0.detach())

@@ -1,4 +1,4 @@
-"""Excitation: how operations share out the probability that a neuron wins."""
+"""Excitation: how operations distribute the probability that a neuron wins."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,12 @@ from saliency.engine.state import full_precision
 
 
 def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance: Tensor) -> list[Tensor]:
-    r"""Share out the relevance :math:`R` of a linear function's results among its inputs, by what each adds to them.
+    r"""Distribute the relevance :math:`R` of a linear function's results over its inputs, by what each contributes.
 
     .. math:: R_i = x_i \sum_j \frac{\partial f_j}{\partial x_i} \frac{R_j}{f_j(x)}
 
-    The shares of :math:`R_j` sum to it, unless :math:`f_j(x) = 0`: then it is lost. Computed in float32 at least,
-    where a result next to nothing (3e-35 in float32) counts as 0, so that no quotient overflows.
+    The shares of :math:`R_j` sum to it, unless :math:`f_j(x) = 0`: then it is lost. Computed in float32 at least;
+    a result very close to 0 (3e-35 in float32) counts as 0, so that no quotient overflows.
     """
     precision = torch.promote_types(relevance.dtype, torch.float32)
     with torch.enable_grad(), full_precision(relevance.device):
@@ -31,18 +31,18 @@ def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance:
 
 
 def _nonzero(results: Tensor) -> Tensor:
-    """The results, infinite where they are next to nothing, so that what is divided by them is 0."""
+    """The results, with infinity in place of those very close to 0, so that quotients by them are 0."""
     nothing = torch.finfo(results.dtype).tiny / torch.finfo(results.dtype).eps ** 0.5
     return F.threshold(results.abs(), nothing, torch.inf).copysign_(results)
 
 
-_ROOM = 2**22  # entries that the memory for weights has from the start: enough for most layers
+_ROOM = 2**22  # initial size of the weight buffer: enough for most layers
 
 
 class PositivePart(threading.local):
-    r"""The excitatory part of a weight, :math:`w^+ = \max(0, w)`, which lasts until the next one is asked for.
+    r"""The excitatory part of a weight, :math:`w^+ = \max(0, w)`, valid until the next call.
 
-    It stands in memory that is used again, in the same thread: fresh memory for every layer takes longer than its
+    It is written to a buffer that this thread reuses: allocating memory for every layer takes longer than its
     convolution.
     """
 
@@ -50,7 +50,7 @@ class PositivePart(threading.local):
         self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def release(self) -> None:
-        """Give the memory of this thread back."""
+        """Free the buffer of this thread."""
         self._memory.clear()
 
     def __call__(self, weight: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ positive_part = PositivePart()
 
 
 def excite(op: Operation, probability: Tensor, excitatory: Callable[[Tensor], Tensor] = positive_part) -> Tensor:
-    r"""Share out by excitatory weights and active inputs, without the bias: :math:`f(x^+; w^+)`.
+    r"""Distribute by excitatory weights and active inputs, without the bias: :math:`f(x^+; w^+)`.
 
     Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016, equation 3.
     """
@@ -78,7 +78,7 @@ def excite(op: Operation, probability: Tensor, excitatory: Callable[[Tensor], Te
 
 
 def with_parameters(op: Operation, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What a weighted operation makes of another input, weight and bias."""
+    """A weighted operation applied to another input, weight and bias."""
     args, kwargs = list(op.args), dict(op.kwargs)
     for at, (name, value) in enumerate({"input": input, "weight": weight, "bias": bias}.items()):
         if at < len(args):
@@ -90,19 +90,19 @@ def with_parameters(op: Operation, input: Tensor, weight: Tensor, bias: Tensor |
 
 
 def excite_mean(op: Operation, probability: Tensor) -> Tensor:
-    """Share out a mean, whose weights are all positive, among the active inputs."""
+    """Distribute the probability of a mean, whose weights are all positive, over the active inputs."""
     return shares(op.run, [op.tensors[0].relu()], probability)[0]
 
 
 def _is_constant(op: Operation, tensors: Sequence[Tensor], number: int) -> bool:
-    """Is one of two terms (a view of) a parameter, or one row of entries for a whole batch?"""
+    """Is one of two terms (a view of) a parameter, or the same for a whole batch?"""
     term, other = tensors[number], tensors[1 - number]
     fewer = term.ndim < other.ndim or (len(term) == 1 and term.shape != other.shape)
     return op.parameters[number] or (fewer and not op.recorded[number])
 
 
 def _terms(op: Operation) -> list[Tensor]:
-    """The two terms of a sum; none, where one of them is a constant: that counts as a bias, and gets nothing."""
+    """The two terms of a sum; none if one of them is a constant, which counts as a bias and gets nothing."""
     tensors = op.tensors if len(op.places) == 2 else []
     if not tensors or _is_constant(op, tensors, 0) or _is_constant(op, tensors, 1):
         return []
@@ -111,9 +111,10 @@ def _terms(op: Operation) -> list[Tensor]:
 
 
 def excite_sum(op: Operation, probability: Tensor) -> list[Tensor] | None:
-    """Share out a sum among its two terms, by what each adds to it: a negative term has a negative share.
+    """Distribute the probability of a sum over its two terms, by what each contributes: a negative term has a negative
+    share.
 
-    Of terms that nearly cancel, shares are large; they end where their products would be infinite.
+    If the terms nearly cancel, their shares are large; they are limited where products would become infinite.
     """
     terms = _terms(op)
     most = torch.finfo(probability.dtype).max ** 0.75
@@ -121,13 +122,13 @@ def excite_sum(op: Operation, probability: Tensor) -> list[Tensor] | None:
 
 
 def excite_active_terms(op: Operation, probability: Tensor) -> list[Tensor] | None:
-    """Share out a sum among its active terms: one that is not positive wins nothing."""
+    """Distribute the probability of a sum over its active terms: one that is not positive gets nothing."""
     terms = _terms(op)
     return shares(torch.add, [term.relu() for term in terms], probability) if terms else None
 
 
 def excite_product(op: Operation, probability: Tensor) -> Tensor | None:
-    """Pass on what comes to a tensor that is only scaled, by a constant; any other product keeps its gradient."""
+    """Pass on what arrives at a tensor that is scaled by a constant; any other product keeps its gradient."""
     if op.kwargs or not isinstance(op.args[0], Tensor):
         return None
     tensors = op.tensors
@@ -139,9 +140,9 @@ def excite_product(op: Operation, probability: Tensor) -> Tensor | None:
 def excitation_rules(
     excitatory: Callable[[Tensor], Tensor], sums: Callable[[Operation, Tensor], Gradients] = excite_sum
 ) -> dict[Function, Row]:
-    """The table of excitation backprop; ``excitatory`` gives the part of a weight that excites, ``sums`` shares out.
+    """The table of excitation backprop: ``excitatory`` returns a weight's excitatory part, ``sums`` the rule for sums.
 
-    ReLU, max pooling and concatenation have no row: their gradient is the paper's rule.
+    ReLU, max pooling and concatenation have no row: their gradient already is the paper's rule.
     """
     return {
         **dict.fromkeys(ACTIVATIONS + SQUASHING + NORMALISATIONS, Through(lambda probability: probability)),
@@ -157,7 +158,7 @@ _OF_SUMS = {"signed": EXCITATION, "active": excitation_rules(positive_part, exci
 
 
 def table_of(sums: object) -> Mapping[Function, Row]:
-    """The table that shares sums out among all terms, with their ``'signed'`` shares, or the ``'active'`` ones."""
+    """The table that distributes sums over all terms, with ``'signed'`` shares, or over the ``'active'`` ones."""
     if not isinstance(sums, str) or sums not in _OF_SUMS:
         raise ValueError(f"sums={shown(sums)} is not a rule for sums; expected 'signed' or 'active'.")
     return _OF_SUMS[sums]
@@ -165,10 +166,10 @@ def table_of(sums: object) -> Mapping[Function, Row]:
 
 CONSERVED = Conserved(
     *(0.5, 1.05),
-    "more than half of the winning probability did not arrive, but went to units without an active excitatory input, "
-    "or past the layer; sums='active' lets no inactive term of a sum win, sums='signed' gives it a negative share",
+    "more than half of the winning probability did not arrive: it went to units without an active excitatory input, "
+    "or past the layer; with sums='active' inactive terms of a sum get nothing, with 'signed' a negative share",
     "the winning probability that arrives is not between 0 and 1: the signed shares of a sum are not bounded, nor is "
-    "what products and attention pass on; sums='active' lets no inactive term win",
-    "nothing of the winning probability arrives: on the way no unit has an active input, above 0, with an excitatory "
-    "weight, as where the score is a mean of negative values",
+    "what products and attention pass on; with sums='active' inactive terms get nothing",
+    "none of the winning probability arrives: on the way no unit has an active input, above 0, with an excitatory "
+    "weight, as when the score is a mean of negative values",
 )

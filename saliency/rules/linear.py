@@ -1,9 +1,9 @@
-r"""Linear: how linear layers and convolutions share out relevance among their inputs.
+r"""Linear: how linear layers and convolutions distribute relevance over their inputs.
 
-A rule is given an operation :math:`y = f(x; w, b)` and the modified gradient :math:`g` that comes to it, and sends one
+A rule is given an operation :math:`y = f(x; w, b)` and the modified gradient :math:`g` of its result, and sends one
 back for :math:`x`: :math:`r = y g` is the relevance of a result, :math:`x_i g_i` that of an input. A batch norm that
-alone reads the result counts as part of the operation. :math:`w^\pm` are positive and negative parts; denominators are
-kept away from 0, :math:`\tilde z = z + \epsilon \operatorname{sign} z`, and what then does not arrive is lost.
+is the only reader of the result counts as part of it. :math:`w^\pm` are positive and negative parts; denominators are
+moved away from 0, :math:`\tilde z = z + \epsilon \operatorname{sign} z`; the relevance that this absorbs is lost.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ EPSILON = 1e-6
 
 
 class _Parts(NamedTuple):
-    """An operation with what its norm does: input, weight, bias, result, and the gradient that comes to that."""
+    """An operation merged with its norm: input, weight, bias, result, and the gradient of the result."""
 
     x: Tensor
     weight: Tensor
@@ -41,7 +41,7 @@ class _Parts(NamedTuple):
 
 
 class _Term(NamedTuple):
-    """One of the parts of a denominator: what the operation makes of an input with a weight and a bias."""
+    """One part of a denominator: the operation applied to an input, a weight and a bias."""
 
     x: Tensor
     weight: Tensor
@@ -50,7 +50,7 @@ class _Term(NamedTuple):
 
 
 def _part_of(weight: Tensor, bias: Tensor | None, sign: int, factor: float | None = None) -> _Weights:
-    """The parts of a sign of weight and bias; with a ``factor``, these so many times on top of the whole."""
+    """The part of weight and bias with this sign; with a ``factor``, the whole plus that many times the part."""
 
     def change(values: Tensor) -> Tensor:
         part = values.clamp(min=0) if sign > 0 else values.clamp(max=0)
@@ -60,7 +60,7 @@ def _part_of(weight: Tensor, bias: Tensor | None, sign: int, factor: float | Non
 
 
 def _by_channel(values: Tensor, weight: Tensor) -> Tensor:
-    """Values of each channel of a result, to be multiplied with it."""
+    """Values per channel of a result, shaped to be multiplied with it."""
     return values.view(-1, *[1] * (weight.ndim - 2))
 
 
@@ -79,13 +79,13 @@ def _parts_of(op: Operation, gradient: Tensor) -> _Parts:
         )
         weight = weight * scale.view(-1, *[1] * (weight.ndim - 1))
         bias = shift if bias is None else torch.addcmul(shift, bias, scale)
-        if op.ledger is not None:  # the norm has entered its shift already
+        if op.ledger is not None:  # the norm has already entered its shift
             op.ledger.add(bias=-gradient * summand)
     return _Parts(x, weight, bias, result, gradient)
 
 
 def away_from_0(z: Tensor, epsilon: float) -> Tensor:
-    """Denominators: moved by ``epsilon``; without one, infinite where they are next to nothing."""
+    """Move denominators away from 0 by ``epsilon``; if that is 0, make those very close to 0 infinite."""
     if epsilon:
         return z.abs().add_(epsilon).copysign_(z)
     nothing = torch.finfo(z.dtype).tiny / torch.finfo(z.dtype).eps ** 0.5
@@ -93,7 +93,7 @@ def away_from_0(z: Tensor, epsilon: float) -> Tensor:
 
 
 def _share(op: Operation, terms: Sequence[_Term], relevance: Tensor, epsilon: float) -> list[Tensor]:
-    r"""Share out relevance by :math:`r / \tilde z, z = \sum_k \pm f(x_k; w_k, b_k)`: the gradient of each input."""
+    r"""Distribute relevance by :math:`r / \tilde z, z = \sum_k \pm f(x_k; w_k, b_k)`: the gradient of each input."""
     with torch.enable_grad(), full_precision(relevance.device):
         inputs = [term.x.detach().requires_grad_() for term in terms]
         results = [with_parameters(op, x, term.weight, term.bias) for x, term in zip(inputs, terms, strict=True)]
@@ -112,9 +112,9 @@ def _share(op: Operation, terms: Sequence[_Term], relevance: Tensor, epsilon: fl
 def _share_by_sign(
     op: Operation, x: Tensor, above: Callable[[], _Weights], below: Callable[[], _Weights], r: Tensor, epsilon: float
 ) -> Tensor:
-    """Share out relevance among inputs that meet other weights, without a bias, where they are negative.
+    """Distribute relevance over inputs, with other weights, without a bias, for the negative ones.
 
-    Of inputs that are known never to be so, that needs half the work.
+    If inputs are known never to be negative, that needs half the work.
     """
     if op.standing.origins[0].nonnegative:
         return _share(op, [_Term(x, *above())], r, epsilon)[0]
@@ -123,7 +123,7 @@ def _share_by_sign(
 
 
 def epsilon(epsilon: float = EPSILON) -> Rule:
-    r"""In proportion to what each input adds to the result: :math:`g_i = \sum_j w_{ij} r_j / \tilde y_j`.
+    r"""In proportion to the contribution of each input to the result: :math:`g_i = \sum_j w_{ij} r_j / \tilde y_j`.
 
     Bach et al., On Pixel-Wise Explanations, PLOS ONE 2015, equation 58.
     """
@@ -142,9 +142,9 @@ def epsilon(epsilon: float = EPSILON) -> Rule:
 
 
 def alpha_beta(alpha: float = 2, beta: float = 1, epsilon: float = EPSILON) -> Rule:
-    r"""What raises the result gets :math:`\alpha` of its relevance, what lowers it :math:`-\beta`.
+    r"""What raises the result gets :math:`\alpha` times its relevance, what lowers it :math:`-\beta` times.
 
-    With :math:`z^\pm` what positive and negative products :math:`w_{ij} x_i`, and biases, add up to:
+    With :math:`z^\pm` the sums of positive and negative products :math:`w_{ij} x_i` and biases:
     :math:`g_i = \alpha \sum_j w^+_{ij} r_j / \tilde z^+_j - \beta \sum_j w^-_{ij} r_j / \tilde z^-_j`, and the same
     with :math:`w^\pm` exchanged where :math:`x_i < 0`. Conserves relevance if :math:`\alpha - \beta = 1`.
     Bach et al., PLOS ONE 2015, equation 60.
@@ -165,7 +165,7 @@ def alpha_beta(alpha: float = 2, beta: float = 1, epsilon: float = EPSILON) -> R
 
 
 def z_plus(epsilon: float = EPSILON) -> Rule:
-    r"""In proportion to what raises the result alone: :math:`\alpha = 1, \beta = 0`.
+    r"""In proportion to the positive contributions only: :math:`\alpha = 1, \beta = 0`.
 
     Montavon et al., Explaining Nonlinear Classification Decisions, Pattern Recognition 2017.
     """
@@ -173,9 +173,9 @@ def z_plus(epsilon: float = EPSILON) -> Rule:
 
 
 def gamma(gamma: float = 0.25, epsilon: float = EPSILON) -> Rule:
-    r"""As :func:`epsilon`, where what goes with the sign of the result counts :math:`1 + \gamma` times.
+    r"""Like :func:`epsilon`, but contributions with the sign of the result count :math:`1 + \gamma` times.
 
-    Of positive results :math:`w + \gamma w^+` for :math:`x_i \ge 0` and :math:`w + \gamma w^-` for :math:`x_i < 0`, of
+    For positive results :math:`w + \gamma w^+` if :math:`x_i \ge 0` and :math:`w + \gamma w^-` if :math:`x_i < 0`, for
     negative ones the other way round. Montavon et al., Layer-Wise Relevance Propagation: An Overview, 2019, section
     10.2.3; for results of both signs: Andeol et al., Learning Domain Invariant Representations, 2023.
     """
@@ -201,7 +201,7 @@ def w_square(epsilon: float = EPSILON) -> Attributing:
 
 
 def flat(epsilon: float = EPSILON) -> Attributing:
-    r"""Evenly among all inputs of a unit, whatever their values and weights. For a first layer.
+    r"""Evenly over all inputs of a unit, whatever their values and weights. For a first layer.
 
     Lapuschkin et al., Unmasking Clever Hans Predictors, Nature Communications 2019.
     """
@@ -220,11 +220,11 @@ def _by_weights(function: Callable[[Tensor], Tensor], epsilon: float) -> Attribu
 
 
 def z_box(low: Bound, high: Bound, epsilon: float = EPSILON) -> Attributing:
-    r"""By how far inputs are from the bounds of their values, :math:`l \le x \le h`. For a first layer.
+    r"""By the distance of inputs from the bounds of their values, :math:`l \le x \le h`. For a first layer.
 
     .. math:: R_i = \sum_j \frac{x_i w_{ij} - l_i w^+_{ij} - h_i w^-_{ij}}{\sum_i (\dots)} r_j
 
-    Bounds are numbers, one for each channel, or tensors that broadcast to the input: black and white, normalised.
+    Bounds are numbers, one per channel, or tensors that broadcast to the input: normalised black and white.
     Montavon et al., Pattern Recognition 2017, equation 14.
     """
     _check_number("epsilon", epsilon)
@@ -245,7 +245,7 @@ def z_box(low: Bound, high: Bound, epsilon: float = EPSILON) -> Attributing:
 
 
 def _bound(name: str, value: Bound, x: Tensor, weight: Tensor) -> Tensor:
-    """A bound of every input, of the input's shape."""
+    """A bound, broadcast to the input's shape."""
     bound = torch.as_tensor(value, dtype=x.dtype, device=x.device)
     bound = _by_channel(bound, weight) if bound.ndim == 1 else bound
     try:
@@ -258,7 +258,7 @@ def _bound(name: str, value: Bound, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def identity() -> Rule:
-    r"""To the input at the same position, whatever the weights: :math:`g_i = r_i / x_i`. What falls on 0 is lost.
+    r"""To the input at the same position, whatever the weights: :math:`g_i = r_i / x_i`; lost if :math:`x_i = 0`.
 
     For layers that keep the shape of their input.
     """
@@ -267,7 +267,7 @@ def identity() -> Rule:
         parts = _parts_of(op, gradient)
         if parts.x.shape != parts.result.shape:
             shapes = f"{tuple(parts.x.shape)} to {tuple(parts.result.shape)}"
-            raise ValueError(f"rules=identity() is not possible for a layer from {shapes}; expected one shape.")
+            raise ValueError(f"rules=identity() is not possible for a layer from {shapes}; expected equal shapes.")
         found = safe_divide(parts.relevance, parts.x)
         if op.ledger is not None:
             op.ledger.add(lost=parts.relevance - parts.x * found)

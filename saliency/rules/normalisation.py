@@ -1,4 +1,4 @@
-"""Normalisation: relevance through norms, whose standard deviation counts as a constant, as their mean does not."""
+"""Normalisation: relevance through norms. The standard deviation counts as a constant; the mean does not."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from saliency.rules.activations import pass_on
 
 
 def _centre(x: Tensor, gradient: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    r"""The derivative of :math:`(x - \bar x) / \sqrt{v + \epsilon}` where the variance :math:`v` is a constant."""
+    r"""The derivative of :math:`(x - \bar x) / \sqrt{v + \epsilon}` with the variance :math:`v` as a constant."""
     precision = torch.promote_types(x.dtype, torch.float32)
     variance = x.to(precision).var(dims, correction=0, keepdim=True)
     scaled = gradient.to(precision) * (variance + eps).rsqrt()
@@ -49,7 +49,7 @@ def _through_group_norm(op: Operation, gradient: Tensor) -> Tensor:
 
 
 def _affine_of(op: Operation) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias of a batch or instance norm: torch's own have them in front of the statistics."""
+    """Weight and bias of a batch or instance norm: torch's own functions have them before the statistics."""
     first = 3 if op.function in (F.batch_norm, F.instance_norm) else 1
     return op.argument(first, "weight"), op.argument(first + 1, "bias")
 
@@ -61,7 +61,7 @@ def _through_instance_norm(op: Operation, gradient: Tensor) -> Tensor | list[Ten
 
 
 def _through_statistics(op: Operation, gradient: Tensor) -> list[Tensor | None]:
-    """By fixed mean and variance: what the norm subtracts and adds is a bias."""
+    """With a fixed mean and variance, what the norm subtracts and adds is a bias."""
     found = op.derivative(gradient)
     if op.ledger is not None and found[0] is not None:
         op.ledger.add(bias=gradient * op.result - op.tensors[0] * found[0])
@@ -73,6 +73,6 @@ NORMS: dict[Function, Row] = {
     **dict.fromkeys(LAYER_NORMS, Rule(_through_layer_norm)),
     **dict.fromkeys(GROUP_NORMS, Rule(_through_group_norm)),
     **dict.fromkeys(INSTANCE_NORMS, Rule(_through_instance_norm)),
-    # Without a mean to be subtracted, elements are divided by what is constant.
+    # Without a mean to subtract, elements are divided by a constant.
     **dict.fromkeys(RMS_NORMS + with_exported(F.local_response_norm, F.normalize), Rule(pass_on)),
 }

@@ -1,4 +1,4 @@
-"""Pairs: quotients of differences between an input and a reference, and operations spelled out in them."""
+"""Pairs: quotients of differences between an input and a reference, and operations spelled out with them."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -11,9 +11,9 @@ from saliency.engine.comparing import Compared
 from saliency.engine.operations import Operation
 from saliency.engine.state import full_precision
 
-Formula: TypeAlias = Callable[..., Tensor]  # of an operation, and a pair (2, ...) for each of its tensors
+Formula: TypeAlias = Callable[..., Tensor]  # (operation, *pairs (2, ...) of its tensors) -> pair of results
 
-STILL = 1e-10  # a difference that counts as none: the quotient is the derivative
+STILL = 1e-10  # a smaller difference counts as 0: the quotient is then the derivative
 
 
 def precise(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -22,29 +22,29 @@ def precise(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def on_graph(function: Callable[..., Tensor], tensors: Sequence[Tensor], recorded: Sequence[bool]) -> list[Tensor]:
-    """What a function makes of tensors, and leaves with their values, to which its gradient comes back."""
+    """Apply a function to tensors, preserving their values, such that its gradient comes back to them."""
     with torch.enable_grad(), full_precision(tensors[0].device):
         leaves = [x.detach().requires_grad_(depends) for x, depends in zip(tensors, recorded, strict=True)]
         return [function(*leaves), *leaves]
 
 
 def gradients(y: Tensor, leaves: Sequence[Tensor], gradient: Tensor) -> list[Tensor | None]:
-    """What comes back to leaves; ``None`` for those that ask for nothing."""
+    """The gradients of the leaves; ``None`` for those that do not require one."""
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
     found = iter(torch.autograd.grad(y, wanted, gradient.to(y.dtype), retain_graph=True, allow_unused=True))
     return [next(found) if leaf.requires_grad else None for leaf in leaves]
 
 
 def quotient(numerator: Tensor, moved: Tensor, otherwise: Tensor) -> Tensor:
-    """The quotient by how far something moved, or, where it did not, something else."""
+    """The quotient by a displacement, or, where that is 0, another value."""
     still = moved.abs() <= STILL
     return torch.where(still, otherwise, numerator / moved.masked_fill(still, 1))
 
 
 def slope(function: Callable[[Tensor], Tensor], x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Of a function that acts on each entry by itself :math:`\Delta y / \Delta x`, and its value at ``x``.
+    r"""The slope :math:`\Delta y / \Delta x` of an elementwise function, and its value at ``x``.
 
-    Where :math:`\Delta x` is next to 0, it is the derivative at ``x``.
+    Where :math:`\Delta x` is close to 0, it is the derivative at ``x``.
 
     >>> slope(torch.square, torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0]))[0]
     tensor([4., 2.])
@@ -55,8 +55,8 @@ def slope(function: Callable[[Tensor], Tensor], x: Tensor, reference: Tensor) ->
     return quotient(y - function(reference), x - reference, derivative), y
 
 
-# What mixes entries and is not linear is spelled out in what is: sums, functions of single entries, products. They take
-# pairs (2, ...), of the input and the reference, and have their own values, with multipliers in place of derivatives.
+# Nonlinear operations that mix entries are spelled out in sums, elementwise functions and products. These take
+# pairs (2, ...), of the input and the reference, and return exact values, with multipliers in place of derivatives.
 
 
 def _stand_in(value: Tensor, linear: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def _highest(pair: Tensor, dim: int) -> Tensor:
 
 
 def _exponentials(pair: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The logits less the highest of them, their exponentials, and the sums of these."""
+    """The logits minus the highest of them, their exponentials, and the sums of these."""
     pair = pair.clamp_min(torch.finfo(pair.dtype).min / 4)  # masks are minus infinity
     logits = pair - _highest(pair, dim)
     exponentials = _rescaled(torch.exp, logits)
@@ -119,13 +119,13 @@ def softmax(op: Operation, pair: Tensor) -> Tensor:
 
 
 def log_softmax(op: Operation, pair: Tensor) -> Tensor:
-    """Its logarithm: logits less the logarithm of that sum."""
+    """The logarithm of softmax: logits minus the logarithm of the sum."""
     logits, _, sums = _exponentials(pair, _axis(op, pair))
     return logits - _rescaled(torch.log, sums)
 
 
 def _axis(op: Operation, pair: Tensor, default: int = -1) -> int:
-    """The axis that an operation was given, from behind: in front there is one more here."""
+    """The axis of an operation, counted from the end, because pairs have one more in front."""
     dim: int = op.argument(1, "dim", default)
     return dim if dim < 0 else dim + 1 - pair.ndim
 
@@ -135,7 +135,7 @@ def _scaled(pair: Tensor, weight: Tensor | None, axes: int = 0) -> Tensor:
 
 
 def layer_norm(op: Operation, pair: Tensor, *parameters: Tensor) -> Tensor:
-    """Layer normalisation: centring, and the product with a reciprocal root of a mean of products."""
+    """Layer normalisation: centring, and the product with a reciprocal square root of a mean of products."""
     dims = [*range(-len(op.argument(1, "normalized_shape")), 0)]
     return _scaled(_standardised(pair, dims, op.argument(4, "eps", 1e-5)), op.argument(2, "weight"))
 

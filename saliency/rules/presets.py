@@ -19,7 +19,7 @@ from saliency.rules.normalisation import NORMS
 
 
 class Named:
-    """Does an operation have the weights of a layer, or of one inside it? The name may be a pattern.
+    """Do an operation's weights belong to a layer, or to one inside it? The name may be a pattern.
 
     >>> [Named("layer?.*.conv1").covers(layer) for layer in ("layer4.0.conv1", "layer4.0.conv2")]
     [True, False]
@@ -32,7 +32,7 @@ class Named:
         return self.covers(op.layer)
 
     def covers(self, layer: str) -> bool:
-        """Is the layer of this name meant?"""
+        """Is the layer of this name covered?"""
         return fnmatchcase(layer, self.pattern) or fnmatchcase(layer, f"{self.pattern}.*")
 
 
@@ -47,9 +47,9 @@ def relevance_rules(
 ) -> dict[Function, Row]:
     """A table of relevance propagation, for :func:`lrp`: rules for convolutions and for linear layers.
 
-    Before these come the rules of ``layers``, by a name or pattern that covers all inside it, then those of the
-    ``first`` and the ``last`` operation with weights on the way from image to score. ``others`` are the rows of what
-    has no weights. A table is a dict, and may be changed: ``{**epsilon_plus(), torch.tanh: Rule(...)}``.
+    The rules of ``layers``, by a name or pattern that covers everything inside, override these, and also those of the
+    ``first`` and ``last`` operation with weights on the way from image to score. ``others`` are the rows of operations
+    without weights. A table is a dict, and may be changed: ``{**epsilon_plus(), torch.tanh: Rule(...)}``.
 
     >>> table = relevance_rules(z_plus(), z_plus(), first=flat(), layers={"layer4": alpha_beta(2, 1)})
     """
@@ -94,24 +94,24 @@ def epsilon_alpha2_beta1_flat(epsilon: float = EPSILON) -> dict[Function, Row]:
 def epsilon_gamma_box(low: Bound, high: Bound, gamma: float = 0.25, epsilon: float = EPSILON) -> dict[Function, Row]:
     """:func:`gamma` in convolutions, :func:`epsilon` in linear layers, :func:`z_box` in the first layer.
 
-    ``low`` and ``high`` are the least and the largest values of the input: of normalised images black and white, one
+    ``low`` and ``high`` are the smallest and largest values of the input: for normalised images black and white, one
     number for each channel. Montavon et al., Layer-Wise Relevance Propagation: An Overview, 2019.
     """
     return relevance_rules(rule_gamma(gamma, epsilon), rule_epsilon(epsilon), first=z_box(low, high, epsilon))
 
 
 def cp(gamma: float = 0.05, convolution: float = 0.25, epsilon: float = EPSILON) -> dict[Function, Row]:
-    """For transformers: relevance through attention's values alone, :func:`gamma` in linear layers and convolutions.
+    """For transformers: relevance through attention's values only; :func:`gamma` in linear layers and convolutions.
 
-    The projections in front of attention and behind it are linear layers too. It conserves relevance; with a gamma of 0
-    it is gradient x activation of the network whose attention and norms are constants.
+    The projections before and after attention are linear layers too. It conserves relevance; with a gamma of 0
+    it is gradient x activation of the network with attention weights and norms as constants.
     Ali et al., XAI for Transformers: Better Explanations through Conservative Propagation, ICML 2022.
     """
     return relevance_rules(rule_gamma(convolution, epsilon), rule_gamma(gamma, epsilon))
 
 
 def attn_lrp(gamma: float = 0.05, convolution: float = 0.25, epsilon: float = EPSILON) -> dict[Function, Row]:
-    """For transformers: relevance through queries and keys too, :func:`gamma` in linear layers and convolutions.
+    """For transformers: relevance through queries and keys too; :func:`gamma` in linear layers and convolutions.
 
     It does not conserve relevance, by definition: softmax sends back its own gradient.
     Achtibat et al., AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers, ICML 2024.
@@ -130,21 +130,21 @@ _PRESETS: Mapping[str, Callable[..., dict[Function, Row]]] = {
 
 @cache
 def preset(name: str) -> dict[Function, Row]:
-    """The table of a name, each time the same. Raises ``ValueError`` for an unknown one."""
+    """The table with this name, always the same object. Raises ``ValueError`` for an unknown name."""
     if name not in _PRESETS:
         near = get_close_matches(name, _PRESETS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"rules={name!r} is unknown{hint}; expected one of {', '.join(_PRESETS)}, or a table.")
+        raise ValueError(f"rules={name!r} is not a preset{hint}; expected one of {', '.join(_PRESETS)}, or a table.")
     if name == "epsilon_gamma_box":
         raise ValueError(
-            "rules='epsilon_gamma_box' has no bounds of the input's values; expected "
+            "rules='epsilon_gamma_box' is not possible without the bounds of the input's values; expected "
             "saliency.rules.epsilon_gamma_box(low, high)."
         )
     return _PRESETS[name]()
 
 
 def default_rules(model: Module) -> str:
-    """The preset of an architecture: ``'cp'`` for one with attention, ``'epsilon_plus'`` for any other.
+    """The preset for an architecture: ``'cp'`` for one with attention, ``'epsilon_plus'`` for any other.
 
     >>> import torch
     >>> default_rules(torch.nn.TransformerEncoderLayer(4, 2)), default_rules(torch.nn.Linear(2, 2))

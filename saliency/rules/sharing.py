@@ -24,14 +24,14 @@ def shared_forward(
     forward_kwargs: Mapping[str, Any] | None = None,
     tables: Sequence[Mapping[Function, Row]] = (GUIDED, EXCITATION),
 ) -> SharedForward:
-    """Run the model once for many methods: each gets the result as its option ``shared``.
+    """Run the model once for many methods: pass the result to each as its option ``shared``.
 
-    At the given layers, methods need no forward pass any more: operations that any of the ``tables`` has a row for
-    choose their rule when the gradient comes back, and what two methods ask alike is computed once. A call with another
-    model, input or layer, with ``debug``, or with a context that changes the forward pass, runs on its own; so does one
-    after a parameter, buffer or input was replaced, overwritten or given other ``.data``. Not noticed is what writes
-    past autograd, as ``x.data.mul_(2)`` and NumPy do, and what is no tensor: hooks, attributes. The graph stays in
-    memory as long as the result does; one thread may use it at a time. Errors: see :func:`saliency`.
+    At the given layers, methods need no forward pass of their own: operations with a row in any of the ``tables``
+    choose their rule when the gradient comes back, and what two methods need is computed once. A call with another
+    model, input or layer, with ``debug``, or with a context that changes the forward pass runs on its own; so does one
+    after a parameter, buffer or input was replaced, overwritten or given other ``.data``. Not noticed are writes
+    that bypass autograd, such as ``x.data.mul_(2)`` or NumPy's, and changes of hooks or attributes. The graph stays in
+    memory as long as the result does; only one thread may use it at a time. Errors: see :func:`saliency`.
 
     >>> from saliency import grad_cam, gradient
     >>> from saliency.scenes import make_scene, scene_network

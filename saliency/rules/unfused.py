@@ -1,4 +1,4 @@
-"""Unfused: attention as the operations that it consists of, which have the derivatives that a fused one lacks."""
+"""Unfused: attention spelled out in operations that have the derivatives which the fused kernel lacks."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def attend(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
 ) -> Tensor:
-    """What ``F.scaled_dot_product_attention`` gives.
+    """The result of ``F.scaled_dot_product_attention``.
 
     >>> q, k, v = torch.rand(3, 1, 1, 4, 2)
     >>> torch.allclose(attend(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v))

@@ -1,4 +1,4 @@
-"""The embedded default, without downloads: generated scenes with exact masks, and two networks that know them."""
+"""The built-in data, without downloads: generated scenes with exact masks, and two networks trained on them."""
 
 from .generator import CLASSES, Scene, SceneObject, make_scene, make_scenes
 from .network import SceneNet, SceneTransformer, scene_network

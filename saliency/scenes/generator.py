@@ -1,7 +1,7 @@
-"""Scenes drawn from a seed: up to four shapes on a cluttered background, with exact visible masks and boxes.
+"""Scenes drawn from a seed: up to four shapes on a cluttered background, with exact masks and boxes of what is visible.
 
-The same seed gives the same scene bit for bit on every machine: random numbers come from NumPy's frozen legacy
-stream, and pixels from IEEE-exact operations only.
+The same seed gives the same scene bit for bit on every machine: random numbers come from NumPy's frozen legacy stream,
+and pixels from IEEE-exact operations only.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ Colour = NDArray[np.float64]
 
 
 class SceneObject(NamedTuple):
-    """One object: its class, the box (x0, y0, x1, y1) of its visible pixels, half-open, and their mask (H, W)."""
+    """One object: its class, the half-open box (x0, y0, x1, y1) of its visible pixels, and their mask (H, W)."""
 
     label: int
     box: tuple[int, int, int, int]
@@ -49,20 +49,20 @@ class Scene:
 
     @property
     def labels(self) -> Tensor:
-        """Classes in the scene as a float tensor (8,): 1 where the class occurs, else 0."""
+        """The classes in the scene as a float tensor (8,): 1 where the class occurs, else 0."""
         labels = torch.zeros(len(CLASSES))
         labels[[item.label for item in self.objects]] = 1.0
         return labels
 
     def class_mask(self, label: int) -> Tensor:
-        """Pixels (128, 128), bool, where an object of class ``label`` is visible; ValueError if there is no such class.
+        """The pixels (128, 128), bool, that show an object of a class. Raises ``ValueError`` for an invalid ``label``.
 
         >>> scene = make_scene(0)
         >>> bool(scene.class_mask(scene.objects[0].label).any())
         True
         """
         if not 0 <= label < len(CLASSES):
-            raise ValueError(f"label={label!r} is not a class; 0 to {len(CLASSES) - 1} are accepted.")
+            raise ValueError(f"label={label!r} is not a valid class index; expected 0 to {len(CLASSES) - 1}.")
         mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
         for item in self.objects:
             if item.label == label:
@@ -71,7 +71,7 @@ class Scene:
 
 
 class Footprint(NamedTuple):
-    """Where a shape falls in the frame: rows, columns, covered quarters (0..4) of each pixel, whole area in pixels."""
+    """Where a shape is in the frame: rows, columns, covered quarters (0 to 4) of each pixel, and its full area."""
 
     rows: slice
     columns: slice
@@ -82,15 +82,16 @@ class Footprint(NamedTuple):
 def make_scene(seed: int) -> Scene:
     """Draw the scene of a seed: 1 to 4 objects of the eight :data:`CLASSES`, 10 to 28 pixels in radius, on clutter.
 
-    At least 60 % of each object's own area is visible: neither hidden by an object in front, nor out of frame.
-    Training used seeds from 1_000_000 on; those below are free for evaluation. ValueError if the seed is not 0..2^32-1.
+    At least 60 % of each object's area is visible: neither hidden by an object in front nor outside the frame.
+    Training used seeds from 1_000_000 on; those below are free for evaluation. Raises ``ValueError`` for a seed
+    outside 0 to 2^32 - 1.
 
     >>> scene = make_scene(7)
     >>> bool((scene.image == make_scene(7).image).all())
     True
     """
     if not isinstance(seed, Integral) or not 0 <= seed < SEEDS:
-        raise ValueError(f"seed={shown(seed)} is no seed of a scene; an integer from 0 to {SEEDS - 1} is accepted.")
+        raise ValueError(f"seed={shown(seed)} is not a valid seed; expected an int from 0 to {SEEDS - 1}.")
     stream = Stream(int(seed))
     image, palette = _background(stream)
     for _ in range(integer(stream, 2, 7)):
@@ -110,7 +111,7 @@ def make_scenes(n: int, seed: int = 0) -> list[Scene]:
     [True, True]
     """
     if not isinstance(n, Integral) or n < 0:
-        raise ValueError(f"n={n!r} is no number of scenes; an integer of at least 0 is accepted.")
+        raise ValueError(f"n={n!r} is not a number of scenes; expected an int >= 0.")
     return [make_scene(seed + offset) for offset in range(n)]
 
 
@@ -121,7 +122,7 @@ def _grid(rows: slice, columns: slice) -> tuple[Grid, Grid]:
 
 
 def _colour(stream: Stream, palette: list[Colour]) -> Colour:
-    """Draw a colour away from those of the palette: the first of twelve that is far enough, or else the farthest."""
+    """Draw a colour far from those of the palette: the first of twelve that is far enough, or else the farthest."""
     best, farthest = np.zeros(3), -1.0
     for _ in range(12):
         colour = stream.random_sample(3)
@@ -135,7 +136,7 @@ def _colour(stream: Stream, palette: list[Colour]) -> Colour:
 
 
 def _near(stream: Stream, colour: Colour) -> Colour:
-    """Draw a colour of which a good part is the given one."""
+    """Draw a colour similar to a given one."""
     return colour + uniform(stream, 0.2, 0.6) * (stream.random_sample(3) - colour)
 
 
@@ -148,7 +149,7 @@ def _texture(stream: Stream, rows: slice, columns: slice) -> Grid:
 
 
 def _background(stream: Stream) -> tuple[Grid, list[Colour]]:
-    """Draw the background (3, 128, 128), of one texture or of two in patches, and the colours used."""
+    """Draw the background (3, 128, 128), of one texture or patches of two, and return it with its colours."""
     frame = slice(0, SIZE)
     first = stream.random_sample(3)
     palette = [first, _near(stream, first), _near(stream, first)]
@@ -160,7 +161,7 @@ def _background(stream: Stream) -> tuple[Grid, list[Colour]]:
 
 
 def _footprint(stream: Stream, shape: Shape, radius: float) -> Footprint:
-    """Put a shape at a random place and angle; every pixel is sampled at four points."""
+    """Put a shape at a random position and angle; every pixel is sampled at four points."""
     x, y = uniform(stream, 0.0, SIZE), uniform(stream, 0.0, SIZE)
     cosine, sine = rotation(stream)
     rows = slice(int(np.floor(y - radius)) - 1, int(np.floor(y + radius)) + 2)
@@ -176,7 +177,7 @@ def _footprint(stream: Stream, shape: Shape, radius: float) -> Footprint:
 
 
 def _paint(stream: Stream, image: Grid, place: Footprint, palette: list[Colour]) -> Colour:
-    """Fill a footprint, plainly or with a texture, in colours away from the palette; return the first colour."""
+    """Fill a footprint, uniformly or with a texture, in colours far from the palette; return the first colour."""
     first = _colour(stream, palette)
     value = np.zeros(place.quarters.shape)
     if stream.random_sample() < 0.6:
@@ -188,7 +189,7 @@ def _paint(stream: Stream, image: Grid, place: Footprint, palette: list[Colour])
 
 
 def _objects(stream: Stream, image: Grid, palette: list[Colour]) -> tuple[list[int], NDArray[np.int64]]:
-    """Paint the objects; return their classes and the index of the object each pixel (128, 128) shows, or -1."""
+    """Paint the objects; return their classes and the index of the object that each pixel (128, 128) shows, or -1."""
     labels: list[int] = []
     areas: list[int] = []
     owner = np.full((SIZE, SIZE), -1)

@@ -1,4 +1,4 @@
-"""Two small networks that name the shapes in a generated scene: a ResNet and a vision transformer."""
+"""Two small networks that classify the shapes in a generated scene: a ResNet and a vision transformer."""
 
 from os import PathLike
 from pathlib import Path
@@ -17,7 +17,7 @@ VIT_WEIGHTS = Path(__file__).with_name("scene_network_vit.pt")
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut, with a 1x1 convolution where the shape changes."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -43,10 +43,10 @@ class ResidualBlock(nn.Module):
 
 
 class SceneNet(nn.Module):
-    """Residual network from images (N, 3, 128, 128) in [0, 1] to logits (N, 8), one for each class of scenes.
+    """Residual network from images (N, 3, 128, 128) in [0, 1] to logits (N, 8), one per class of scenes.
 
-    Several classes can be in one image: ``logits.sigmoid()`` is the probability of each. ``layer4`` gives
-    (N, 80, 16, 16). The weights are random; :func:`scene_network` loads trained ones.
+    An image can hold several classes: ``logits.sigmoid()`` is the probability of each. ``layer4`` returns (N, 80,
+    16, 16). The weights are random; :func:`scene_network` loads trained ones.
 
     >>> SceneNet()(torch.zeros(2, 3, 128, 128)).shape
     torch.Size([2, 8])
@@ -73,7 +73,7 @@ class SceneNet(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of several heads over tokens (N, T, C)."""
+    """Multi-head self-attention over tokens (N, T, C)."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a perceptron, each behind a normalisation and beside a shortcut."""
+    """Attention and an MLP, each with layer normalisation in front and a residual connection."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -107,11 +107,11 @@ class TransformerBlock(nn.Module):
 
 
 class SceneTransformer(nn.Module):
-    """Vision transformer from images (N, 3, 128, 128) in [0, 1] to logits (N, 8), as those of :class:`SceneNet`.
+    """Vision transformer from images (N, 3, 128, 128) in [0, 1] to logits (N, 8), like those of :class:`SceneNet`.
 
-    A convolutional stem makes 16 x 16 tokens of 8 x 8 pixels each, four blocks follow, and the class token (the first
-    of 257) is read out; layers have timm's names. The weights are random; :func:`scene_network` loads trained ones.
-    Images of other sizes are taken too, for which the positions are interpolated.
+    A convolutional stem makes 16 x 16 tokens of 8 x 8 pixels each; four blocks follow, and the head reads the class
+    token (the first of 257). Layers have timm's names. The weights are random; :func:`scene_network` loads trained
+    ones. For images of other sizes, positional embeddings are interpolated.
 
     >>> SceneTransformer()(torch.zeros(2, 3, 128, 128)).shape
     torch.Size([2, 8])
@@ -159,14 +159,14 @@ def scene_network(weights: str | PathLike[str]) -> SceneNet | SceneTransformer: 
 def scene_network(weights: bool | str | PathLike[str] = True) -> SceneNet | SceneTransformer:
     """Build a :class:`SceneNet` or :class:`SceneTransformer` in eval mode, on the CPU, in float32.
 
-    ``weights`` is True for the embedded trained weights of the ResNet, ``'vit'`` for those of the transformer, False
-    for a ResNet with random ones, or the path of a file with a state dict of either, as ``benchmarks/train_scenes.py``
-    writes it. ValueError if the file is missing or does not fit.
+    ``weights`` is True for the built-in trained weights of the ResNet, ``'vit'`` for those of the transformer,
+    False for a ResNet with random weights, or the path of a state dict of either, as written by
+    ``benchmarks/train_scenes.py``. Raises ``ValueError`` if the file is missing or does not fit.
 
     >>> scene_network().training, len(scene_network("vit").blocks)
     (False, 4)
     """
-    accepted = "True, False, 'vit' or the path of a state dict of a SceneNet or SceneTransformer is accepted"
+    accepted = "expected True, False, 'vit' or the path of a state dict of a SceneNet or SceneTransformer"
     if not isinstance(weights, (bool, str, PathLike)):
         raise ValueError(f"weights={shown(weights)} is not a path; {accepted}.")
     if weights is False:
@@ -174,7 +174,7 @@ def scene_network(weights: bool | str | PathLike[str] = True) -> SceneNet | Scen
     path = WEIGHTS if weights is True else VIT_WEIGHTS if weights == "vit" else weights
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        with torch.random.fork_rng(devices=[]):  # the random weights are overwritten
             network = SceneTransformer().eval() if "cls_token" in state else SceneNet().eval()
         network.load_state_dict(state)
     except Exception as error:

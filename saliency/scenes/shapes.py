@@ -1,6 +1,6 @@
-"""Shapes as sets of points: the eight classes, and the distractors that belong to none.
+"""Shapes as sets of points: the eight classes, and distractors that belong to none of them.
 
-A shape is a function of coordinates (u, v) in its own frame, True inside; it lies within the unit circle.
+A shape is a function of coordinates (u, v) in its own frame, True inside; it fits in the unit circle.
 Only IEEE-exact operations are used (no sin, cos, exp), so the same points are inside on every machine.
 """
 
@@ -61,13 +61,13 @@ def ring(u: Grid, v: Grid) -> Inside:
 
 
 def crescent(u: Grid, v: Grid) -> Inside:
-    """Unit disc less a smaller disc that reaches over its edge."""
+    """Unit disc minus a smaller disc that overlaps its edge."""
     away = u - 0.42
     return (u * u + v * v <= 1.0) & (away * away + v * v >= 0.64)
 
 
 def heart(u: Grid, v: Grid) -> Inside:
-    """Square on its tip with a half disc on each of its two upper sides, and a notch between them."""
+    """Square standing on a corner, with a half disc on each of its upper sides and a notch between them."""
     across, up = np.abs(u), v + 0.1
     lobe_u, lobe_v = across - 0.35, up - 0.35
     whole = (across + np.abs(up) <= 0.7) | (lobe_u * lobe_u + lobe_v * lobe_v <= 0.245)
@@ -91,7 +91,7 @@ def elbow(u: Grid, v: Grid) -> Inside:
 
 
 def zigzag(u: Grid, v: Grid) -> Inside:
-    """Thin line that goes up and down twice."""
+    """Thin line that rises and falls twice."""
     phase = 2.0 * u - np.floor(2.0 * u)
     wave = np.abs(phase - 0.5) - 0.25
     return (np.abs(u) <= 0.95) & (np.abs(v - wave) <= 0.11)

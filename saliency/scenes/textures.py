@@ -1,4 +1,4 @@
-"""Textures of backgrounds and fills: a value in [0, 1] for every pixel, from a frozen random stream.
+"""Textures for backgrounds and fills: a value in [0, 1] for every pixel, from a frozen random stream.
 
 A texture is a function of the stream and of pixel coordinates x (1, w) and y (h, 1), with values (h, w).
 Only IEEE-exact operations are used (no sin, cos, exp), so the values are the same on every machine.
@@ -15,12 +15,12 @@ Texture = Callable[[Stream, Grid, Grid], Grid]
 
 
 def uniform(stream: Stream, low: float, high: float) -> float:
-    """Draw one number from [low, high)."""
+    """Draw a number from [low, high)."""
     return low + (high - low) * float(stream.random_sample())
 
 
 def integer(stream: Stream, low: int, high: int) -> int:
-    """Draw one integer from low to high, both included."""
+    """Draw an integer from low to high, inclusive."""
     return low + int((high - low + 1) * float(stream.random_sample()))
 
 
@@ -33,7 +33,7 @@ def rotation(stream: Stream) -> tuple[float, float]:
 
 
 def ramp(stream: Stream, x: Grid, y: Grid) -> Grid:
-    """Linear gradient across the frame, repeated back and forth."""
+    """Linear gradient across the frame, mirrored and repeated."""
     cosine, sine = rotation(stream)
     return _triangle_wave((cosine * x + sine * y) / uniform(stream, 80.0, 200.0) + uniform(stream, 0.0, 1.0))
 
@@ -53,12 +53,12 @@ def patches(stream: Stream, x: Grid, y: Grid) -> Grid:
 
 
 def grain(stream: Stream, x: Grid, y: Grid) -> Grid:
-    """Fine noise of few pixels."""
+    """Fine noise with a scale of a few pixels."""
     return _noise(stream, x, y, uniform(stream, 1.2, 4.0))
 
 
 def stripes(stream: Stream, x: Grid, y: Grid) -> Grid:
-    """Stripes with soft or sharp edges, bent a little by noise."""
+    """Stripes with soft or sharp edges, slightly bent by noise."""
     cosine, sine = rotation(stream)
     sharpness = uniform(stream, 1.0, 5.0)
     bend = uniform(stream, 0.0, 1.2) * _noise(stream, x, y, 24.0)
@@ -67,7 +67,7 @@ def stripes(stream: Stream, x: Grid, y: Grid) -> Grid:
 
 
 def bricks(stream: Stream, x: Grid, y: Grid) -> Grid:
-    """Long bricks, every second row shifted by half of one."""
+    """Long bricks, every second row shifted by half a brick."""
     cosine, sine = rotation(stream)
     height = uniform(stream, 4.0, 9.0)
     along, up = (cosine * x + sine * y) / (height * uniform(stream, 2.2, 3.5)), (cosine * y - sine * x) / height
@@ -79,7 +79,7 @@ def bricks(stream: Stream, x: Grid, y: Grid) -> Grid:
 
 
 def mosaic(stream: Stream, x: Grid, y: Grid) -> Grid:
-    """Nearest of random points, each with its own value."""
+    """Voronoi cells of random points, each with its own value."""
     left, top, width, height = float(x.min()), float(y.min()), float(np.ptp(x)), float(np.ptp(y))
     nearest, value = np.full((y.size, x.size), np.inf), np.zeros((y.size, x.size))
     for _ in range(integer(stream, 6, 16)):
@@ -102,7 +102,7 @@ def _lattice(stream: Stream, column: Grid, row: Grid) -> Grid:
 
 
 def _noise(stream: Stream, x: Grid, y: Grid, cell: float) -> Grid:
-    """Interpolate random values on a lattice of the given cell size, smoothly."""
+    """Smoothly interpolate random values on a lattice of the given cell size."""
     table = stream.random_sample((32, 32))
     x, y = x / cell + 8.0, y / cell + 8.0
     left, top = np.floor(x), np.floor(y)

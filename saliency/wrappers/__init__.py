@@ -1,4 +1,4 @@
-"""Wrappers: a method goes in, a method comes out."""
+"""Wrappers: functions from a method to a method."""
 
 from saliency.wrappers.averages import smooth_grad
 from saliency.wrappers.changes import fused, low_pass, normalised

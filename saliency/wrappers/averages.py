@@ -12,7 +12,7 @@ from saliency.engine.call import check_inputs
 from saliency.engine.checks import check_seed, is_number, is_positive_int, shown
 from saliency.wrappers.wrapping import Method, as_precise, check_method, refuse_probes, wide
 
-# What is added up over the samples, of a map and that of the first sample; and what becomes of the means of it.
+# The terms to sum over the samples, of a map and the first sample's map; and the result, of the means of the terms.
 _Terms = Callable[[Tensor, Tensor], list[Tensor]]
 _POWERS: dict[str, tuple[_Terms, Callable[..., Tensor]]] = {
     "mean": (lambda s, first: [s], lambda mean: mean),
@@ -22,15 +22,15 @@ _POWERS: dict[str, tuple[_Terms, Callable[..., Tensor]]] = {
 
 
 def smooth_grad(method: Method, n_samples: int = 25, sigma: float = 0.15, seed: int = 0, power: str = "mean") -> Method:
-    r"""SmoothGrad: the method, averaged over noisy copies of the input.
+    r"""SmoothGrad: the method averaged over noisy copies of the input.
 
     .. math:: s(x) = \frac{1}{n} \sum_{i=1}^n \mathrm{method}(x + \epsilon_i), \quad
               \epsilon_i \sim N(0, \sigma^2 (\max x - \min x)^2)
 
     ``sigma`` is a fraction of each image's range of values. ``power`` may be ``'squared'``, the mean of the squared
-    maps, or ``'variance'`` (VarGrad). The noise has its own generator, so equal seeds give equal maps and the global
-    random state stays. Every sample costs a call, and memory does not grow with ``n_samples``.
-    Smilkov et al., SmoothGrad, 2017. Raises ``ValueError`` for fewer than one sample or a negative sigma.
+    maps, or ``'variance'`` (VarGrad). The noise has its own random generator: equal seeds give equal maps, and the
+    global random state is unchanged. Every sample costs one call; memory does not grow with ``n_samples``. Smilkov
+    et al., SmoothGrad, 2017. Raises ``ValueError`` for fewer than one sample or a negative sigma.
 
     >>> smooth_grad(lambda model, x, target: x, n_samples=2, sigma=0)(None, torch.ones(1, 3), 0)
     tensor([[1., 1., 1.]])
@@ -42,7 +42,7 @@ def smooth_grad(method: Method, n_samples: int = 25, sigma: float = 0.15, seed: 
     if not is_number(sigma) or sigma < 0:
         raise ValueError(f"sigma={shown(sigma)} is not a fraction of the input's range; expected a number >= 0.")
     if not (isinstance(power, str) and power in _POWERS):
-        raise ValueError(f"power={shown(power)} is not a power of the map; expected one of {', '.join(_POWERS)}.")
+        raise ValueError(f"power={shown(power)} is not a valid power; expected one of {', '.join(_POWERS)}.")
     terms, finish = _POWERS[power]
 
     @wraps(method)

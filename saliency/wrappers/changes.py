@@ -1,4 +1,4 @@
-"""Changes of finished maps: filtered, brought to one scale, several layers in one."""
+"""Changes of finished maps: filtered, normalised, or fused over several layers."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -18,21 +18,21 @@ from saliency.wrappers.wrapping import Method, as_precise, check_method, refuse_
 def low_pass(method: Method, cutoff: float) -> Method:
     """FORGrad: the method's maps without their high frequencies.
 
-    What varies faster than ``cutoff`` is removed, as a fraction of the highest frequency that the map can hold; 1
-    removes the corners of the spectrum alone. Signed attributions (``reduction=None``) are filtered as they are, which
-    is the paper's filter. Muzellec et al., Saliency Strikes Back: How Filtering out High Frequencies Improves White-Box
-    Explanations, ICML 2024.
+    Removes everything above ``cutoff``, a fraction of the highest frequency that the map can represent; 1 removes
+    only the corners of the spectrum. With ``reduction=None``, signed attributions are filtered, as in the paper.
+    Muzellec et al., Saliency Strikes Back: How Filtering out High Frequencies Improves White-Box Explanations, ICML
+    2024.
 
     >>> low_pass(lambda model, x, target: x, 0.5)(None, torch.tensor([[[1.0, -1.0, 1.0, -1.0]]]), 0)
     tensor([[[0., 0., 0., 0.]]])
     """
     check_method(method, "low_pass")
     if not is_number(cutoff) or not 0 < cutoff <= 1:
-        raise ValueError(f"cutoff={shown(cutoff)} is not a share of the frequencies; expected 0 < cutoff <= 1.")
+        raise ValueError(f"cutoff={shown(cutoff)} is not a fraction of the frequencies; expected a number in (0, 1].")
 
     def smooth(saliency: Tensor) -> Tensor:
         if saliency.ndim < 3:
-            raise ValueError(f"method made {describe(saliency)}, no map to filter; expected (N, K, h, w).")
+            raise ValueError(f"method returned {describe(saliency)}, which is not a map; expected (N, K, h, w).")
         axes = tuple(range(2, saliency.ndim))
         squares = [torch.fft.fftfreq(side, 0.5, device=saliency.device).square() for side in saliency.shape[2:]]
         kept = sum(torch.meshgrid(*squares, indexing="ij"), torch.zeros(())) <= cutoff**2
@@ -42,17 +42,17 @@ def low_pass(method: Method, cutoff: float) -> Method:
 
 
 def normalised(method: Method, by: str = "max") -> Method:
-    r"""The method's maps on one scale: each divided by its largest absolute value, or as ``by`` says.
+    r"""The method's maps on a common scale: divided by their largest absolute value, or as ``by`` says.
 
-    ``'max'``: :math:`s / \max |s|`; ``'minmax'``: :math:`(s - \min s) / (\max s - \min s)`, from 0 to 1; ``'sum'``:
-    :math:`s / \sum |s|`. A constant map becomes 0 by ``'minmax'``, and a map of zeros stays one.
+    ``'max'``: :math:`s / \max |s|`; ``'minmax'``: :math:`(s - \min s) / (\max s - \min s)`, in [0, 1]; ``'sum'``:
+    :math:`s / \sum |s|`. With ``'minmax'``, a constant map becomes 0; a map of zeros is unchanged.
 
     >>> normalised(lambda model, x, target: x)(None, torch.tensor([[[1.0, -4.0]]]), 0)
     tensor([[[ 0.2500, -1.0000]]])
     """
     check_method(method, "normalised")
     if not (isinstance(by, str) and by in ("max", "minmax", "sum")):
-        raise ValueError(f"by={shown(by)} is not a scale; expected 'max', 'minmax' or 'sum'.")
+        raise ValueError(f"by={shown(by)} is not a normalisation; expected 'max', 'minmax' or 'sum'.")
 
     def scale(saliency: Tensor) -> Tensor:
         axes = tuple(range(2, saliency.ndim)) or (1,)
@@ -65,13 +65,13 @@ def normalised(method: Method, by: str = "max") -> Method:
 
 
 def fused(method: Method, fuse: str = "max", gamma: float | None = 2.0) -> Method:
-    r"""One map of several layers: the maps of the method, normalised, and their ``'mean'``, ``'max'`` or ``'product'``.
+    r"""One map of several layers: the ``'mean'``, ``'max'`` or ``'product'`` of the method's normalised maps.
 
     .. math:: s = \max_l \, \tanh\Bigl(\gamma \frac{\max(0, s_l)}{\max_u s_{lu}}\Bigr)
 
-    The maps of the list of layers that the wrapped method is called with, each brought to the size of the largest. The
-    maximum with ``gamma=2`` is LayerCAM's, ``gamma=None`` leaves out the hyperbolic tangent: then the product is
-    RefineCAM's. Values are in [0, 1]. Jiang et al., LayerCAM, TIP 2021. Raises ``ValueError`` for another ``fuse``.
+    over the list of layers that the wrapped method is called with, each map resized to the largest. The maximum
+    with ``gamma=2`` is LayerCAM's. ``gamma=None`` omits the hyperbolic tangent; the product is then RefineCAM's.
+    Values are in [0, 1]. Jiang et al., LayerCAM, TIP 2021. Raises ``ValueError`` for another ``fuse``.
 
     >>> maps = lambda model, x, target, layers: [x, 2 - x]
     >>> fused(maps, "mean", gamma=None)(torch.nn.Identity(), torch.tensor([[[0.0, 2.0]]]), 0, ["a", "b"])
@@ -103,7 +103,7 @@ def fused(method: Method, fuse: str = "max", gamma: float | None = 2.0) -> Metho
 
 
 def _finished(method: Method, change: Callable[[Tensor], Tensor]) -> Method:
-    """The method, whose maps are changed."""
+    """The method with its maps changed."""
 
     @wraps(method)
     def changed(model: Any, input: Any, *args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Augmentation: the maps of changed images, each changed back."""
+"""Augmentation: the maps of transformed images, each transformed back."""
 
 from collections.abc import Sequence
 from functools import partial, wraps
@@ -16,10 +16,11 @@ from saliency.wrappers.wrapping import Method, check_method, refuse_probes, wide
 
 
 class Warp(NamedTuple):
-    """A change of an image that can be undone.
+    """An invertible transformation of an image.
 
-    In this order: it is mirrored left to right by ``flip``, turned counterclockwise by ``angle`` degrees, enlarged by
-    ``scale``, and moved by ``shift`` = (right, down) as a fraction of its sides; its values are multiplied by ``gain``.
+    In this order: flip left to right if ``flip``, rotate counterclockwise by ``angle`` degrees, enlarge by
+    ``scale``, translate by ``shift`` = (right, down) as a fraction of the sides; then multiply the values by
+    ``gain``.
     """
 
     angle: float = 0.0
@@ -29,11 +30,11 @@ class Warp(NamedTuple):
     gain: float = 1.0
 
     def matrix(self, width: int, height: int) -> Tensor:
-        """Where in an image the points of the changed one are, (3, 3), in coordinates from -1 to 1."""
+        """The matrix (3, 3) from points of the transformed image to points of the image, both in [-1, 1]."""
         turn, sides = radians(self.angle), torch.tensor([width, height, 1.0], dtype=torch.float64)
         cosine, sine = cos(turn) * self.scale, sin(turn) * self.scale
         forward = torch.tensor([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
-        forward = forward * sides / sides[:, None]  # a turn is one in pixels
+        forward = forward * sides / sides[:, None]  # a rotation preserves lengths in pixels
         if self.flip:
             forward[:, 0] *= -1
         forward[:2, 2] = 2 * torch.tensor(self.shift, dtype=torch.float64)
@@ -45,14 +46,14 @@ FLIPS = (Warp(), Warp(flip=True))
 
 
 def augmented(method: Method, warps: Sequence[Warp] = FLIPS) -> Method:
-    r"""Test-time augmentation: the maps of changed images, each changed back, averaged.
+    r"""Test-time augmentation: the maps of transformed images, each transformed back, averaged.
 
     .. math:: s(x) = \frac{1}{n} \sum_i w_i^{-1}(\mathrm{method}(w_i(x)))
 
-    ``warps`` are the changes :math:`w_i`: the image and its mirror image, if they are left out. A map counts where the
-    changed image shows a point; what lies outside of an image continues its border. For images (N, C, H, W) and maps
-    of any resolution. Small rotations, ``[Warp(angle) for angle in (-10, -5, 0, 5, 10)]``, average out what depends on
-    the grid of patches of a transformer.
+    with the transformations :math:`w_i` in ``warps``; by default, the image and its mirror image. Each map counts
+    only where its transformed image shows a point; outside, an image continues its border. For images (N, C, H, W)
+    and maps of any resolution. Small rotations, ``[Warp(angle) for angle in (-10, -5, 0, 5, 10)]``, average out
+    effects of a transformer's grid of patches.
 
     >>> augmented(lambda model, x, target: x)(None, torch.arange(4.0).view(1, 1, 2, 2), 0)
     tensor([[[[0., 1.],
@@ -61,16 +62,16 @@ def augmented(method: Method, warps: Sequence[Warp] = FLIPS) -> Method:
     check_method(method, "augmented")
     listed = list(warps) if isinstance(warps, Sequence) else []
     if not listed or not all(isinstance(warp, Warp) for warp in listed):
-        raise ValueError(f"warps={shown(warps)} is not a list of changes; expected Warp(...), one at least.")
+        raise ValueError(f"warps={shown(warps)} is not a list of warps; expected at least one Warp(...).")
     for warp in listed:
         if not all(map(is_number, (warp.angle, warp.scale, *warp.shift, warp.gain))) or warp.scale <= 0:
-            raise ValueError(f"warps={warp!r} cannot be undone; expected finite numbers and scale > 0.")
+            raise ValueError(f"warps={warp!r} is not invertible; expected finite numbers and scale > 0.")
 
     @wraps(method)
     def averaged(model: Any, input: Any, *args: Any, **options: Any) -> Any:
         refuse_probes(options)
         if not isinstance(input, Tensor) or input.ndim != 4:
-            raise ValueError(f"input={describe(input)} cannot be turned or mirrored; expected images (N, C, H, W).")
+            raise ValueError(f"input={describe(input)} cannot be transformed; expected images (N, C, H, W).")
         total, found = None, None
         for warp in listed:
             matrix = warp.matrix(input.shape[3], input.shape[2])
@@ -89,8 +90,8 @@ def _warped(x: Tensor, matrix: Tensor, outside: str) -> Tensor:
 
 
 def _changed_back(saliency: Tensor, matrix: Tensor) -> Tensor:
-    """The maps (N, K, h, w) of a changed image where they are in the image, and behind them where that is seen."""
+    """The maps (N, K, h, w) transformed back, followed by a channel that says where they are defined."""
     if saliency.ndim != 4:
-        raise ValueError(f"method made {describe(saliency)}, which cannot be changed back; expected maps (N, K, h, w).")
+        raise ValueError(f"method returned {describe(saliency)}, which is not a map; expected (N, K, h, w).")
     seen = torch.cat([wide(saliency), torch.ones_like(wide(saliency[:, :1]))], 1)
     return _warped(seen, torch.linalg.inv(matrix), "zeros")

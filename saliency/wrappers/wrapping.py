@@ -1,4 +1,4 @@
-"""What every wrapper does: check its method, refuse what it cannot pass on, and keep precision."""
+"""What every wrapper does: check its method, refuse options that it cannot support, and keep the precision."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,11 +9,11 @@ from torch.nn import Module
 
 from saliency.engine.checks import check_flag, shown
 
-Method = TypeVar("Method", bound=Callable[..., Any])  # what is wrapped is called as before
+Method = TypeVar("Method", bound=Callable[..., Any])  # a wrapped method has the same signature
 
 
 def check_method(method: object, name: str) -> None:
-    """Raise ``ValueError`` for what is not a method, such as the result of one, in a call of the wrapper ``name``."""
+    """Raise ``ValueError`` for what is not a method, such as the result of one, passed to the wrapper ``name``."""
     if not callable(method) or isinstance(method, Module):
         raise ValueError(
             f"method={shown(method)} is not a method; expected a function such as gradient, whose result is called: "
@@ -22,7 +22,7 @@ def check_method(method: object, name: str) -> None:
 
 
 def refuse_probes(options: dict[str, Any]) -> None:
-    """Raise ``ValueError`` for options of which the result is more than maps."""
+    """Raise ``ValueError`` for options with which a method returns more than maps."""
     for option in ("debug", "return_convergence_delta"):
         check_flag(option, options.get(option, False))
         if options.get(option):
@@ -30,7 +30,7 @@ def refuse_probes(options: dict[str, Any]) -> None:
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32 at least: a sum of hundreds in bfloat16 stops to grow."""
+    """In float32 or wider: in bfloat16, a sum of hundreds of terms stops growing."""
     return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 

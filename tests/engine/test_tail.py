@@ -623,7 +623,10 @@ def test_a_layer_that_is_not_reached():
     model = Join(JOINS["sum"])
     model.other = nn.Identity()
     call = make_call(model, torch.randn(1, 2, 3, 4))
-    with evaluating(model), pytest.raises(ValueError, match=r"saliency_layer='other' gave no tensor.*expected .*\."):
+    with (
+        evaluating(model),
+        pytest.raises(ValueError, match=r"saliency_layer='other' returned no tensor.*expected"),
+    ):
         Tail(make_site(call, "other"), call)
 
 
@@ -632,7 +635,7 @@ def test_a_layer_without_rows_of_images():
     call = make_call(model, torch.randn(1, 2, 3, 4))
     with (
         evaluating(model),
-        pytest.raises(ValueError, match=r"saliency_layer='1' makes \(36,\), no batch of 1 image; .*"),
+        pytest.raises(ValueError, match=r"saliency_layer='1' returns \(36,\), not a batch of 1; .*"),
     ):
         Tail(make_site(call, "1"), call)
 

@@ -108,8 +108,8 @@ BAD_TARGETS = [
     (torch.ones(3), "(3,)"),
     (torch.ones(3, 3), "(3, 3)"),
     (torch.ones(2, 3, 1), "(2, 3, 1)"),
-    (torch.zeros(2, 0, dtype=torch.long), "no map"),
-    (np.zeros((2, 0), int), "no map"),
+    (torch.zeros(2, 0, dtype=torch.long), "is empty"),
+    (np.zeros((2, 0), int), "is empty"),
     ([[], []], ""),
     ([[0, 1], [2]], "different length"),
     ([[0, 1]] * 3, "the batch holds 2 samples"),
@@ -183,7 +183,7 @@ def test_select_scores():
 
 @pytest.mark.parametrize("output", [{"a": torch.ones(2, 3)}, (), None, 3.0, "text", (None, torch.ones(2, 3))], ids=str)
 def test_outputs_of_which_nothing_can_be_chosen(output):
-    with pytest.raises(ValueError, match=r"target=1 cannot choose .*function.*expected"):
+    with pytest.raises(ValueError, match=r"target=1 does not apply to .*function.*expected"):
         Targets(1, 2).select(output)
 
 

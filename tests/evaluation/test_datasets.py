@@ -545,7 +545,7 @@ def test_data_sets_are_named():
         (["scenes"], {"on_error": "ignore"}, r"on_error='ignore' is unknown; .* accepted"),
         (["scenes", "."], {}, r"root='\.' does not go with 'scenes'.* accepted"),
         (["scenes"], {"scenes": 0}, r"scenes=0 is no number of scenes; .* accepted"),
-        (["scenes"], {"seed": -1}, r"seed=-1 is no seed"),
+        (["scenes"], {"seed": -1}, r"seed=-1 is not a valid seed"),
     ],
 )
 def test_wrong_arguments(arguments, options, message):

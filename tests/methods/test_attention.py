@@ -226,7 +226,7 @@ def test_a_chain_begins_in_a_module(method):
     found = function(model, x, 1, "blocks.1")
     torch.testing.assert_close(found, function(model, x, 1, start_layer=1), rtol=0, atol=0)
     torch.testing.assert_close(function(model, x, 1, "blocks.1", start_layer=1), function(model, x, 1, start_layer=2))
-    with pytest.raises(ValueError, match=r"^start_layer=3 is none of the attentions; expected 0 to 2\.$"):
+    with pytest.raises(ValueError, match=r"^start_layer=3 is not an attention's index; expected 0 to 2\.$"):
         function(model, x, 1, start_layer=3)
 
 

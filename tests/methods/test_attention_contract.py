@@ -232,7 +232,7 @@ def test_a_shared_pass(method):
 def test_arguments_that_mean_nothing(method):
     model, input = SPELLED.model(), SPELLED.input()
     for options, words in (
-        ({"saliency_layer": ["blocks.0"]}, r"saliency_layer=.*several layers; expected one.*start_layer"),
+        ({"saliency_layer": ["blocks.0"]}, r"saliency_layer=.*not one layer; expected the one.*start_layer"),
         (
             {"saliency_layer": "blocks.0.mlp"},
             r"saliency_layer='blocks.0.mlp' holds no attention; expected one of blocks",

@@ -59,6 +59,12 @@ def test_of_maps_of_scores_the_others_count_where_the_target_does():
     )
 
 
+@pytest.mark.parametrize("target", [0, 1, 2])
+def test_a_class_is_not_compared_with_itself_where_scores_are_equal(target):
+    gradient = get_finer_gradient(torch.tensor([[1.0, 1.0, 1.0, 0.0]]), target, gamma=0.6, num_references=2)
+    assert gradient[0].tolist() == pytest.approx([1 if c == target else -0.3 for c in range(3)] + [0])
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -701,7 +701,7 @@ class TestErrors:
             contrastive_excitation_backprop(model, torch.rand(1, 3, 6, 6), 1, "")
 
     def test_the_last_operation_off_the_path(self):
-        """The error names what the caller can change."""
+        """It is passed over where no classifier is named, and an error that names the argument where it is."""
 
         class Heads(nn.Module):
             def __init__(self) -> None:
@@ -715,8 +715,9 @@ class TestErrors:
         model, x = Heads().double(), torch.rand(1, 3, 6, 6, dtype=torch.float64)
         found = contrastive_excitation_backprop(model, x, 1, "conv", None, "fc")
         torch.testing.assert_close(found, contrast_by_hand(model, x, 1, "conv", "fc"))
-        with pytest.raises(ValueError, match=r"^classifier_layer=None .*expected .*\.$"):
-            contrastive_excitation_backprop(model, x, 1, "conv")
+        torch.testing.assert_close(contrastive_excitation_backprop(model, x, 1, "conv"), found)
+        with pytest.raises(ValueError, match=r"^classifier_layer=Linear .*expected .*\.$"):
+            contrastive_excitation_backprop(model, x, 1, "conv", None, "box")
 
     def test_the_context_is_not_to_be_chosen(self):
         with pytest.raises((TypeError, ValueError)):
@@ -901,3 +902,40 @@ def test_a_linear_layer_of_what_the_model_has_learnt_is_a_constant():
     assert found.any()
     fixed = model.query(model.embed.weight[None]).detach()
     torch.testing.assert_close(found, contrastive_excitation_backprop(model, input, 1, "conv", classifier_layer="fc"))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_the_contrast_cancels_at_each_position_the_map_is_zero_and_says_so(dtype):
+    """At the input of a segmenter's last convolution; what is left there is rounding, and not a map."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.Conv2d(64, 5, 1)).eval().to(dtype)
+    input = torch.rand(2, 1, 12, 12, dtype=dtype)
+    with pytest.warns(UserWarning, match="zero"):
+        found = contrastive_excitation_backprop(model, input, 1, "1")
+    assert not found.any()
+    signed = contrastive_excitation_backprop(model, input, 1, "1", **RAW)
+    assert (signed.abs().sum(1) > 1e-3).all()
+    assert contrastive_excitation_backprop(model, input, 1, "", contrast_layer="1").isfinite().all()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_of_several_heads_the_classifier_is_the_one_on_the_way_to_the_score(shared):
+    """As in a detector, whose boxes are computed last."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    heads = {"classes": nn.Linear(4, 3), "boxes": nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))}
+    model = cases.Net(
+        lambda net, x: {"logits": net.classes(y := net.body(x)), "boxes": net.boxes(y)}, body=body, **heads
+    )
+    input = torch.rand(2, 1, 6, 6)
+    options = {"shared": saliency.shared_forward(model, input)} if shared else {}
+    found = contrastive_excitation_backprop(model, input, 1, "body.1", **options)
+    assert found.any()
+    expected = contrastive_excitation_backprop(model, input, 1, "body.1", classifier_layer="classes")
+    torch.testing.assert_close(found, expected)
+    boxes = contrastive_excitation_backprop(model, input, lambda output: output["boxes"][:, 0], "body.1")
+    expected = contrastive_excitation_backprop(
+        model, input, lambda output: output["boxes"][:, 0], "body.1", classifier_layer="boxes"
+    )
+    torch.testing.assert_close(boxes, expected)

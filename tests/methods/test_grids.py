@@ -47,8 +47,8 @@ def test_gradients_reach_the_grids():
     ("layout", "message"),
     [
         ("layer", r"layout='layer' makes no grid \(1, C, h, w\) of an activation \(1, 7, 5\); expected .*\."),
-        (lambda x: x[:, 1:].mT.unflatten(2, (2, 3)) / 2, "computes with an activation; expected .*"),
-        (lambda x: x[:, [1, 1]].mT.unflatten(2, (1, 2)), "computes with an activation"),
+        (lambda x: x[:, 1:].mT.unflatten(2, (2, 3)) / 2, "changes an activation's values; expected .*"),
+        (lambda x: x[:, [1, 1]].mT.unflatten(2, (1, 2)), "changes an activation's values"),
     ],
 )
 def test_errors(layout, message):

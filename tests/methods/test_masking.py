@@ -387,7 +387,7 @@ def test_errors_come_before_the_model_runs(model, input, function, options, word
         ((0, 1), r"target=\(0, 1\) does not index"),
         ([(0,), (7,)], "is out of range for an output"),
         (torch.zeros(2, 3), "has shape"),
-        (torch.zeros(2, 0).long(), "asks for no map"),
+        (torch.zeros(2, 0).long(), "is empty"),
         (lambda output: output[None], "returned a tensor of shape"),
     ],
     ids=cases.shown,
@@ -404,7 +404,7 @@ def test_outputs_without_scores_are_errors(input):
     model = cases.DICT.model()
     with pytest.raises(ValueError, match=r"returned a dict .*expected .*\.$"):
         rise(model, input, **FEW)
-    with pytest.raises(ValueError, match=r"target=1 cannot choose .*expected .*\.$"):
+    with pytest.raises(ValueError, match=r"target=1 does not apply to .*expected .*\.$"):
         rise_class(model, input, 1, **FEW)
 
     class Total(cases.InPlace):

@@ -540,7 +540,7 @@ def test_a_call_of_a_layer_that_runs_twice_is_named_by_its_index():
     for method in (saliency.gradient_x_activation, saliency.activation):
         each = [method(model, input, 2, "conv", call=call, reduction=None) for call in (0, 1)]
         close(method(model, input, 2, "conv", call="all", reduction=None), sum(each))
-    with pytest.raises(ValueError, match=r"^call=2 is not a call of 'conv', which runs 2 times"):
+    with pytest.raises(ValueError, match=r"^call=2 is not a call of 'conv'; expected one of 2 calls"):
         saliency.internal_influence(model, input, 2, "conv", call=2)
 
 

@@ -79,11 +79,11 @@ def test_spellings_of_a_pool_and_a_classifier(name):
     [
         (
             (nn.Flatten(), nn.Linear(150, 4)),
-            "a global average pool of its 5 channels (linear of 4 numbers comes first)",
+            "a global average pool of its 5 channels (linear with 4 values comes first)",
         ),
         ((nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(5, 4)), "a global average pool of its 5 channels"),
-        ((nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 4)), "(adaptive_avg_pool2d of 20 numbers comes first)"),
-        ((nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)), "(batch_norm of 150 numbers"),
+        ((nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 4)), "(adaptive_avg_pool2d with 20 values comes first)"),
+        ((nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)), "(batch_norm with 150 values"),
         ((nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(5), nn.Linear(5, 4)), "(layer_norm comes first)"),
         ((nn.AdaptiveAvgPool2d(1), nn.Flatten()), "a classifier of their means (nothing comes first)"),
         (

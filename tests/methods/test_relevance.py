@@ -469,7 +469,7 @@ class TestFirstLayer:
 
     def test_it_does_not_go_through_anything_else(self):
         model = Net(lambda s, x: s.conv(x - 0.5).mean((2, 3)), conv=self.conv)
-        with pytest.raises(ValueError, match=r"stands in front of an operation \(conv2d\) whose rule"):
+        with pytest.raises(ValueError, match=r"precedes an operation \(conv2d\) whose rule"):
             lrp(model, rand(1, 3, 5, 5), 0, "", "epsilon_plus_flat")
         assert lrp(model, rand(1, 3, 5, 5), 0, "conv", "epsilon_plus_flat").shape == (1, 1, 3, 3)
         inside = lrp(model, rand(1, 3, 5, 5), 0, "conv", "epsilon_plus_flat", attribute_to_layer_input=True)
@@ -570,7 +570,7 @@ def test_the_context_serves_other_methods_and_paths():
     [
         ({"rules": "epsilon_pluss"}, "did you mean 'epsilon_plus'"),
         ({"rules": "epsilon_gamma_box"}, r"expected saliency.rules.epsilon_gamma_box\(low, high\)"),
-        ({"rules": 3}, "rules=3 is of another type"),
+        ({"rules": 3}, "rules=3 is of the wrong type"),
         ({"return_convergence_delta": True, "debug": True}, "is not possible without a path"),
     ],
 )
@@ -584,7 +584,7 @@ def test_bad_options(options, message):
     [
         (lambda: rules.epsilon(-1), "epsilon=-1 is not a factor"),
         (lambda: rules.gamma(float("nan")), "gamma=nan is not a factor"),
-        (lambda: rules.relevance_rules(rules.epsilon(), "epsilon"), "linear='epsilon' is of another type"),
+        (lambda: rules.relevance_rules(rules.epsilon(), "epsilon"), "linear='epsilon' is of the wrong type"),
     ],
 )
 def test_bad_rules(build, message):
@@ -595,3 +595,24 @@ def test_bad_rules(build, message):
 def test_bounds_that_do_not_fit():
     with pytest.raises(ValueError, match=r"low=.* does not fit an input of shape"):
         lrp(drawn(nn.Conv2d(3, 2, 2)), rand(1, 3, 3, 3), (0, 0, 0), "", rules.epsilon_gamma_box([1, 2], 3))
+
+
+def test_weights_that_are_standardised_when_they_are_used_are_weights():
+    """As in a normaliser-free network, which takes them through a batch norm of their own."""
+
+    def forward(net: Net, x: Tensor) -> Tensor:
+        weight = net.conv.weight if fixed is None else fixed
+        if fixed is None:
+            gain = net.gain.weight.view(-1)
+            weight = F.batch_norm(weight.reshape(1, 4, -1), None, None, gain, training=True).reshape_as(weight)
+        return net.fc(F.conv2d(x, weight, net.conv.bias).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    fixed = None
+    parts = {"conv": nn.Conv2d(2, 4, 3), "gain": nn.Linear(4, 1), "fc": nn.Linear(4, 3)}
+    model, input = Net(forward, **parts).double(), torch.rand(2, 2, 6, 6, dtype=torch.float64)
+    found = saliency.lrp(model, input, 1, rules="epsilon_plus")
+    weight = model.conv.weight.detach()
+    mean, variance = weight.mean((1, 2, 3), keepdim=True), weight.var((1, 2, 3), keepdim=True, correction=0)
+    fixed = (weight - mean) / (variance + 1e-5).sqrt() * model.gain.weight.detach().view(-1, 1, 1, 1)
+    torch.testing.assert_close(found, saliency.lrp(model, input, 1, rules="epsilon_plus"))

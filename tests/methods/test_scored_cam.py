@@ -265,6 +265,6 @@ def test_errors_come_before_the_first_forward_pass(case):
 def test_a_table_of_features_has_nothing_to_mask():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double()
     with pytest.raises(
-        ValueError, match=r"input=a tensor of shape \(2, 4\) is not masked by .*; expected \(N, C, h, w\)"
+        ValueError, match=r"input=a tensor of shape \(2, 4\) cannot be masked by .*; expected \(N, C, h, w\)"
     ):
         score_cam(model, draw(2, 4), 1, "0")

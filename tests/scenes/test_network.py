@@ -26,7 +26,7 @@ def test_average_precision_is_the_mean_precision_at_the_positives() -> None:
     expected = [(1 / 1 + 2 / 3) / 2, (1 / 3 + 2 / 4) / 2]
     assert average_precision(scores, labels).tolist() == pytest.approx(expected)
     assert average_precision(scores, torch.zeros(4, 2)).isnan().all()
-    with pytest.raises(ValueError, match=r"^scores=\(4, 2\) .* accepted\.$"):
+    with pytest.raises(ValueError, match=r"^scores=\(4, 2\) .*; expected .*\.$"):
         average_precision(scores, labels[:2])
 
 
@@ -122,17 +122,17 @@ def test_missing_or_broken_weights_raise_one_clear_error(tmp_path: Path, content
     path = tmp_path / "broken.pt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"^weights=.*broken\.pt.* accepted\.$"):
+    with pytest.raises(ValueError, match=r"^weights=.*broken\.pt.*; expected .*\.$"):
         scene_network(path)
 
 
 def test_weights_that_are_no_path_raise_one_clear_error() -> None:
-    with pytest.raises(ValueError, match=r"^weights=None .* accepted\.$"):
+    with pytest.raises(ValueError, match=r"^weights=None .*; expected .*\.$"):
         scene_network(None)  # type: ignore[arg-type]
 
 
 def test_weights_of_another_network_raise_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     torch.save(torch.nn.Linear(2, 2).state_dict(), path)
-    with pytest.raises(ValueError, match=r"^weights=.*other\.pt.* accepted\.$"):
+    with pytest.raises(ValueError, match=r"^weights=.*other\.pt.*; expected .*\.$"):
         scene_network(path)

@@ -213,7 +213,7 @@ class TestLost:
         nn.init.ones_(model[1].weight)
         x = torch.tensor([[[[1.0, 3.0], [2.0, 2.0]]]])
         torch.testing.assert_close(mass(excitation_backprop(model, x, 0, "")), ones(1))
-        with pytest.warns(UserWarning, match=r"nothing of the winning probability arrives"):
+        with pytest.warns(UserWarning, match=r"none of the winning probability arrives"):
             excitation_backprop(model, -x, 0, "")
 
     @pytest.mark.parametrize("bias", [-5.0, -50.0])
@@ -221,7 +221,7 @@ class TestLost:
     def test_a_mean_of_negative_scores(self, mean, bias):
         model = Net(lambda s, x: mean(s.conv(x)), conv=nn.Conv2d(3, 2, 3))
         nn.init.constant_(model.conv.bias, bias)
-        with pytest.warns(UserWarning, match="nothing of .* arrives: .* a mean of negative values") as told:
+        with pytest.warns(UserWarning, match="none of .* arrives: .* a mean of negative values") as told:
             found = excitation_backprop(model, image(), 1, "conv")
         assert len(told) == 1
         assert not found.any()

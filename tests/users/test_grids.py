@@ -251,7 +251,7 @@ def test_tokens_that_are_written_into_a_buffer():
         return buffer
 
     check(reads(tokens, 40 + 12), image(1, 3, 20, 40), (5, 10), (1, 2))
-    with pytest.raises(ValueError, match=r"^layout=None gives an activation .*\(1, 46, 6\) no grid"):
+    with pytest.raises(ValueError, match=r"^layout=None is not that of a grid for an activation .*\(1, 46, 6\)"):
         saliency.saliency(reads(tokens, 3), image(1, 3, 8, 12), 1, "norm")  # 40 are not few beside 6
 
 
@@ -366,7 +366,7 @@ def test_units_that_are_merged_in_another_order():
     x = image(1, 3, 24, 40)
     check(reads(merged, 7), x, (3, 5), (1, 2))
     for layer in ("mix", "norm"):
-        with pytest.raises(ValueError, match="no grid"):
+        with pytest.raises(ValueError, match="does not describe a grid"):
             saliency.saliency(reads(unrolled, 7), x, 1, layer)
 
 

@@ -169,7 +169,7 @@ def test_a_zero_head_is_named(zero):
     model = net(lambda s, x: s.fc(tokens(s, x).mean(1)) * (0 if zero == "scale" else 1), **parts)
     if zero != "scale":
         model.fc.weight.data[1 if zero == "row" else slice(None)] = 0
-    with pytest.raises(ValueError, match=r"^saliency_layer=None .* gradient of this target is zero at every one"):
+    with pytest.raises(ValueError, match=r"^saliency_layer=None .* gradient of this target is zero at all of them"):
         grad_cam(model, X, 1)
 
 

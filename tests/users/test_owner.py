@@ -163,7 +163,7 @@ def test_what_is_no_tensor_stays():
 def test_a_frozen_model_is_explained_or_refused_in_one_line(freeze):
     model = small()
     frozen = freeze(torch.jit.script(model))
-    with pytest.raises(ValueError, match=r"model=TorchScript takes no hook; expected the nn\.Module"):
+    with pytest.raises(ValueError, match=r"model=TorchScript does not accept hooks; expected the original nn\.Module"):
         saliency.gradient(frozen, X, 1)
     with pytest.raises(ValueError, match="TorchScript"):
         saliency.guided_backprop(frozen, X, 1)
@@ -174,7 +174,7 @@ def test_an_exported_program():
     model = small()
     fixed = torch.export.export(model, (X,)).module()
     torch.testing.assert_close(saliency.gradient(fixed, X, 1), autograd(lambda x: model(x)[:, 1]))
-    with pytest.raises(ValueError, match=r"exported program and refuses 100 samples .*expected dynamic_shapes"):
+    with pytest.raises(ValueError, match=r"program that does not accept 100 samples .*expected dynamic_shapes"):
         saliency.integrated_gradients(fixed, X, 1)
     any_batch = torch.export.export(model, (X,), dynamic_shapes=({0: torch.export.Dim("n", max=256)},)).module()
     for name in ("integrated_gradients", "occlusion"):

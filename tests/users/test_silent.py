@@ -87,7 +87,7 @@ class TestNoRuleRan:
     def test_what_has_no_rule_is_a_warning(self, method, name):
         model = gated(UNKNOWN[name])
         with pytest.warns(
-            UserWarning, match=r"^context_builder=\w+ changed nothing: .*looked for .*relu.*silu"
+            UserWarning, match=r"^context_builder=\w+ changed nothing: .*expected one of .*relu.*silu"
         ) as told:
             found = method(model, image(), 1)
         assert len(told) == 1
@@ -119,7 +119,7 @@ class TestNoRuleRan:
 
     def test_behind_the_layer_there_is_none(self):
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(128, 3))
-        with pytest.warns(UserWarning, match=r"behind saliency_layer='2'"):
+        with pytest.warns(UserWarning, match=r"after saliency_layer='2'"):
             guided_backprop(model, image(), 1, "2")
         guided_backprop(model, image(), 1, "0")
 
@@ -127,7 +127,7 @@ class TestNoRuleRan:
         def builder() -> RuleContext:
             return RuleContext({torch.tanh: Pre(torch.relu), Tensor.tanh: Pre(torch.relu)})
 
-        with pytest.warns(UserWarning, match=r"context_builder=RuleContext changed nothing: .*looked for tanh\."):
+        with pytest.warns(UserWarning, match=r"context_builder=RuleContext changed nothing: .*expected one of tanh\."):
             guided_backprop(gated(F.relu), image(), 1, context_builder=builder)
         guided_backprop(gated(torch.tanh), image(), 1, context_builder=builder)
 
@@ -294,7 +294,7 @@ class TestMapThatShowsNothing:
     @pytest.mark.parametrize("resize", [False, True])
     def test_behind_the_pooling(self, method, layer, resize):
         with pytest.warns(
-            UserWarning, match=rf"^saliency_layer='{layer}' has one position.*saliency_layer='2'\."
+            UserWarning, match=rf"^saliency_layer='{layer}' has a single position.*saliency_layer='2'\."
         ) as told:
             getattr(saliency, method)(pooled(), image(), 1, layer, resize=resize)
         assert len(told) == 1
@@ -313,7 +313,7 @@ class TestMapThatShowsNothing:
 
     def test_the_input_is_tried_where_nothing_is_found(self):
         model = nn.Sequential(nn.Flatten(), nn.Linear(432, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
-        with pytest.warns(UserWarning, match=r"has one position.*try saliency_layer=''\."):
+        with pytest.warns(UserWarning, match=r"has a single position.*try saliency_layer=''\."):
             gradient(model, image(), 1, "1")
 
     def test_every_method_on_a_dead_network(self):
@@ -351,7 +351,7 @@ class TestScoresThatAreNotFinite:
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     @pytest.mark.parametrize("layer", ["", "0"])
     def test_extremal_perturbations_raise_before_the_search(self, layer, value):
-        with pytest.raises(ValueError, match=r"^model=Sequential makes a score that is NaN or infinite; expected"):
+        with pytest.raises(ValueError, match=r"^model=Sequential returned a score that is NaN or infinite; expected"):
             saliency.extremal_perturbation(spoilt(value), image(), 1, saliency_layer=layer)
 
     def test_a_score_that_the_search_makes_nan(self):

@@ -104,7 +104,7 @@ def test_a_function_is_given_an_output_of_boxes_as_it_is():
 @pytest.mark.parametrize("method", [case.name for case in cases.GENERAL])
 def test_labels_are_no_indices(method, labels):
     options = {"rise": FEW, "extremal_perturbation": SEARCH}.get(method, {})
-    with pytest.raises(ValueError, match=r"^target=.*labels do: pass target\.float\(\) or indices; expected"):
+    with pytest.raises(ValueError, match=r"^target=.*labels do: pass target\.float\(\), or class indices; expected"):
         METHODS[method].function(cnn(), rand(2, 3, 8, 8), labels, **options)
 
 
@@ -293,5 +293,5 @@ def test_an_error_blames_no_layer_that_was_found():
         return s.fc(torch.cat([s.one(first), s.other(second)] if len(second) else [s.other(first)]).mean((2, 3)))
 
     net = Net(mixture, conv=nn.Conv2d(3, 4, 3), one=nn.Conv2d(4, 5, 1), other=nn.Conv2d(4, 5, 1), fc=nn.Linear(5, 2))
-    with pytest.raises(ValueError, match=r"saliency_layer=None \(found: 'other'\) makes \(2, 5, 6, 7\), no batch of 3"):
+    with pytest.raises(ValueError, match=r"saliency_layer=None \(found: 'other'\) returns .*not a batch of 3"):
         grad_cam(net, rand(3, 3, 8, 9), 1)

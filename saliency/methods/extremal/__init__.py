@@ -1,4 +1,4 @@
-"""Extremal perturbations: the perturbation, the search for masks, and the method."""
+"""Extremal perturbations: perturbations, the search for masks, rewards, and the method."""
 
 from saliency.methods.extremal.masks import extremal_perturbation, extremal_perturbation_map
 from saliency.methods.extremal.rewards import contrastive_reward, simple_reward

@@ -1,4 +1,4 @@
-"""Extremal perturbations: the smooth mask of a given area that keeps, or destroys, most of a score."""
+"""Extremal perturbations: the smooth mask of a given area that preserves, or destroys, most of a score."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -34,7 +34,7 @@ from saliency.methods.grids import replacing_grid
 
 
 class SearchOptions(TypedDict, total=False):
-    """Options that :func:`extremal_perturbation_map` hands on."""
+    """Options that :func:`extremal_perturbation_map` forwards."""
 
     perturbation: str
     num_levels: int
@@ -78,22 +78,23 @@ def extremal_perturbation(
     layout: Layout = None,
     **unknown: NoReturn,
 ) -> Any:
-    r"""Masks (R, 1, h, w) in [0, 1] and their energies (R, 2, ``max_iter``): reward and area term by iteration.
+    r"""Masks (R, 1, h, w) in [0, 1] and their energies (R, 2, ``max_iter``): reward and area term per iteration.
 
     .. math:: m_a = \arg\max_m \Phi(m \otimes x) - \lambda \, \| \operatorname{vecsort}(m) - r_a \|^2
 
-    One row for each image, target and area :math:`a`, in that order, all at once: :math:`r_a` is 0, then 1 on a share
-    a of the mask and its margin of ``sigma``. ``step`` and sigma shape it (:class:`MaskGenerator`), a perturbation
-    applies it, ``reward_func`` is :math:`\Phi`, its mean over the positions of a class. ``jitter`` flips every second
-    evaluation, at random with a ``seed``. ``smooth`` is a fraction of the shorter side. ``saliency_layer``: perturb an
-    activation instead, in its own positions. ``tolerance``: masks whose parameters moved less in 10 iterations stay as
-    they are, and cost nothing more. ``print_iter(iteration, energies)`` gets the (R, 2) energies; ``debug`` adds probes
-    of the last evaluation (at a layer, of the last image). Fong et al., ICCV 2019. Errors: see :func:`saliency`.
+    The R masks, one per image, target and area :math:`a`, in that order, are found together. :math:`r_a` is 0, then
+    1 on a fraction a of the mask and its margin of ``sigma``; ``step`` and sigma shape the mask
+    (:class:`MaskGenerator`), and ``perturbation`` applies it. :math:`\Phi` is ``reward_func``, averaged over the
+    positions of a class. ``jitter`` flips every second evaluation, or random ones if there is a ``seed``.
+    ``smooth`` is a fraction of the shorter side. With ``saliency_layer``, an activation is perturbed, and step and
+    sigma count its positions. ``tolerance``: masks whose parameters moved less in 10 iterations are final and cost
+    nothing more. ``print_iter(iteration, energies)`` is given the (R, 2) energies; ``debug`` adds probes of the
+    last evaluation (at a layer, of the last image). Fong et al., ICCV 2019. Errors: see :func:`saliency`.
     """
     refuse_unknown(unknown)
     check_flag("debug", debug)
     search = Search(perturbation, max_iter, num_levels, step, sigma, jitter, variant, seed, tolerance)
-    shares = _check(search, areas, reward_func, print_iter, saliency_layer)
+    fractions = _check(search, areas, reward_func, print_iter, saliency_layer)
     call = make_call(model, input, additional_forward_args, forward_kwargs)
     check_map_options(resize, resize_mode, smooth, layout, call.image)
     targets = Targets(target, call.samples)
@@ -105,9 +106,9 @@ def extremal_perturbation(
         masks, energies = keeping_copies(
             lambda _: find_masks(
                 x,
-                [image for image in range(len(x)) for _ in range(count * len(shares))],
-                shares * (len(x) * count),
-                _reward(run, targets, count, len(shares), reward_func, variant),
+                [image for image in range(len(x)) for _ in range(count * len(fractions))],
+                fractions * (len(x) * count),
+                _reward(run, targets, count, len(fractions), reward_func, variant),
                 search,
                 print_iter,
                 lambda: [tensor for probe in watching for tensor in probe.data],
@@ -122,50 +123,50 @@ def extremal_perturbation(
 
 
 def _check(search: Search, areas: object, reward_func: object, print_iter: object, layer: object) -> list[float]:
-    """The areas, if everything that does not depend on the model can be used."""
+    """The areas, once everything that does not depend on the model has been checked."""
     search.check()
-    shares = _shares(areas)
+    fractions = _as_list(areas)
     if not callable(reward_func):
         raise ValueError(
             f"reward_func={shown(reward_func)} is not callable; expected a function such as simple_reward."
         )
     if not (print_iter is None or callable(print_iter)):
         raise ValueError(
-            f"print_iter={shown(print_iter)} is not a function; expected a callback print_iter(iteration, energies)."
+            f"print_iter={shown(print_iter)} is not callable; expected a callback print_iter(iteration, energies)."
         )
     if isinstance(layer, (list, tuple)):
-        raise ValueError(f"saliency_layer={shown(layer)} is not a layer; expected one name or module, '' or None.")
-    return shares
+        raise ValueError(f"saliency_layer={shown(layer)} is not one layer; expected a name, a module, '' or None.")
+    return fractions
 
 
-def _shares(areas: object) -> list[float]:
+def _as_list(areas: object) -> list[float]:
     """The areas, one or several, as a list."""
     listed = areas.tolist() if hasattr(areas, "tolist") else areas
     asked = list(listed) if isinstance(listed, (list, tuple)) else [listed]
-    shares = [float(share) for share in asked if is_number(share) and 0 < share <= 1]
-    if not shares or len(shares) < len(asked):
-        raise ValueError(f"areas={shown(areas)} are not shares of the mask; expected a number in (0, 1] or several.")
-    return shares
+    fractions = [float(share) for share in asked if is_number(share) and 0 < share <= 1]
+    if not fractions or len(fractions) < len(asked):
+        raise ValueError(f"areas={shown(areas)} are not fractions of the mask; expected one or more numbers in (0, 1].")
+    return fractions
 
 
 def _perturbed(
     call: Call, site: Site, targets: Targets, layout: Layout, sigma: float, copies: bool
 ) -> tuple[Tensor, Run, int]:
-    """What is perturbed, (N, C, h, w), how to run the model in its place, and the number of targets of every image."""
+    """What is perturbed, (N, C, h, w), how to run the model on other values, and the number of targets per image."""
     at = call.image_at
     image = call.inputs[at]
     if not site.name and (not 3 <= image.ndim <= 5 or not image.is_floating_point()):
         raise ValueError(f"input={tuple(image.shape)} has no grid; expected a floating-point (N, C, H, W).")
-    place = 0 if site.name else sum(tensor.is_floating_point() for tensor in call.inputs[:at])
-    # A model may set the gradient mode itself, around the layer; if that cuts it off, record from the input on.
+    index = 0 if site.name else sum(tensor.is_floating_point() for tensor in call.inputs[:at])
+    # A model may set the gradient mode itself; if that cuts the layer off, record from the input on.
     for record_all in (False, True):
         run = recording(call, [site], NullContext)
         with torch.set_grad_enabled(record_all), run as recorded:
             scores = targets.scores(recorded.output)
-            reached = depends_on(scores.sum(), recorded.tensors[0][place])
+            reached = depends_on(scores.sum(), recorded.tensors[0][index])
         if scores.device.type == "cpu" and not scores.isfinite().all():
             raise ValueError(
-                f"model={type(call.model).__name__} makes a score that is NaN or infinite; expected finite scores."
+                f"model={type(call.model).__name__} returned a score that is NaN or infinite; expected finite scores."
             )
         if reached and not site.name:
             return *replacing_image(call), scores.shape[1]
@@ -180,15 +181,14 @@ def _check_width(sigma: float, x: Tensor) -> None:
     if sigma > min(x.shape[2:]):
         raise ValueError(
             f"sigma={shown(sigma)} is wider than the layer's grid {tuple(x.shape[2:])}; expected step and sigma in "
-            "positions of the "
-            "layer, such as step=1, sigma=2."
+            "positions of the layer, such as step=1, sigma=2."
         )
 
 
 def _reward(run: Run, targets: Targets, count: int, areas: int, reward_func: RewardFunction, variant: str) -> Reward:
-    """The reward of perturbed tensors: of their activation for a class, or of the only score of any other target.
+    """The reward of perturbed tensors: from their activation for a class, or from the single score of any other target.
 
-    A row of the search is an area of one of the ``count`` targets of an image; for ``'dual'``, all rows come twice.
+    A row of the search is one area of one of an image's ``count`` targets; for ``'dual'``, all rows occur twice.
     """
     classes = targets.classes
 
@@ -231,13 +231,13 @@ def extremal_perturbation_map(
     progress: Progress = None,
     **options: Unpack[SearchOptions],
 ) -> Maps:
-    r"""Extremal perturbations as a map (N, 1, h, w): the sum of the masks over the areas, 0 to their number.
+    r"""Extremal perturbations as a map (N, 1, h, w): the sum of the masks over the areas, between 0 and their number.
 
     .. math:: s = \sum_a m_a
 
-    A position counts the more, the smaller the areas that hold it. (N, K, h, w) for K targets; ``resize`` and
-    ``smooth`` as for every map; ``progress(done, max_iter)`` is called after every iteration, if ``print_iter`` is not.
-    Fong et al., ICCV 2019. Options and errors: see :func:`extremal_perturbation`.
+    The smaller the areas that contain a position, the higher its value. (N, K, h, w) for K targets; ``resize`` and
+    ``smooth`` as for every map. Unless ``print_iter`` is given, ``progress(done, max_iter)`` is called after each
+    iteration. Fong et al., ICCV 2019. Options and errors: see :func:`extremal_perturbation`.
 
     >>> from saliency.scenes import make_scene, scene_network
     >>> image = make_scene(0).image[None]
@@ -252,7 +252,7 @@ def extremal_perturbation_map(
     masks, _, *probes = extremal_perturbation(
         model, input, target, areas, max_iter=max_iter, saliency_layer=saliency_layer, debug=debug, **options
     )
-    saliency = masks.unflatten(0, (call.samples, -1, len(_shares(areas)))).sum(2).squeeze(2)
+    saliency = masks.unflatten(0, (call.samples, -1, len(_as_list(areas)))).sum(2).squeeze(2)
     saliency = finish_map(saliency, call.volume, resize, resize_mode, smooth)
     saliency = call.frames_of(saliency)
     return (saliency, *probes) if debug else saliency

@@ -1,4 +1,4 @@
-"""Rewards: what a perturbed image is worth to the search for masks."""
+"""Rewards: the objective that the search for masks maximises."""
 
 import math
 from collections.abc import Callable
@@ -13,11 +13,11 @@ RewardFunction: TypeAlias = Callable[..., Tensor]  # reward_func(activation, tar
 
 
 def simple_reward(activation: Tensor, target: int | Tensor, variant: str) -> Tensor:
-    r"""The score of every mask: :math:`y_c` to preserve, :math:`-y_c` to delete, their sum for both at once.
+    """The score of every mask: :math:`y_c` to preserve, :math:`-y_c` to delete, and their sum for both at once.
 
-    ``activation`` is (B, C) or (B, C, h, w), ``target`` a channel or one for every row, a LongTensor (B,). For
-    ``'dual'``, the first half of the rows is what the masks keep, the second what they delete. Returns (B, ...), or
-    (B / 2, ...). Raises ``ValueError`` for a variant or channel that is not there.
+    ``activation`` is (B, C) or (B, C, h, w), ``target`` a channel, or one per row as a LongTensor (B,). For
+    ``'dual'``, the first half of the rows holds what the masks keep, the second half what they delete. Returns (B,
+    ...), or (B / 2, ...). Raises ``ValueError`` for an unknown variant or a channel out of range.
 
     >>> import torch
     >>> simple_reward(torch.tensor([[1.0, 2.0], [3.0, 5.0]]), 1, 'dual')
@@ -27,9 +27,9 @@ def simple_reward(activation: Tensor, target: int | Tensor, variant: str) -> Ten
 
 
 def contrastive_reward(activation: Tensor, target: int | Tensor, variant: str) -> Tensor:
-    r"""How far the score is above the largest other one of the same mask: :math:`y_c - \max_{c' \neq c} y_{c'}`.
+    r"""The margin of the score over the largest other score of the same mask: :math:`y_c - \max_{c' \neq c} y_{c'}`.
 
-    Variants, shapes and errors as for :func:`simple_reward`; an activation of a single channel is an error too.
+    Variants, shapes and errors as for :func:`simple_reward`; an activation with a single channel is an error too.
 
     >>> import torch
     >>> contrastive_reward(torch.tensor([[1.0, 2.0, 5.0], [3.0, 5.0, 4.0]]), 1, 'preserve')
@@ -45,8 +45,8 @@ def contrastive_reward(activation: Tensor, target: int | Tensor, variant: str) -
 
 
 def _channel(activation: Tensor, target: int | Tensor) -> Tensor:
-    """The index of the target's channel, shaped like an activation of one channel."""
-    if isinstance(target, Tensor) and target.shape == activation.shape[:1]:  # not looked into: that waits for a GPU
+    """The index of the target's channel, shaped like an activation with one channel."""
+    if isinstance(target, Tensor) and target.shape == activation.shape[:1]:  # unchecked: that waits for a GPU
         index = target.to(activation.device).view(-1, *[1] * (activation.ndim - 1))
     else:
         index = class_indices(activation, target)
@@ -58,6 +58,6 @@ def _play(score: Tensor, variant: str) -> Tensor:
     if variant != DUAL_VARIANT:
         return score if variant == PRESERVE_VARIANT else -score
     if len(score) % 2:
-        raise ValueError(f"activation={len(score)} rows have no two halves; expected an even number of rows.")
+        raise ValueError(f"activation={len(score)} rows cannot be halved; expected an even number of rows.")
     kept, deleted = score.chunk(2)
     return kept - deleted

@@ -1,4 +1,4 @@
-"""Search for masks: gradient ascent on a reward, with a weight on the area that grows; many masks at once."""
+"""The search for masks: gradient ascent on a reward, with a growing weight on the area, for many masks at once."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ DELETE_VARIANT = "delete"
 DUAL_VARIANT = "dual"
 VARIANTS = (PRESERVE_VARIANT, DELETE_VARIANT, DUAL_VARIANT)
 
-# reward(tensors, rows) -> (len(rows),), of perturbed tensors for these rows of the search; twice as many for 'dual'
+# reward(tensors, rows) -> (len(rows),): perturbed tensors of these rows of the search, two of each for 'dual'
 Reward: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 _LEARNING_RATE, _MOMENTUM = 0.01, 0.9
 _AREA_WEIGHT, _AREA_GROWTH = 300, 1.0035
-_CHECK_EVERY = 10  # iterations between two looks at which rows have converged: each waits for the device
+_CHECK_EVERY = 10  # iterations between two checks of convergence, each of which waits for the device
 
 
 class Search(NamedTuple):
-    """How masks are searched for."""
+    """The options of the search."""
 
     perturbation: str
     max_iter: int
@@ -38,7 +38,7 @@ class Search(NamedTuple):
     tolerance: float
 
     def check(self) -> None:
-        """Raise ``ValueError`` for an option that no mask can be found with."""
+        """Raise ``ValueError`` for invalid options."""
         check_perturbation("perturbation", self.perturbation, self.num_levels)
         check_grid(self.step, self.sigma)
         check_flag("jitter", self.jitter)
@@ -47,12 +47,10 @@ class Search(NamedTuple):
         if self.seed is not None:
             check_seed(self.seed)
         if not is_number(self.tolerance) or self.tolerance < 0:
-            raise ValueError(
-                f"tolerance={shown(self.tolerance)} is not a change of a parameter; expected a number >= 0."
-            )
+            raise ValueError(f"tolerance={shown(self.tolerance)} is not a valid tolerance; expected a number >= 0.")
 
     def flips(self) -> list[bool]:
-        """Whether the perturbed tensors are flipped, by iteration: each second, or by chance with a seed."""
+        """Whether the perturbed tensors are flipped, per iteration: every second, or at random with a seed."""
         if not self.jitter or self.seed is None:
             return [self.jitter and t % 2 == 0 for t in range(self.max_iter)]
         generator = torch.Generator().manual_seed(int(self.seed))
@@ -62,20 +60,20 @@ class Search(NamedTuple):
 
 
 def check_variant(variant: object) -> None:
-    """Raise ``ValueError`` for an unknown game."""
+    """Raise ``ValueError`` for an unknown variant."""
     if not (isinstance(variant, str) and variant in VARIANTS):
-        raise ValueError(f"variant={shown(variant)} is unknown; expected one of {', '.join(VARIANTS)}.")
+        raise ValueError(f"variant={shown(variant)} is not a variant; expected one of {', '.join(VARIANTS)}.")
 
 
 class _Rows(NamedTuple):
-    """The rows that are still searched for."""
+    """The rows that have not converged."""
 
     number: Tensor
     image: Tensor
-    reference: Tensor  # the sorted mask that their area asks for
+    reference: Tensor  # the sorted mask of the requested area
     parameters: Tensor
     velocity: Tensor
-    moved: Tensor  # the largest step of a parameter since the last look
+    moved: Tensor  # the largest step of a parameter since the last check
 
     def take(self, index: Tensor) -> "_Rows":
         return _Rows(*(tensor[index.to(tensor.device)] for tensor in self))
@@ -104,10 +102,11 @@ def find_masks(
     report: Callable[[int, Tensor], object] | None = None,
     watched: Callable[[], list[Tensor]] = list,
 ) -> tuple[Tensor, Tensor]:
-    """Masks (R, 1, h, w) of tensors (N, C, h, w), and energies (R, 2, ``max_iter``): reward and area term.
+    """Masks (R, 1, h, w) for tensors (N, C, h, w), and energies (R, 2, ``max_iter``): reward and area term.
 
-    Row r has its ``images[r]`` and ``areas[r]``. ``report(iteration, energies)`` is called with (R, 2) of them.
-    The tensors ``watched`` after an evaluation are given their gradient. Precision is float32 or more.
+    Row r has the image ``images[r]`` and the area ``areas[r]``. ``report(iteration, energies)`` is given the (R, 2)
+    energies. The tensors that ``watched()`` returns after an evaluation receive their gradient. In float32 or
+    wider.
     """
     like = x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
     generator = MaskGenerator(x.shape[2:], search.step, search.sigma).to(like)
@@ -121,7 +120,7 @@ def find_masks(
             mask, full = generator.generate(rows.parameters)
             perturbed = _perturb(pyramid, mask, rows.image, search.variant).to(x.dtype)
             rewards = reward(perturbed.flip(-1) if flip else perturbed, rows.number)
-            sorted_mask = full.flatten(1).sort(dim=1)[0]  # as TorchRay: the many ties at the start decide where it goes
+            sorted_mask = full.flatten(1).sort(dim=1)[0]  # as in TorchRay: the order of ties steers the start
             area = (sorted_mask - rows.reference).square().mean(1) * -(_AREA_WEIGHT * _AREA_GROWTH**t)
             gradient = _differentiate((rewards + area).sum(), rows.parameters, watched())
         at = rows.number.to(x.device)
@@ -153,7 +152,7 @@ def _differentiate(energy: Tensor, parameters: Tensor, watched: list[Tensor]) ->
 
 
 def _climb(rows: _Rows, gradient: Tensor, first: bool) -> _Rows:
-    """A step of gradient ascent with momentum; the first is not dampened, as in ``torch.optim.SGD``."""
+    """One step of gradient ascent with momentum; dampening starts at the second step, as in ``torch.optim.SGD``."""
     velocity = gradient if first else _MOMENTUM * rows.velocity + (1 - _MOMENTUM) * gradient
     before = rows.parameters.detach()
     parameters = (before + _LEARNING_RATE * velocity).clamp(0, 1)
@@ -162,7 +161,7 @@ def _climb(rows: _Rows, gradient: Tensor, first: bool) -> _Rows:
 
 
 def _let_go(rows: _Rows, energies: Tensor, t: int, tolerance: float) -> _Rows:
-    """The rows that still move; the others keep the energy that they have reached."""
+    """The rows that still move; converged rows keep their last energy."""
     calm = (rows.moved < tolerance).cpu()
     done = rows.number[calm].to(energies.device)
     energies[done, :, t + 1 :] = energies[done, :, t : t + 1]

@@ -62,8 +62,8 @@ class TestRewards:
         [
             (3, "preserve", 4, r"target=3 is out of range: the output has classes 0 to 2; expected .*\."),
             (torch.tensor([1, 2]), "preserve", 4, r"target=a tensor of shape \(2,\) has shape \(2,\)"),
-            (1, "keep", 4, r"variant='keep' is unknown; expected one of preserve, delete, dual\."),
-            (1, "dual", 3, r"activation=3 rows have no two halves; expected an even number of rows\."),
+            (1, "keep", 4, r"variant='keep' is not a variant; expected one of preserve, delete, dual\."),
+            (1, "dual", 3, r"activation=3 rows cannot be halved; expected an even number of rows\."),
         ],
     )
     def test_errors(self, reward, target, variant, rows, message):
@@ -249,7 +249,7 @@ class TestLayers:
     @pytest.mark.parametrize(
         ("layer", "message"),
         [
-            (["features", ""], r"saliency_layer=\['features', ''\] is not a layer; expected one name or module, .*\."),
+            (["features", ""], r"saliency_layer=\['features', ''\] is not one layer; expected a name, .*\."),
             (
                 "feature",
                 r"saliency_layer='feature' is not a layer of the model .*did you mean 'features'.*expected a name .*\.",
@@ -366,18 +366,18 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"areas": ()}, r"areas=\(\) are not shares of the mask; expected a number in \(0, 1\] or several\."),
+            ({"areas": ()}, r"areas=\(\) are not fractions of the mask; expected one or more numbers in \(0, 1\]\."),
             ({"areas": (0.1, 0)}, "areas="),
-            ({"areas": 1.5}, r"areas=1\.5 are not shares"),
-            ({"areas": "0.1"}, "areas='0.1' are not shares"),
+            ({"areas": 1.5}, r"areas=1\.5 are not fractions"),
+            ({"areas": "0.1"}, "areas='0.1' are not fractions"),
             ({"areas": (float("nan"),)}, "areas="),
-            ({"perturbation": "noise"}, "perturbation='noise' is unknown"),
+            ({"perturbation": "noise"}, "perturbation='noise' is not a perturbation"),
             ({"max_iter": 0}, "max_iter=0 is not a positive number"),
             ({"num_levels": 1}, "num_levels=1 is not a number of levels"),
             ({"step": 0}, "step=0 is not a number of positions"),
             ({"sigma": 0}, "sigma=0 is not a number of positions"),
-            ({"variant": "keep"}, "variant='keep' is unknown"),
-            ({"print_iter": 10}, r"print_iter=10 is not a function; expected a callback print_iter"),
+            ({"variant": "keep"}, "variant='keep' is not a variant"),
+            ({"print_iter": 10}, r"print_iter=10 is not callable; expected a callback print_iter"),
             ({"reward_func": "simple"}, "reward_func='simple' is not callable; expected a function .*"),
             (
                 {"reward_func": lambda y, target, variant: y[:1, 0]},
@@ -387,8 +387,8 @@ class TestOptions:
             ({"resize": "big"}, "resize='big' is not a size"),
             ({"smooth": -1}, "smooth=-1 is not a fraction"),
             ({"seed": "a"}, "seed='a' is not a seed"),
-            ({"tolerance": None}, "tolerance=None is not a change of a parameter"),
-            ({"layout": "rows"}, "layout='rows' is unknown"),
+            ({"tolerance": None}, "tolerance=None is not a valid tolerance"),
+            ({"layout": "rows"}, "layout='rows' is not a layout"),
         ],
     )
     def test_errors(self, options, message):
@@ -513,7 +513,7 @@ class TestMap:
     def test_errors(self):
         with pytest.raises(ValueError, match="smooth=-1 is not a fraction"):
             extremal_perturbation_map(cases.IN_PLACE.model(), cases.IN_PLACE.input(), 1, smooth=-1)
-        with pytest.raises(ValueError, match="areas=None are not shares"):
+        with pytest.raises(ValueError, match="areas=None are not fractions"):
             extremal_perturbation_map(cases.IN_PLACE.model(), cases.IN_PLACE.input(), 1, areas=None)
 
 

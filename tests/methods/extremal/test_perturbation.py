@@ -109,7 +109,7 @@ class TestMaskGenerator:
             ({"step": 2.5}, r"step=2\.5 is not a number"),
             ({"sigma": 0}, r"sigma=0 is not a number of positions; expected a number > 0\."),
             ({"sigma": True}, r"sigma=True is not a number"),
-            ({"pooling_method": "max"}, r"pooling_method='max' is unknown; expected one of softmax, sum, sigmoid\."),
+            ({"pooling_method": "max"}, r"pooling_method='max' is not a method; expected one of softmax, sum"),
         ],
     )
     def test_errors(self, arguments, message):
@@ -189,7 +189,7 @@ class TestPerturbation:
         [
             ({"input": torch.ones(4, 4)}, "input=a tensor of shape .* is not a batch of images; expected .*"),
             ({"input": torch.ones(1, 3, 4, 4).int()}, "input=a tensor of shape .* is not a batch of images"),
-            ({"type": "noise"}, r"type='noise' is unknown; expected one of blur, fade\."),
+            ({"type": "noise"}, r"type='noise' is not a perturbation; expected one of blur, fade\."),
             ({"num_levels": 1}, r"num_levels=1 is not a number of levels; expected an int >= 2\."),
             ({"max_blur": 0}, r"max_blur=0 is not a standard deviation; expected a number > 0\."),
         ],

@@ -154,16 +154,16 @@ def test_half_precision_is_for_what_is_perturbed(dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"perturbation": "noise"}, r"perturbation='noise' is unknown; expected one of blur, fade\."),
+        ({"perturbation": "noise"}, r"perturbation='noise' is not a perturbation; expected one of blur, fade\."),
         ({"num_levels": 1}, r"num_levels=1 is not a number of levels; expected an int >= 2\."),
         ({"step": 0}, r"step=0 is not a number of positions; expected an int >= 1\."),
         ({"sigma": -1}, r"sigma=-1 is not a number of positions; expected a number > 0\."),
-        ({"variant": "keep"}, r"variant='keep' is unknown; expected one of preserve, delete, dual\."),
+        ({"variant": "keep"}, r"variant='keep' is not a variant; expected one of preserve, delete, dual\."),
         ({"max_iter": 0}, r"max_iter=0 is not a positive number; expected an int >= 1\."),
         ({"max_iter": True}, r"max_iter=True is not a positive number"),
         ({"seed": 1.5}, r"seed=1\.5 is not a seed; expected an int >= 0\."),
-        ({"tolerance": -1}, r"tolerance=-1 is not a change of a parameter; expected a number >= 0\."),
-        ({"tolerance": math.nan}, r"tolerance=nan is not a change"),
+        ({"tolerance": -1}, r"tolerance=-1 is not a valid tolerance; expected a number >= 0\."),
+        ({"tolerance": math.nan}, r"tolerance=nan is not a valid tolerance"),
     ],
 )
 def test_errors(options, message):
