@@ -12,8 +12,8 @@ from saliency import METHODS, get_pointing_gradient
 from saliency.cli.options import POINTS_AT_ONCE, choose_methods, choose_options, is_path_method, read_value
 from saliency.evaluation.baselines import BASELINES
 from saliency.evaluation.cases import Dataset
+from saliency.evaluation.explainers import Methods
 from saliency.evaluation.metrics import METRICS
-from saliency.evaluation.running.plan import Methods
 from saliency.networks.models import EMBEDDED, SCENES, SCENES_VIT
 
 CENTRE = "centre"

@@ -34,11 +34,10 @@ from saliency.engine.state import evaluating, model_dtype
 from saliency.evaluation.baselines import BASELINES
 from saliency.evaluation.cases import Dataset, left_out, outputs_of, read_class_map
 from saliency.evaluation.datasets import DATASETS, load_dataset
+from saliency.evaluation.explainers import FATAL, Methods
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.printing import one_line, printable
 from saliency.evaluation.report.terminal import Outcome
-from saliency.evaluation.running.compute import FATAL
-from saliency.evaluation.running.plan import Methods
 from saliency.evaluation.running.ranks import RankError
 from saliency.evaluation.running.runner import run
 from saliency.networks.caffe import CAFFE_ARCHS

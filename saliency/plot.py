@@ -86,3 +86,14 @@ def _grid(shapes: Sequence[float], columns: int, titles: Sequence[str]) -> "tupl
     for axis in figure.axes:
         axis.set(xticks=[], yticks=[], frame_on=False)
     return figure, rows
+
+
+def display(figure: "Figure") -> None:
+    """Open a window with the figure, where matplotlib has one to open."""
+    from matplotlib import pyplot
+
+    manager = pyplot.figure().canvas.manager
+    if manager is not None:
+        manager.canvas.figure = figure
+        figure.set_canvas(manager.canvas)
+    pyplot.show()

@@ -25,6 +25,10 @@ BELOW = {
     "saliency.evaluation": (
         *("saliency.engine", "saliency.rules", "saliency.images", "saliency.scenes", "saliency.networks"),
     ),
+    "saliency.torchray": (
+        *("saliency.engine", "saliency.evaluation", "saliency.images", "saliency.networks", "saliency.plot"),
+        "saliency.scenes",
+    ),
     "saliency": (
         *("saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers", "saliency.similarity"),
         "saliency.targets",

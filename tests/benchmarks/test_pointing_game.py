@@ -11,9 +11,9 @@ from benchmarks.pointing_game import build_parser, main, make_setup
 from saliency import METHODS, get_pointing_gradient, max_channels
 from saliency.cli.options import is_path_method
 from saliency.evaluation.datasets import load_dataset
+from saliency.evaluation.explainers import Explainer
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.running.compute import explain_each
-from saliency.evaluation.running.plan import Explainer
 from saliency.evaluation.running.ranks import holding
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results

@@ -20,13 +20,15 @@ SUMMARY_FIELDS = (
 )
 
 
-def write_report(folder: str | Path, out: str | Path | None = None) -> list[Path]:
+def write_report(folder: str | Path, out: str | Path | None = None, methods: Sequence[str] | None = None) -> list[Path]:
     """Write ``cases.csv``, ``summary.csv``, ``report.md`` and ``report.html`` to ``out``, and return their paths.
 
-    ``folder`` is that of a run, with its rows, configurations and gallery; ``out`` is the same folder by default.
-    Raises ``ValueError`` where it holds no rows.
+    ``folder`` is that of a run, with its rows, configurations and gallery; ``out`` is the same folder by default. Of a
+    method that was run several times with other options or versions, the last trial counts. ``methods`` are those that
+    are shown and compared, by their names, or single trials, as ``"mine · 1"``; None is all.
+    Raises ``ValueError`` where there are no rows, and for a name of none.
     """
-    analysis = analyse(folder)
+    analysis = analyse(folder, methods)
     target = Path(folder if out is None else out)
     texts = {
         "cases.csv": _csv(CASE_FIELDS, _case_rows(analysis)),
@@ -62,8 +64,8 @@ def _summary_row(item: Summary, subset: str, cases: Estimate, classes: Estimate 
     return [
         *(series.line, series.column, series.method, series.metric, series.fingerprint, subset),
         *(cases.cases, *((item.failures, item.constant) if whole else (None, None))),
-        *cases[:3],
-        *(classes[:3] if classes else (None, None, None)),
+        *(cases.value, cases.low, cases.high),
+        *((classes.value, classes.low, classes.high) if classes else (None, None, None)),
         *((item.seconds, item.share, best, item.mark) if whole else (None, None, None, None)),
     ]
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saliency.engine.checks import shown
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.report.series import BOX_ACCURACY, DELTA, Series, failed, is_better_high, read_series
 from saliency.evaluation.report.statistics import (
@@ -18,7 +19,9 @@ from saliency.evaluation.report.statistics import (
     holm,
     paired_p_values,
 )
+from saliency.evaluation.report.trials import differences, is_same_experiment
 from saliency.evaluation.running.store import Result
+from saliency.networks.models import unknown
 
 SIGNIFICANT = 0.05
 
@@ -62,6 +65,16 @@ class Agreement(NamedTuple):
     cases: int
 
 
+class Earlier(NamedTuple):
+    """A trial that a later one has superseded: its mean over cases, and what was otherwise."""
+
+    line: str
+    column: str
+    date: str
+    mean: Estimate
+    differences: str
+
+
 class Failure(NamedTuple):
     """One message of a series, with its cases: image (class)."""
 
@@ -80,6 +93,13 @@ class Analysis(NamedTuple):
     agreements: list[Agreement]
     failures: list[Failure]
     problems: list[str]
+    earlier: list[Earlier]
+
+    @property
+    def dates(self) -> dict[str, str]:
+        """When each method of several trials was last run, by its line."""
+        trials = {item.line: item.trial for item in self.series if not item.is_pair}
+        return {line: trial.shown_date for line, trial in trials.items() if trial and trial.total > 1}
 
     @property
     def columns(self) -> list[str]:
@@ -109,9 +129,13 @@ class Analysis(NamedTuple):
         return own[0].hits or all(row.score in (0, 1) for series in own for row in series.finished)
 
 
-def analyse(folder: str | Path) -> Analysis:
-    """Read the folder of a run and compute what a report shows; ``ValueError`` where it holds no rows."""
-    series, problems = read_series(folder)
+def analyse(folder: str | Path, methods: Sequence[str] | None = None) -> Analysis:
+    """Read the folder of a run and compute what a report shows; ``ValueError`` where it holds no rows.
+
+    ``methods`` are the names of those that are shown, or of single trials. Tests are adjusted for what is shown.
+    """
+    every, problems = read_series(folder)
+    series = select(every, methods)
     total = sum(row.seconds for item in series for row in item.rows)
     scored = [item for item in series if not item.is_pair]
     summaries, pairs = [], []
@@ -121,7 +145,42 @@ def analyse(folder: str | Path) -> Analysis:
         pairs += found
         summaries += mark_best([summarise(item, total) for item in own], found)
     agreements = agreement_matrices([item for item in series if item.is_pair])
-    return Analysis(series, summaries, pairs, agreements, list_failures(series), problems)
+    return Analysis(series, summaries, pairs, agreements, list_failures(series), problems, list_earlier(every, series))
+
+
+def select(series: Sequence[Series], methods: Sequence[str] | None) -> list[Series]:
+    """The latest trials of the methods, and trials that go by their line; a pair where both of its methods are there.
+
+    ``ValueError`` for a name of none of them.
+    """
+    if isinstance(methods, str) or not isinstance(methods, (Sequence, type(None))):
+        raise ValueError(f"methods={shown(methods)} is not a list; expected names of methods, or None.")
+    current = [item for item in series if item.trial is None or not item.trial.superseded]
+    if methods is None:
+        return current
+    names = {name for item in series if not item.is_pair for name in (item.method, item.line)}
+    for name in methods:
+        if name not in names:
+            known = sorted(names)
+            raise unknown("method", str(name), known, f"accepted are {', '.join(known)}")
+    return [item for item in current if set(item.methods) <= set(methods)] + [
+        item for item in series if item.line in methods and item.line != item.method and item.method not in methods
+    ]
+
+
+def list_earlier(every: Sequence[Series], current: Sequence[Series]) -> list[Earlier]:
+    """The trials that were superseded by one that is shown, the latest first."""
+    found = []
+    for item in every:
+        if item.is_pair or item in current or not (item.trial and item.trial.superseded):
+            continue
+        for later in current:
+            of_same = (later.method, later.column) == (item.method, item.column)
+            if of_same and is_same_experiment(item.config, later.config):
+                mean, changed = summarise(item, 0).means.cases, differences(item.config, later.config)
+                found.append(Earlier(item.line, item.column, item.trial.shown_date, mean, changed))
+                break
+    return sorted(found, key=lambda earlier: earlier.date, reverse=True)
 
 
 def summarise(series: Series, total_seconds: float) -> Summary:
@@ -171,15 +230,19 @@ def compare(column: Sequence[Series]) -> list[Pair]:
 
 
 def mark_best(column: Sequence[Summary], pairs: Sequence[Pair]) -> list[Summary]:
-    """Mark the best mean of a metric, and the lines that no test tells from it."""
+    """Mark the best means of a metric, and the lines that no test tells from any of them."""
     direction = is_better_high(column[0].series.metric)
     values = [item.means.cases.value for item in column if item.means.cases.cases]
     if direction is None or len(column) < 2 or not values:
         return list(column)
     top = max(values) if direction else min(values)
     best = {item.series.line for item in column if item.means.cases.value == top}
-    close = [{pair.first, pair.second} for pair in pairs if not pair.adjusted < SIGNIFICANT]
-    tied = {line for lines in close if lines & best for line in lines - best}
+    told: dict[str, list[bool]] = {}
+    for pair in pairs:
+        for line, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            if other in best and line not in best:
+                told.setdefault(line, []).append(pair.adjusted < SIGNIFICANT)
+    tied = {line for line, apart in told.items() if not any(apart)}
     marks = dict.fromkeys(best, "best") | dict.fromkeys(tied, "tied")
     return [item._replace(mark=marks.get(item.series.line, "")) for item in column]
 

@@ -56,7 +56,7 @@ def describe_run(analysis: Analysis) -> list[tuple[str, str]]:
     failures = sum(len(found.cases) for found in analysis.failures)
     facts = [
         ("Data set", ", ".join(sorted({item.dataset for item in analysis.series} - {""}))),
-        ("Network", ", ".join(sorted({" ".join(_network(item)).strip() for item in analysis.series} - {""}))),
+        ("Network", ", ".join(sorted({_named_network(item) for item in analysis.series} - {""}))),
         ("Images", f"{len({case[:2] for case in cases}):,}"),
         ("Cases", f"{len(cases):,}"),
         ("Results", f"{len(rows):,} rows, {failures:,} failed"),
@@ -90,3 +90,11 @@ def _beside(dataset: str, arch: str, weights: str, items: list[Summary]) -> Publ
 def _network(series: Series) -> tuple[str, str]:
     network = series.config.get("network", {})
     return str(network.get("arch", "")), str(network.get("weights") or "")
+
+
+def _named_network(series: Series) -> str:
+    """The network and its weights; one of the user's own by its class, or weights by their digest."""
+    network = series.config.get("network", {})
+    arch, weights = _network(series)
+    digest = str(network.get("tensors", ""))[:8]
+    return f"{arch or network.get('class', '')} {weights or (digest and f'with the weights {digest}')}".strip()

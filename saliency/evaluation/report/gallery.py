@@ -42,7 +42,7 @@ def read_gallery(folder: str | Path, analysis: Analysis) -> tuple[list[dict[str,
     cases: list[dict[str, object]] = []
     problems: list[str] = []
     for path in sorted((Path(folder) / "gallery").glob("*.json")):
-        found = _try_image(path, rows, analysis.series[0], order)
+        found = _try_image(path, rows, analysis.series, order)
         if isinstance(found, str):
             problems.append(found)
         else:
@@ -50,21 +50,22 @@ def read_gallery(folder: str | Path, analysis: Analysis) -> tuple[list[dict[str,
     return cases, problems
 
 
-def _try_image(path: Path, rows: Found, any_series: Series, order: dict[str, int]) -> list[dict[str, object]] | str:
+def _try_image(path: Path, rows: Found, shown: list[Series], order: dict[str, int]) -> list[dict[str, object]] | str:
     """The cases of an image, or why it is left out."""
     try:
-        return _read_image(path, rows, any_series, order)
+        return _read_image(path, rows, shown, order)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"gallery/{path.name} is left out ({type(error).__name__}: {error})."
 
 
-def _read_image(path: Path, rows: Found, any_series: Series, order: dict[str, int]) -> list[dict[str, object]]:
+def _read_image(path: Path, rows: Found, shown: list[Series], order: dict[str, int]) -> list[dict[str, object]]:
     entry = json.loads(path.read_text("utf-8"))
     image, (height, width) = entry["image"], entry["size"]
     drawn: dict[int, list[tuple[str, str]]] = {}
     for key, name in entry["maps"].items():
         target, _, method = key.partition("/")
-        drawn.setdefault(int(target), []).append((method, name))
+        if any(method == series.method for series in shown):
+            drawn.setdefault(int(target), []).append((method, name))
     picture = _data_uri(path.with_suffix(".jpg"))
     cases = []
     for target, maps in sorted(drawn.items()):
@@ -76,7 +77,7 @@ def _read_image(path: Path, rows: Found, any_series: Series, order: dict[str, in
                 "image": image,
                 "size": [width, height],
                 "picture": picture,
-                "class": (own[0][0] if own else any_series).class_name(target),
+                "class": (own[0][0] if own else shown[0]).class_name(target),
                 "difficult": any(row.difficult for _, row in own),
                 "boxes": [box for label, box in entry["things"] if label == target],
                 "others": [box for label, box in entry["things"] if label != target],
@@ -94,6 +95,7 @@ def _result(found: list[tuple[Series, Result]]) -> dict[str, object]:
     game = [(series, row) for series, row in found if row.metric == POINTING_GAME and not failed(row)]
     hits = {HITS.get(row.score or 0) for _, row in game}
     radii = {series.metric_option("tolerance") for series, _ in game}
+    same = len({series.line for series, _ in found}) == 1
     points = [row.point for _, row in (*game, *found) if row.point is not None]
     return {
         "hit": hits.pop() if len(hits) == 1 else None,
@@ -101,7 +103,7 @@ def _result(found: list[tuple[Series, Result]]) -> dict[str, object]:
         "radius": radii.pop() if len(radii) == 1 else None,
         "scores": [
             [
-                series.column if series.line == series.method else f"{series.column} · {series.line}",
+                series.column if same else f"{series.column} · {series.line}",
                 None if failed(row) else row.score,
                 row.error,
             ]

@@ -23,8 +23,11 @@ METHOD_NOTES = (
     "quarter of the image, and another class is present.",
     f"Intervals hold {100 * LEVEL:.0f} % of {RESAMPLES} bootstrap resamples of the images, since the cases of an "
     "image are not independent; with few images, or where all cases agree, they are too narrow.",
+    "A method that was run again under its name, with other options or versions, counts with its last trial for each "
+    "metric; earlier trials are listed apart and take part in no mean and no test.",
     "Pairs are compared on the cases that both have: mean difference, and a sign-flip permutation test in which all "
-    "cases of an image change sign together; p-values are adjusted for the number of pairs of a metric (Holm).",
+    "cases of an image change sign together; p-values are adjusted for the number of pairs of a "
+    "metric that are shown (Holm).",
 )
 
 
@@ -33,6 +36,7 @@ def markdown_report(analysis: Analysis) -> str:
     sections = [
         ("Results", _results(analysis)),
         ("Constant maps", _constant(analysis)),
+        ("Earlier trials", _earlier(analysis)),
         ("Subsets", _subsets(analysis)),
         ("Published", _published(analysis)),
         ("Classes", _classes(analysis)),
@@ -104,7 +108,8 @@ def _results(analysis: Analysis) -> Iterator[str]:
         "Mean over cases [95 % interval]. **Bold**: the best. ≈: not told from the best by the paired test "
         "(adjusted p ≥ 0.05). MaxBoxAcc has no such test.\n"
     )
-    header, rows = ["method"], [[escape(line)] for line in analysis.lines]
+    dates = {line: f", {date}" for line, date in analysis.dates.items()}
+    header, rows = ["method"], [[escape(line + dates.get(line, ""))] for line in analysis.lines]
     for column in analysis.columns:
         header.append(_heading(analysis, column))
         for row, line in zip(rows, analysis.lines, strict=True):
@@ -125,6 +130,13 @@ def _constant(analysis: Analysis) -> Iterator[str]:
     for item in found:
         shown = f"{escape(item.series.line)}, {escape(item.series.column)}"
         yield f"- {shown}: {item.constant} of {item.means.cases.cases} maps"
+
+
+def _earlier(analysis: Analysis) -> Iterator[str]:
+    for found in analysis.earlier:
+        mean = estimate(found.mean, found.column in analysis.columns and analysis.is_share(found.column))
+        what = f"{escape(found.column)} {mean} of {found.mean.cases} cases; {escape(found.differences)}"
+        yield f"- {escape(found.line)}, {found.date}: {what}"
 
 
 def _heading(analysis: Analysis, column: str) -> str:
@@ -160,9 +172,10 @@ def _subsets(analysis: Analysis) -> Iterator[str]:
                         escape(item.series.line),
                         str(item.means.cases.cases),
                         str(item.failures),
-                        *(estimate(found, share) for found in item.means[:2]),
+                        *(estimate(found, share) for found in (item.means.cases, item.means.classes)),
                         str(item.means.difficult_cases.cases),
-                        *(estimate(found, share) for found in item.means[2:4]),
+                        estimate(item.means.difficult_cases, share),
+                        estimate(item.means.difficult_classes, share),
                     ]
                     for item in analysis.ranked(column)
                 ],

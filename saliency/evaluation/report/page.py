@@ -54,11 +54,15 @@ def page_data(folder: str | Path, analysis: Analysis) -> dict[str, object]:
     return {
         "facts": describe_run(analysis),
         "lines": analysis.lines,
+        "dates": analysis.dates,
+        "earlier": [{**found._asdict(), "mean": _numbers(found.mean)} for found in analysis.earlier],
         "columns": [_column(analysis, column) for column in analysis.columns],
         "summaries": [_summary(item) for item in analysis.summaries],
         "significant": SIGNIFICANT,
-        "pairs": analysis.pairs,
-        "published": [found._asdict() for found in compare_published(analysis)],
+        "pairs": [pair._asdict() for pair in analysis.pairs],
+        "published": [
+            {**found._asdict(), "rows": [row._asdict() for row in found.rows]} for found in compare_published(analysis)
+        ],
         "agreements": [found._asdict() for found in analysis.agreements],
         "agreement_share": 1 - sum(item.share for item in analysis.summaries) if analysis.agreements else 0,
         "failures": [found._asdict() for found in analysis.failures],
@@ -73,13 +77,15 @@ def page_data(folder: str | Path, analysis: Analysis) -> dict[str, object]:
 
 
 def _column(analysis: Analysis, column: str) -> dict[str, object]:
-    metric = next(item.series.metric for item in analysis.summaries if item.series.column == column)
+    series = next(item.series for item in analysis.summaries if item.series.column == column)
+    metric, baseline = series.metric, series.metric_option("baseline")
     return {
         "label": column,
         "metric": metric,
         "box_title": analysis.box_title(column),
         "higher": is_better_high(metric),
         "share": analysis.is_share(column),
+        "baseline": baseline if isinstance(baseline, str) else "",
     }
 
 

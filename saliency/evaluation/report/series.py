@@ -3,17 +3,16 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from saliency.evaluation.metrics import METRICS
+from saliency.evaluation.report.trials import Config, Key, Trial, experiment_settings, find_trials, flatten
 from saliency.evaluation.running.store import Result, read_results
 
 Case = tuple[str, str, int]  # data set, image, class
-
-Config: TypeAlias = dict[str, Any]  # as JSON holds it
 
 BOX_ACCURACY = "max_box_accuracy"
 DELTA = METRICS[BOX_ACCURACY].defaults["delta"]
@@ -33,6 +32,7 @@ class Series(NamedTuple):
     config: Config
     classes: tuple[str, ...] = ()
     delta: Any = DELTA
+    trial: Trial | None = None
 
     @property
     def method(self) -> str:
@@ -69,6 +69,11 @@ class Series(NamedTuple):
         """Whether the metric compares two methods."""
         return self.metric in METRICS and METRICS[self.metric].kind == "pair"
 
+    @property
+    def methods(self) -> list[str]:
+        """The method, or the two that are compared."""
+        return self.method.split("|") if self.is_pair else [self.method]
+
     def class_name(self, target: int) -> str:
         """The name of a class, or its number where it has none."""
         return self.classes[target] if 0 <= target < len(self.classes) else f"class {target}"
@@ -102,12 +107,8 @@ def read_series(folder: str | Path) -> tuple[list[Series], list[str]]:
     if not groups:
         raise ValueError(f"folder={str(folder)!r} holds no rows; the folder of a run is accepted.")
     configs = {key: _read_config(Path(folder), key[2], problems) for key in sorted(groups, key=_column_order)}
-    of_method = [_settings(config, method=True) for config in configs.values()]
-    of_metric = [_settings(config, method=False) for config in configs.values()]
-    keys, deltas = list(configs), _read_deltas(Path(folder), {key[2] for key in configs})
-    _separate(keys, of_method, of_metric)
-    lines = name_apart([key[0] for key in keys], of_method)
-    columns = name_apart([key[1] for key in keys], of_metric)
+    keys, deltas, trials = list(configs), _read_deltas(Path(folder), {key[2] for key in configs}), find_trials(configs)
+    lines, columns = _name_lines(configs, trials)
     return [
         Series(
             line,
@@ -116,9 +117,29 @@ def read_series(folder: str | Path) -> tuple[list[Series], list[str]]:
             configs[key],
             _class_names(configs[key]),
             deltas.get(key[2], DELTA),
+            trials.get(key),
         )
         for key, line, column in zip(keys, lines, columns, strict=True)
     ], problems
+
+
+def _name_lines(configs: Mapping[Key, Config], trials: Mapping[Key, Trial]) -> tuple[list[str], list[str]]:
+    """The line and the column of each configuration: the names of method and metric, with what tells each apart.
+
+    Of a method with trials it is their number and the experiment, else whatever differs.
+    """
+    keys = list(configs)
+    of_method = [_settings(config, method=True) for config in configs.values()]
+    of_metric = [_settings(config, method=False) for config in configs.values()]
+    _separate(keys, of_method, of_metric)
+    dated = [key for key in keys if key in trials]
+    experiments = dict(zip(dated, experiment_settings([configs[key] for key in dated]), strict=True))
+    of_method = [experiments.get(key, own) for key, own in zip(keys, of_method, strict=True)]
+    lines = name_apart([key[0] for key in keys], of_method)
+    for place, key in enumerate(keys):
+        if key in trials and trials[key].total > 1 and "methods" not in configs[key]:
+            lines[place] = f"{key[0]} · {trials[key].number}{lines[place].removeprefix(key[0])}"
+    return lines, name_apart([key[1] for key in keys], of_metric)
 
 
 def name_apart(names: Sequence[str], settings: Sequence[dict[str, str]]) -> list[str]:
@@ -180,20 +201,11 @@ def _class_names(config: Config) -> tuple[str, ...]:
 
 def _settings(config: Config, method: bool) -> dict[str, str]:
     """The settings, by dotted names, that belong to the metric, or all others but the names of both."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if key in ("method", "metric", "metric_function") or (key == "metric_options") == method:
-            continue
-        _flatten("" if key in ("options", "metric_options") else key, value, flat)
-    return flat
-
-
-def _flatten(name: str, value: object, flat: dict[str, str]) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _flatten(f"{name}.{key}" if name else str(key), inner, flat)
-    else:
-        flat[name] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    if not method:
+        return flatten(config.get("metric_options", {}))
+    named = ("method", "metric", "metric_function", "metric_session", "metric_options", "date")
+    rest = {key: value for key, value in config.items() if key not in named}
+    return flatten(rest.pop("options", {})) | flatten(rest)
 
 
 def _separate(keys: list[tuple[str, str, str]], lines: list[dict[str, str]], columns: list[dict[str, str]]) -> None:

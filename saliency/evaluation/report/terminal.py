@@ -2,11 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from saliency.evaluation.metrics import METRICS
+from saliency.evaluation.printing import printable
 from saliency.evaluation.running.plan import Job
 from saliency.evaluation.running.store import Result
 
@@ -32,13 +34,18 @@ class Line(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the results on disk come to, on rank 0. ``problems`` are lines of their files that hold no result."""
+    """What the results on disk come to, on rank 0. ``problems`` are lines of their files that hold no result.
+
+    ``str(outcome)`` is all that a run ends with: the table, what failed and why, and where results and report are.
+    """
 
     lines: list[Line]
     problems: tuple[str, ...]
     interrupted: bool
     rank: int
     fingerprints: frozenset[str]  # of the results that the lines are of
+    out: Path  # the folder of the results
+    report: Path | None = None  # the page, where one was written
 
     @property
     def failed(self) -> int:
@@ -49,6 +56,33 @@ class Outcome(NamedTuple):
     def table(self) -> str:
         """The results as a Markdown table."""
         return markdown(self.lines)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the table leaves open: constant maps, results that are missing, and failures with their first error."""
+        constant = {line.method: line.constant for line in self.lines if line.constant}
+        missing = sum(line.missing for line in self.lines)
+        found = [f"constant maps: {', '.join(f'{count} of {name}' for name, count in constant.items())}"] * bool(
+            constant
+        )
+        found += [f"{missing} results are missing; the same call resumes the run"] * bool(missing)
+        errors: dict[str, list[Line]] = defaultdict(list)
+        for line in self.lines:
+            if line.error:
+                errors[line.error].append(line)
+        for error, lines in errors.items():
+            more = f" and {len(lines) - 1} more" if len(lines) > 1 else ""
+            failed = sum(line.failures for line in lines)
+            found.append(f"{lines[0].method}, {lines[0].metric}{more}: {failed} failed; the first: {error}")
+        return found
+
+    @property
+    def places(self) -> list[str]:
+        """Where the results are, and the report."""
+        return [f"results: {self.out}", *([f"report: {self.report}"] if self.report else [])]
+
+    def __str__(self) -> str:
+        return printable("\n".join([self.table, "", *self.remarks, *self.places]))
 
 
 def summarise(results: Iterable[Result], jobs: Sequence[Job], cases: Collection[tuple[str, int]]) -> list[Line]:

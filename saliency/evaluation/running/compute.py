@@ -7,44 +7,31 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
 from itertools import chain
 from math import isfinite
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.maps import finish_map
 from saliency.engine.outputs import main_output
 from saliency.engine.shared import SharedForward
 from saliency.engine.state import evaluating, model_dtype, own_copy
 from saliency.evaluation.cases import Case, Images
+from saliency.evaluation.explainers import Explainer, attempt
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.metrics.localisation import saliency_points
 from saliency.evaluation.metrics.perturbed import class_softmax
 from saliency.evaluation.printing import describe_error
-from saliency.evaluation.running.plan import Explainer, Job, Run
+from saliency.evaluation.running.plan import Job, Run
 from saliency.evaluation.running.store import Result
 from saliency.rules import shared_forward
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+
+Drawn: TypeAlias = tuple[Tensor | Exception, float]  # a method's maps, and the seconds that they took
 
 AHEAD = 2  # batches
 READERS = 4  # threads
-
-
-# After it every call on the device fails, until the process ends. Old releases of torch do not tell it from others.
-FATAL: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
-
-
-def attempt(compute: Callable[[], Found]) -> Found | Exception:
-    """What is computed, or the error, without the tensors in it. One that the device does not survive is raised."""
-    try:
-        return compute()
-    except FATAL:
-        raise
-    except Exception as error:
-        return error.with_traceback(None)
 
 
 def isolate(work: Callable[[list[Item]], None], items: list[Item], fail: Callable[[Item, str], None]) -> None:
@@ -106,7 +93,7 @@ def explain_cases(run: Run, images: Images, uses: Mapping[str, int]) -> None:
     if not (sound := _sound(images)):
         return
     explainers = {name: run.explainers[name] for name in uses}
-    drawn = attempt(lambda: explain_each(run.model, *_stacked(run, sound), explainers))
+    drawn = attempt(lambda: explain_each(run.model, *_stacked(run, sound), explainers, sound[0][0].index))
     together = {} if isinstance(drawn, Exception) else drawn
     for name in uses:
         isolate(partial(_add_maps, run, name, uses[name], together), sound, partial(fail, name))
@@ -122,15 +109,18 @@ def _stacked(run: Run, images: Images) -> tuple[Tensor, Tensor]:
     return torch.stack([cases[0].input for cases in images]), targets
 
 
-def _add_maps(run: Run, name: str, uses: int, drawn: dict[str, tuple[object, float]], images: Images) -> None:
+def _add_maps(run: Run, name: str, uses: int, drawn: dict[str, Drawn], images: Images) -> None:
     """Give the cases their maps, those that are drawn the first time."""
     if name not in drawn:
-        drawn = explain_each(run.model, *_stacked(run, images), {name: run.explainers[name]})
-    (maps, seconds), shape = drawn.pop(name), (len(images), len(images[0]))
+        drawn = explain_each(run.model, *_stacked(run, images), {name: run.explainers[name]}, images[0][0].index)
+    maps, seconds = drawn.pop(name)
+    cases = sum(len(own) for own in images)
     for case in chain.from_iterable(images):
-        case.seconds[name] = case.seconds.get(name, 0) + seconds / uses / (shape[0] * shape[1])
-    for cases, own in zip(images, checked_maps(name, maps, shape), strict=True):
-        for case, map in zip(cases, own, strict=True):
+        case.seconds[name] = case.seconds.get(name, 0) + seconds / uses / cases
+    if isinstance(maps, Exception):
+        raise maps
+    for image, own in zip(images, maps, strict=True):
+        for case, map in zip(image, own, strict=True):
             if map.isfinite().all():
                 case.maps[name] = map
             else:
@@ -138,14 +128,14 @@ def _add_maps(run: Run, name: str, uses: int, drawn: dict[str, tuple[object, flo
 
 
 def explain_each(
-    model: Module, input: Tensor, targets: Tensor, explainers: Mapping[str, Explainer]
-) -> dict[str, tuple[object, float]]:
+    model: Module, input: Tensor, targets: Tensor, explainers: Mapping[str, Explainer], seed: int = 0
+) -> dict[str, Drawn]:
     """Maps (N, K, h, w) of every method, or the exception that it raised, and its seconds.
 
-    Those that can share one forward pass, of which each has its part of the seconds. The others have copies of their
-    own of input and targets: what one writes into them is not seen by the next.
+    Those that can share one forward pass do, and each has its part of the seconds of that. Every method draws global
+    random numbers from the ``seed``, whatever the others draw.
     """
-    found: dict[str, tuple[object, float]] = {}
+    found: dict[str, Drawn] = {}
     sharing = {name: explainer.layers for name, explainer in explainers.items() if explainer.options.get("shared")}
     layers = list(dict.fromkeys(layer for own in sharing.values() for layer in own))
     begin = time.perf_counter()
@@ -154,9 +144,9 @@ def explain_each(
     each = since(begin, input.device) / max(1, len(sharing))
     for name, explainer in explainers.items():
         sharer = name in sharing and isinstance(shared, SharedForward)
-        options, own = ({"shared": shared}, common) if sharer else ({}, own_copy(input))
+        options, own = ({"shared": shared}, common) if sharer else ({}, input)
         begin = time.perf_counter()
-        maps = attempt(partial(explainer.function, model, own, own_copy(targets), **explainer.passed, **options))
+        maps = attempt(partial(explainer.maps, model, own, targets, seed, **options))
         found[name] = maps, since(begin, input.device) + each * (name in sharing)
     return found
 
@@ -166,25 +156,6 @@ def since(begin: float, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - begin
-
-
-def checked_maps(name: str, maps: object, shape: tuple[int, int]) -> Tensor:
-    """The maps (N, K, h, w) of a method, if they are some; an exception in their place is raised."""
-    if isinstance(maps, Exception):
-        raise maps
-    if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[:2] != shape:
-        shown = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-        raise ValueError(f"method={name!r} returned {shown}; maps of shape {(*shape, 'h', 'w')} are accepted.")
-    return maps.detach()
-
-
-def finish(explainer: Explainer, maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (N, K, h, w) at ``size`` = (height, width), smoothed there: sigma is a fraction of its longer side."""
-    mode, smooth = explainer.options.get("resize_mode", "bilinear"), explainer.options.get("smooth", 0)
-    finished = finish_map(maps, maps, size[::-1], mode, smooth)
-    # Interpolated, a constant has maxima, which are rounding errors.
-    constant = maps.amax((2, 3), keepdim=True) == maps.amin((2, 3), keepdim=True)
-    return torch.where(constant, maps[..., :1, :1], finished)
 
 
 class Evidence:
@@ -216,13 +187,12 @@ class Evidence:
     def _sized(self, size: tuple[int, ...]) -> Tensor:
         maps = torch.stack([case.maps[self.method] for case in self.cases])[:, None]
         if self.explainer.draws and maps.shape[2:] != size:
-            call = self.model, own_copy(self.input), self.target[:, None]
-            maps = self.explainer.function(*call, **self.explainer.passed, map_size=size)
-        return finish(self.explainer, maps, (size[0], size[1]))
+            maps = self.explainer.maps(self.model, self.input, self.target[:, None], map_size=size)
+        return self.explainer.finish(maps, (size[0], size[1]))
 
     def explain(self, model: Module, input: Tensor, target: Tensor) -> Tensor:
-        maps = self.explainer.function(model, own_copy(input), own_copy(target), **self.explainer.passed)
-        return finish(self.explainer, maps, (input.shape[2], input.shape[3]))
+        maps = self.explainer.maps(model, input, target[:, None], self.cases[0].index)
+        return self.explainer.finish(maps, (input.shape[2], input.shape[3]))
 
 
 def score_cases(job: Job, cases: Sequence[Case], evidence: Callable[[str, tuple[Case, ...]], Evidence]) -> list[Result]:

@@ -133,6 +133,7 @@ def describe_network(model: Module, recipe: Recipe | None = None) -> dict[str, J
     return {
         "tensors": _digest(model.state_dict()),
         "structure": hashlib.sha256(structure.encode()).hexdigest(),
+        "class": type(model).__qualname__,
         **expected,
     }
 

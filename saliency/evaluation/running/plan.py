@@ -1,73 +1,26 @@
 """The plan of a run: its cases in batches, and its jobs, each a method, a metric and what else a result depends on."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from inspect import signature
 from itertools import chain, combinations, groupby, islice
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch.nn import Module
 
-from saliency.engine.layers import Layer, resolve_layer
-from saliency.engine.maps import check_map_options
+from saliency.engine.checks import check_model, check_type, is_int, is_positive_int, shown
 from saliency.engine.state import model_device
 from saliency.evaluation.cases import Annotation, Case, Dataset, Images, labels_of
+from saliency.evaluation.explainers import Explainer, Methods, Options, named_methods
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.running.configuration import SESSION, Json, fingerprint_of, written
 from saliency.networks.models import Recipe, unknown
 from saliency.networks.preprocessing import input_size
 
-DECIDED = ("resize", "debug")  # options that the runner sets, or cannot use
-FINISHING = ("smooth", "resize_mode", "shared")  # options that it takes for itself
-
-Options: TypeAlias = Mapping[str, Any]
 Names: TypeAlias = tuple[str, ...]
-
-
-class Explainer(NamedTuple):
-    """A method with its options; ``smooth`` and ``resize_mode`` are applied when a map gets its size.
-
-    ``shared=True`` says that the method takes a :func:`saliency.shared_forward`. ``version`` stands for all that the
-    function does, and those in its options: without one, a later process reuses no result of what is not installed.
-    """
-
-    function: Callable[..., Any]
-    options: Options = MappingProxyType({})
-    version: str | None = None
-
-    @property
-    def passed(self) -> dict[str, Any]:
-        """The options that the function is called with."""
-        return {name: value for name, value in self.options.items() if name not in FINISHING}
-
-    @property
-    def layers(self) -> list[Layer]:
-        """The layer that the method looks at, if that is said."""
-        default = signature(self.function).parameters.get("saliency_layer")
-        layer = self.options.get("saliency_layer", "" if default is None else default.default)
-        return [layer] if layer is None or isinstance(layer, (str, Module)) else []
-
-    @property
-    def draws(self) -> bool:
-        """Whether its map is of any size that is asked for, and shows nothing of the image."""
-        return "map_size" in signature(self.function).parameters
-
-    def check(self, name: str, model: Module) -> None:
-        """Raise ``ValueError`` for an option that is the runner's, and for a layer that the network has not."""
-        check_map_options(False, self.options.get("resize_mode", "bilinear"), self.options.get("smooth", 0), None)
-        for option, value in self.options.items():
-            if option in DECIDED:
-                raise ValueError(f"options={option!r} of {name} is not for a benchmark to choose; others are accepted.")
-            if option.endswith("_layer") and isinstance(value, str):
-                resolve_layer(model, value, option)
-
-
-# Each method's name, with the method, or its function and options.
-Methods: TypeAlias = Mapping[str, Explainer | tuple[Callable[..., Any], Options]]
+Metrics: TypeAlias = str | Sequence[str] | Mapping[str, Options]
 
 
 class Job(NamedTuple):
@@ -119,38 +72,54 @@ class Run:
         return model_device(self.model)
 
 
-def make_jobs(
-    methods: Methods, metrics: Mapping[str, Options], setting: Mapping[str, object], session: str = SESSION
-) -> list[Job]:
+def check_setting(
+    dataset: object, model: object, recipe: object, outputs: Sequence[Sequence[int]] | None = None
+) -> None:
+    """Raise ``ValueError`` for what is not a data set, a network or its recipe, and outputs of other classes."""
+    for part in ("name", "root", "source", "classes", "annotations", "problems", "image"):
+        if not hasattr(dataset, part):
+            raise ValueError(
+                f"dataset={shown(dataset)} has no {part!r}; expected what load_dataset returns, or like it."
+            )
+    check_model(model)
+    check_type("recipe", recipe, Recipe, "what the network expects of a photo, as recipe('resnet50')")
+    classes = len(getattr(dataset, "classes", ()))
+    if outputs is not None and (not isinstance(outputs, (list, tuple)) or len(outputs) != classes):
+        raise ValueError(f"outputs={shown(outputs)} are not those of {classes} classes; expected a list for each.")
+    for own in outputs or ():
+        if not isinstance(own, (list, tuple)) or not all(is_int(index) and index >= 0 for index in own):
+            raise ValueError(f"outputs={shown(own)} of a class are not indices; expected a list of ints >= 0.")
+
+
+def make_jobs(methods: Methods, metrics: Metrics, setting: Mapping[str, object], session: str = SESSION) -> list[Job]:
     """A job for each method and metric, and for each pair of methods where the metric compares two.
 
     ``setting`` is what all have in common; ``session`` is part of what depends on a function without a version. A
     metric of the whole data set brings the one that it looks at. ``ValueError`` for an unknown metric or option.
     """
-    for argument, value in (("methods", methods), ("metrics", metrics)):
-        if not value:
-            raise ValueError(f"{argument}={value!r} leave nothing to do; at least one is accepted.")
-    check_metrics(metrics)
-    metrics = dict(metrics) | {of: {} for name in metrics if (of := METRICS[name].of) and of not in metrics}
-    explainers = {name: Explainer(*given) for name, given in methods.items()}
+    explainers, asked = named_methods(methods), named_metrics(metrics)
+    if not explainers:
+        raise ValueError(f"methods={methods!r} leaves nothing to do; expected at least one.")
+    metrics = asked | {of: {} for name in asked if (of := METRICS[name].of) and of not in asked}
     common = {name: written(value) for name, value in setting.items()}
-    own: dict[str, list[str]] = {name: [] for name in explainers}
-    described = {name: _described(explainer, own[name]) for name, explainer in explainers.items()}
+    unversioned: dict[str, list[str]] = {name: [] for name in explainers}
+    described = {name: _described(one, unversioned[name], session) for name, one in explainers.items()}
     jobs: dict[tuple[Names, str], Job] = {}
     for names, metric in _tasks(explainers, metrics):
-        unversioned = [function for name in names for function in own[name]]
+        measuring: list[str] = []
         configuration: dict[str, Json] = {
             **common,
             "method": "|".join(names),
             **(described[names[0]] if len(names) == 1 else {"methods": {name: described[name] for name in names}}),
             "metric": metric,
-            "metric_function": written(METRICS[metric].function, unversioned),
-            "metric_options": written(metrics[metric], unversioned),
+            "metric_function": written(METRICS[metric].function, measuring),
+            "metric_options": written(metrics[metric], measuring),
         }
         of = jobs[names, METRICS[metric].of].fingerprint if METRICS[metric].of else ""
-        configuration |= ({"of": of} if of else {}) | ({"session": session} if unversioned else {})
+        configuration |= ({"of": of} if of else {}) | ({"metric_session": session} if measuring else {})
+        unknown_here = (*chain.from_iterable(unversioned[name] for name in names), *measuring)
         fingerprint = fingerprint_of(configuration)
-        jobs[names, metric] = Job(names, metric, metrics[metric], configuration, fingerprint, tuple(unversioned), of)
+        jobs[names, metric] = Job(names, metric, metrics[metric], configuration, fingerprint, unknown_here, of)
     return list(jobs.values())
 
 
@@ -165,21 +134,33 @@ def _tasks(explainers: Mapping[str, Explainer], metrics: Mapping[str, Options]) 
     return tasks
 
 
-def _described(explainer: Explainer, unversioned: list[str]) -> dict[str, Json]:
+def _described(explainer: Explainer, unversioned: list[str], session: str) -> dict[str, Json]:
     """What of a method a result depends on."""
     parts = {"function": explainer.function, "options": explainer.options}
-    return {part: written(value, unversioned, explainer.version) for part, value in parts.items()}
+    described = {part: written(value, unversioned, explainer.version) for part, value in parts.items()}
+    return described | ({"session": session} if unversioned else {})
 
 
-def check_metrics(metrics: Mapping[str, Options]) -> None:
-    """Raise ``ValueError`` for a metric that there is not, and for an option that it does not have."""
-    for metric, options in metrics.items():
+def named_metrics(metrics: Metrics) -> dict[str, Options]:
+    """The options of each metric. ``ValueError`` for a metric that there is not, and an option that it does not have.
+
+    >>> named_metrics("insertion"), named_metrics(["pointing_game", "deletion"])
+    ({'insertion': {}}, {'pointing_game': {}, 'deletion': {}})
+    """
+    listed = [metrics] if isinstance(metrics, str) else metrics
+    if not isinstance(listed, (Mapping, list, tuple)) or not listed:
+        raise ValueError(f"metrics={shown(metrics)} names no metric; expected names, or the options of each by name.")
+    named = dict(listed) if isinstance(listed, Mapping) else {name: {} for name in map(str, listed)}
+    for metric, options in named.items():
         if metric not in METRICS:
-            raise unknown("metric", metric, list(METRICS), f"accepted are {', '.join(METRICS)}")
+            raise unknown("metric", str(metric), list(METRICS), f"accepted are {', '.join(METRICS)}")
         known = list(METRICS[metric].defaults)
+        if not isinstance(options, Mapping):
+            raise ValueError(f"metric_options={shown(options)} of {metric} is not a dict; expected some of {known}.")
         for option in options:
             if option not in known:
                 raise ValueError(f"metric_options={option!r} is no option of {metric}; {known} are accepted.")
+    return named
 
 
 def plan_batches(
@@ -202,8 +183,8 @@ def plan_batches(
     [[0, 2], [1]]
     """
     for argument, value in (("batch_size", batch_size), ("limit", limit)):
-        if value is not None and value < 1:
-            raise ValueError(f"{argument}={value!r} is no number of cases; a whole number >= 1 is accepted.")
+        if value is not None and not is_positive_int(value):
+            raise ValueError(f"{argument}={shown(value)} is no number of cases; a whole number >= 1 is accepted.")
     cases_of = (
         Case(index, annotation, label)
         for index, annotation in enumerate(annotations)

@@ -4,7 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
@@ -13,16 +13,20 @@ from typing import IO
 import torch
 from torch.nn import Module
 
+from saliency.engine.checks import check_flag, check_type, is_int, shown
 from saliency.engine.state import model_device, model_dtype
 from saliency.evaluation.cases import Case, Dataset, Images, describe, left_out, load_cases
-from saliency.evaluation.printing import Figure, progress_bar
+from saliency.evaluation.explainers import Given, Methods, drawing_from, named_methods
+from saliency.evaluation.printing import Figure, one_line, progress_bar
+from saliency.evaluation.report import write_report
 from saliency.evaluation.report.gallery import write_gallery
 from saliency.evaluation.report.terminal import Outcome, summarise
 from saliency.evaluation.running.compute import Evidence, explain_cases, load_batches, score_cases
 from saliency.evaluation.running.configuration import SESSION, describe_network, fingerprint_of, versions
-from saliency.evaluation.running.plan import Explainer, Job, Methods, Options, Run, make_jobs, plan_batches
+from saliency.evaluation.running.plan import Job, Metrics, Run, check_setting, make_jobs, plan_batches
 from saliency.evaluation.running.ranks import Ranks, UnwritableError, join_ranks, owning
-from saliency.evaluation.running.store import Result, append_results, read_results, write_configuration, write_file
+from saliency.evaluation.running.store import Result, append_results, read_results, write_configurations, write_file
+from saliency.images import check_path
 from saliency.networks.models import Recipe
 
 Done = Collection[tuple[tuple[str, int], str]]  # the key of a case, and the fingerprint of a job
@@ -33,8 +37,8 @@ def run(
     dataset: Dataset,
     model: Module,
     recipe: Recipe,
-    methods: Methods,
-    metrics: Mapping[str, Options],
+    methods: Methods | Given | list[Given],
+    metrics: Metrics,
     out: str | Path,
     *,
     network: Mapping[str, object] | None = None,
@@ -46,17 +50,24 @@ def run(
 ) -> Outcome:
     """Score every case by every method and metric; what is on disk in ``out`` from an earlier run is not done again.
 
-    ``methods`` are functions with their options, by name, or an :class:`Explainer` with a version of what the function
-    does; ``metrics`` the options of each. ``network`` is written down with the results, besides digests of its tensors
-    and structure: a ``version`` there tells changes of its code. ``outputs`` are those of the network that each class
-    of the data set means, () for a class that is left out. Cases that fail have results with their error;
-    ``retry_errors`` tries those of earlier runs again. Started by ``torchrun``, the ranks share the work; results are
-    the same for any number of them, with as many threads each. An interrupt ends the run with what there is.
-    Raises ``ValueError`` for wrong arguments and a folder in use, ``OSError`` where results cannot be written, as on a
-    full disk: those that were stay whole.
+    ``methods``: ``f(model, input, target)``, a list of such, or a dict by name, each alone, as ``(f, options)`` or as
+    an :class:`Explainer`, which says what is asked of it. ``metrics``: names, or the options of each by name.
+    ``network`` is written down with the results, besides digests of its tensors and structure: a ``version`` there
+    tells changes of its code. ``outputs``: those of the network that each class of the data set means, () where it is
+    left out. Cases that fail have results with their error; ``retry_errors`` tries those of earlier runs again. The
+    ranks of ``torchrun`` share the work: the results of any number of them are the same, with as many threads each. A
+    run that ends writes the report of all that is in ``out``; one that is interrupted ends with what there is.
+    ``str(outcome)`` tells all of that. Raises ``ValueError`` for wrong arguments and a folder in use, ``OSError`` where
+    results cannot be written, as on a full disk: those that were stay whole.
     """
+    check_setting(dataset, model, recipe, outputs)
+    check_path("out", out)
+    check_type("network", network, (Mapping, type(None)), "what is known of the network, by names")
+    check_flag("retry_errors", retry_errors)
+    if not is_int(gallery) or gallery < 0:
+        raise ValueError(f"gallery={shown(gallery)} is not a number of images; expected an int >= 0.")
     outputs = [(index,) for index in range(len(dataset.classes))] if outputs is None else outputs
-    explainers = {name: Explainer(*given) for name, given in methods.items()}
+    explainers = named_methods(methods)
     for name, explainer in explainers.items():
         explainer.check(name, model)
     setting = {
@@ -85,11 +96,12 @@ def carry_out(run: Run, ranks: Ranks, retry_errors: bool) -> Outcome:
         logging.getLogger(__name__).warning(said, unversioned)
     batches = [[case.key for case in chain.from_iterable(batch)] for batch in run.batches]
     plan = fingerprint_of({"jobs": [job.fingerprint for job in run.jobs], "batches": batches})
-    interrupted, problems = False, list[str]()
+    interrupted, problems, report = False, list[str](), None
     try:
         with owning(run.out, ranks, plan) as file:
             try:
                 execute(run, ranks, file, retry_errors, problems)
+                report = try_report(run.out) if ranks.rank == 0 else None
             except KeyboardInterrupt:
                 interrupted = True
             lines = summarise(read_results(run.out, []), run.jobs, run.cases) if ranks.rank == 0 else []
@@ -97,7 +109,17 @@ def carry_out(run: Run, ranks: Ranks, retry_errors: bool) -> Outcome:
         lines = summarise(read_results(run.out, problems), run.jobs, run.cases)
         if any(line.missing or (retry_errors and line.failures) for line in lines):
             raise
-    return Outcome(lines, tuple(problems), interrupted, ranks.rank, frozenset(job.fingerprint for job in run.jobs))
+    fingerprints = frozenset(job.fingerprint for job in run.jobs)
+    return Outcome(lines, tuple(problems), interrupted, ranks.rank, fingerprints, run.out, report)
+
+
+def try_report(out: Path) -> Path | None:
+    """Write the report, and return where its page is. The results stand without it: why there is none is a warning."""
+    try:
+        return write_report(out)[-1]
+    except (OSError, ValueError) as error:
+        logging.getLogger(__name__).warning("the report is not written: %s", one_line(error))
+        return None
 
 
 def execute(run: Run, ranks: Ranks, file: IO[bytes], retry_errors: bool, problems: list[str]) -> None:
@@ -108,8 +130,7 @@ def execute(run: Run, ranks: Ranks, file: IO[bytes], retry_errors: bool, problem
     figure = Figure(f"{run.jobs[0].name} {run.jobs[0].metric}")
     done = read_done(run, retry_errors, problems, figure)
     if ranks.rank == 0:
-        for job in run.jobs:
-            write_configuration(run.out, job.fingerprint, job.configuration)
+        write_configurations(run.out, {job.fingerprint: job.configuration for job in run.jobs})
         if lines := left_out(run.dataset, run.outputs):
             write_file(run.out / "left-out.txt", "".join(f"{line}\n" for line in lines).encode())
     ranks.add("ready", 1)
@@ -160,14 +181,6 @@ def compute_batch(run: Run, images: Images, done: Done) -> Iterator[list[Result]
         with drawing_from(cases[0].index, run.device):
             results = score_cases(job, cases, evidence)
         yield [result for result in results if (result.case, job.fingerprint) not in done]
-
-
-@contextmanager
-def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw global random numbers from a seed, for methods and measures without one of their own; then as before."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def show_images(run: Run, images: Images) -> None:

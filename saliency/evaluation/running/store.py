@@ -8,6 +8,7 @@ import tempfile
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -202,8 +203,10 @@ def write_file(path: Path, content: bytes, durable: bool = False) -> None:
         raise
 
 
-def write_configuration(folder: Path, fingerprint: str, configuration: Mapping[str, Json]) -> None:
-    """Write ``configs/<fingerprint>.json``, if it is not there."""
-    path = folder / "configs" / f"{fingerprint}.json"
-    if not path.exists():
-        write_file(path, (json.dumps(configuration, indent=2) + "\n").encode(), durable=True)
+def write_configurations(folder: Path, configurations: Mapping[str, Mapping[str, Json]]) -> None:
+    """Write ``configs/<fingerprint>.json`` of each, with the date: of two trials of a method, the later one counts."""
+    date = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+    for fingerprint, configuration in configurations.items():
+        path = folder / "configs" / f"{fingerprint}.json"
+        text = json.dumps({**configuration, "date": date}, indent=2) + "\n"
+        write_file(path, text.encode(), durable=not path.exists())

@@ -259,3 +259,88 @@ def test_nothing_is_wider_than_the_window(opened, tmp_path, width, scheme):
     assert (paper > ink) == (scheme == "light")
     assert opened.save_screenshot(str(tmp_path / f"{scheme}-{width}.png"))
     opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.fixture(scope="module")
+def rerun(tmp_path_factory):
+    """A run with a curve of overlaps, one far from 0, failures, misses, and a trial that another has superseded."""
+    folder = tmp_path_factory.mktemp("rerun")
+    rows = make_run(folder, images=4)
+    games = [row for row in rows if row.metric == "pointing_game"]
+    rows += [row._replace(metric="box_iou", fingerprint=f"box-{row.method}", curve=(0.1, 0.6, 0.2)) for row in games]
+    rows = [
+        row._replace(curve=tuple(0.8 + point / 10 for point in row.curve)) if row.metric == "insertion" else row
+        for row in rows
+    ]
+    broken = [row for row in games if row.method == "gradient"][:3]
+    rows += [row._replace(image=f"{row.image} again", score=None, error="OSError: gone") for row in broken]
+    rows += [row._replace(fingerprint="old", score=0.0) for row in games if row.method == "grad_cam"]
+    configs = {row.fingerprint: make_config(row.metric, row.method, date="2026-03-02T00:00:00+00:00") for row in rows}
+    configs["old"] |= {"date": "2026-03-01T00:00:00+00:00", "options": {"saliency_layer": "layer3"}}
+    write_run(folder, rows, configs)
+    write_report(folder)
+    return folder, rows
+
+
+@pytest.fixture
+def reopened(browser, rerun):
+    browser.get((rerun[0] / "report.html").as_uri())
+    return browser
+
+
+@pytest.mark.browser
+def test_a_number_of_failures_leads_to_what_failed(reopened):
+    assert reopened.get_log("browser") == []
+    (link,) = find(reopened, "#results-table .failed a")
+    assert link.text == "3 failed"
+    link.click()
+    row = find(reopened, "#failures-list tr:has(:target)")[0]
+    assert "OSError: gone" in row.text
+    assert reopened.execute_script("return arguments[0].getBoundingClientRect().top < window.innerHeight", row)
+
+
+@pytest.mark.browser
+def test_earlier_trials_are_folded_away(reopened):
+    assert "2026-03-02 00:00 UTC" in find(reopened, "#results-table tbody")[0].text
+    details = find(reopened, "#results-earlier")[0]
+    assert details.text == "1 result of earlier trials"
+    details.find_element("css selector", "summary").click()
+    (row,) = find(reopened, "#results-trials tbody tr")
+    assert row.text.startswith("grad_cam · 1 2026-03-01 00:00 UTC pointing_game 0.0")
+    assert row.text.endswith("saliency_layer=layer3")
+
+
+@pytest.mark.browser
+def test_an_axis_starts_at_0_or_has_a_break_and_the_start_of_the_curves_is_explained(reopened):
+    figures = {
+        figure.find_element("css selector", "strong").text: figure for figure in find(reopened, "#curves figure")
+    }
+    assert set(figures) == {"insertion", "deletion", "box_iou"}
+    for name, figure in figures.items():
+        labels = [text.text for text in figure.find_elements("css selector", "text[text-anchor=end]")]
+        assert "0" in labels
+        assert len(figure.find_elements("css selector", ".break")) == (name == "insertion")
+        assert ("The axis is broken between 0 and 0.8" in figure.text) == (name == "insertion")
+    assert "start at the blurred image and end at the image itself" in figures["insertion"].text
+    assert "start at the image itself and end at an image of zeros" in figures["deletion"].text
+    letters = (
+        "const [text, plot] = arguments; const scale = plot.getBoundingClientRect().width / plot.viewBox.baseVal.width;"
+        "return scale * parseFloat(getComputedStyle(text).fontSize)"
+    )
+    plot = figures["insertion"].find_element("css selector", "svg[role=img]")
+    assert reopened.execute_script(letters, plot.find_element("css selector", "text"), plot) == pytest.approx(
+        14, abs=0.5
+    )
+
+
+@pytest.mark.browser
+def test_misses_come_first(reopened, rerun):
+    counts = [
+        len(case.find_elements("css selector", ".tile.miss")) for case in find(reopened, "#gallery-cases article")
+    ]
+    assert counts == sorted(counts, reverse=True)
+    assert sum(counts) > 0
+    first = find(reopened, "#gallery-cases article:first-child .tile:not([aria-label^=picture])")
+    kinds = ["miss" in tile.get_attribute("class") for tile in first]
+    assert kinds == sorted(kinds, reverse=True)
+    assert first[0].size["width"] >= 180

@@ -16,12 +16,13 @@ from saliency.evaluation.baselines import centre
 from saliency.evaluation.cases import class_mask, is_difficult, labels_of
 from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.datasets.photos import ImageSet
+from saliency.evaluation.explainers import Explainer
 from saliency.evaluation.metrics.agreement import rank_correlation
 from saliency.evaluation.metrics.localisation import points_hit, saliency_points
 from saliency.evaluation.report import terminal
 from saliency.evaluation.running import runner
 from saliency.evaluation.running.configuration import fingerprint_of, written
-from saliency.evaluation.running.plan import Explainer, make_jobs, plan_batches
+from saliency.evaluation.running.plan import make_jobs, plan_batches
 from saliency.evaluation.running.ranks import Ranks, holding
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import Result, encode, read_results, scan_results
@@ -57,7 +58,6 @@ def scenes():
 @pytest.fixture
 def play(network, scenes, tmp_path):
     def play(methods, metrics=GAME, dataset=scenes, out="out", **options):
-        methods = {name: method if isinstance(method, tuple) else (method, {}) for name, method in methods.items()}
         wanted = options.pop("recipe", RECIPE)
         model = options.pop("model", network)
         return run(dataset, model, wanted, methods, metrics, tmp_path / out, **{"gallery": 0, **options})

@@ -42,7 +42,7 @@ function choice(label, names, change) {
 }
 
 // A name that may be broken behind an underscore, where the room is narrow.
-const breakable = (name) => name.split(/(?<=_)/).flatMap((part, place) => (place ? [el("wbr"), part] : [part]));
+const breakable = (name) => name.split(/(?<=[_|])/).flatMap((part, place) => (place ? [el("wbr"), part] : [part]));
 
 function select(label, names, change) {
   const options = names.map((text, place) => el("option", { value: place }, text));

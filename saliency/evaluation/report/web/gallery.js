@@ -1,6 +1,6 @@
 // The gallery: for each case the picture and every method's map, with boxes, point, and hit or miss.
 // So many cases at a time that there are about as many maps as a screen or two can hold.
-const FIRST_CASES = Math.max(4, Math.round(70 / Math.max(1, ...DATA.gallery.map((found) => found.maps.length))));
+const FIRST_CASES = Math.max(4, Math.round((window.innerWidth < 620 ? 24 : 48) / Math.max(1, ...DATA.gallery.map((found) => found.maps.length))));
 const state = { image: "", class: "", method: "", result: "all", difficult: false, boxes: true, maps: true, cases: FIRST_CASES };
 
 // Boxes of the class in full, of other classes dashed; the point with the disc that counts as a hit.
@@ -57,12 +57,17 @@ function enlarge(found, map) {
   dialog.showModal();
 }
 
+// What a method misses says more than what it finds: cases with most misses come first, and in a case the misses.
+const misses = ({ maps }) => maps.filter((map) => map.hit === false).length;
+const missesFirst = (maps) => [...maps].sort((a, b) => (b.hit === false) - (a.hit === false));
+
 function matching() {
   const name = state.image.trim().toLowerCase();
   return DATA.gallery
     .filter((found) => (!state.class || found.class === state.class) && (!state.difficult || found.difficult) && found.image.toLowerCase().includes(name))
-    .map((found) => ({ found, maps: found.maps.filter((map) => (!state.method || map.method === state.method) && (state.result === "all" || resultOf(map) === state.result)) }))
-    .filter(({ maps }) => maps.length);
+    .map((found) => ({ found, maps: missesFirst(found.maps).filter((map) => (!state.method || map.method === state.method) && (state.result === "all" || resultOf(map) === state.result)) }))
+    .filter(({ maps }) => maps.length)
+    .sort((a, b) => misses(b) - misses(a));
 }
 
 function drawGallery() {

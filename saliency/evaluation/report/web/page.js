@@ -12,4 +12,4 @@ function showAbout() {
 }
 
 byId("facts").append(...DATA.facts.map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, text))));
-for (const section of [showResults, showPublished, showCurves, showGallery, showClasses, showPairs, showAgreement, showTime, showFailures, showAbout]) section();
+for (const section of [showResults, showEarlier, showPublished, showCurves, showGallery, showClasses, showPairs, showAgreement, showTime, showFailures, showAbout]) section();

@@ -1,3 +1,5 @@
+const FAILURES_SHOWN = 100;
+
 // Tables. A cell is {text | node, sort, class, style, title}; a column {label, numeric, higher, title}.
 function cellNode(tag, cell, attributes) {
   return el(tag, { class: cell.class, style: cell.style, title: cell.title, ...attributes }, cell.node ?? cell.text ?? "");
@@ -42,15 +44,18 @@ function matrixTable(caption, names, cell) {
   return scroller(el("table", { class: "matrix" }, el("caption", {}, caption), el("thead", {}, head), el("tbody", {}, rows)), caption);
 }
 
+// A method's name, with the date of its last trial where it has several.
+const lineCell = (line) => ({ sort: line, text: line, node: el("span", {}, breakable(line),
+  DATA.dates[line] ? el("span", { class: "date" }, DATA.dates[line]) : null) });
+
 const summaryOf = new Map(DATA.summaries.map((item) => [JSON.stringify([item.line, item.column]), item]));
 const summary = (line, column) => summaryOf.get(JSON.stringify([line, column]));
 
 // Results: a mean, its interval in figures, and the same as a bar on the scale of its column.
-function estimateCell(numbers, range, share, mark, failures, constant) {
+function estimateCell(numbers, range, share, mark, failed, constant) {
   const [value, low, high, cases] = numbers;
-  const parts = [failures && `${failures} failed`, constant && plural(constant, "constant map")].filter(Boolean);
-  const failed = parts.length ? el("div", { class: "failed" }, parts.join(", ")) : null;
-  if (!isNumber(value)) return { node: el("div", {}, "–", failed), class: "number", sort: null };
+  const remarks = el("div", { class: "failed" }, failed, failed && constant ? ", " : null, constant ? plural(constant, "constant map") : null);
+  if (!isNumber(value)) return { node: el("div", {}, "–", remarks), class: "number", sort: null };
   const place = (x) => (range[1] > range[0] ? (100 * (x - range[0])) / (range[1] - range[0]) : 50);
   const interval = isNumber(low) ? `${format(low, share)} – ${format(high, share)}` : "";
   const sign = { best: el("span", { class: "badge" }, "best"), tied: el("span", { class: "tie", title: "not told from the best" }, "≈") }[mark];
@@ -58,8 +63,15 @@ function estimateCell(numbers, range, share, mark, failures, constant) {
     isNumber(low) ? el("i", { style: `left:${place(low)}%;width:${Math.max(0, place(high) - place(low))}%` }) : null,
     el("b", { style: `left:${place(value)}%` }));
   const node = el("div", { class: "estimate" }, el("div", { class: "value" }, sign, el("span", {}, format(value, share))), bar,
-    el("div", { class: "interval" }, interval), failed);
+    el("div", { class: "interval" }, interval), remarks);
   return { node, sort: value, class: `number ${mark || ""}`, title: plural(cases, "case") };
+}
+
+// How many cases have no score, with a link to the row that says why.
+function failedLink(item) {
+  if (!item || !item.failures) return null;
+  const place = DATA.failures.findIndex((found) => found.line === item.line && found.column === item.column);
+  return el("a", { href: place < 0 || place >= FAILURES_SHOWN ? "#failures" : `#failure-${place}` }, `${item.failures} failed`);
 }
 
 function resultColumns(view) {
@@ -67,11 +79,11 @@ function resultColumns(view) {
   for (const column of DATA.columns) {
     const items = DATA.lines.map((line) => summary(line, column.label));
     found.push({ ...column, title: column.metric, text: heading(column), numbers: items.map((item) => item && item.means[view]),
-      marks: items.map((item) => (item ? item.mark : "")), failures: items.map((item) => (item ? item.failures : 0)),
+      marks: items.map((item) => (item ? item.mark : "")), failures: items.map(failedLink),
       constant: items.map((item) => (item ? item.constant : 0)) });
     if (items.some((item) => item && item.box_accuracy)) {
       found.push({ higher: true, share: true, text: `${column.box_title}\u00a0(%)\u00a0↑`, title: "the best share of boxes that are found, over thresholds, of all cases",
-        numbers: items.map((item) => item && item.box_accuracy), marks: [], failures: [], fixed: true });
+        numbers: items.map((item) => item && item.box_accuracy), marks: [], failures: [], constant: [], fixed: true });
     }
   }
   for (const column of found) {
@@ -93,7 +105,7 @@ function showResults() {
   let classes = 0, difficult = 0;
   const draw = () => {
     const columns = resultColumns(2 * difficult + classes);
-    const rows = DATA.lines.map((line, i) => [{ text: line, sort: line }, ...columns.map((column) =>
+    const rows = DATA.lines.map((line, i) => [lineCell(line), ...columns.map((column) =>
       column.numbers[i] ? estimateCell(column.numbers[i], column.range, column.share, column.marks[i], column.failures[i], column.constant[i]) : { text: "", class: "number", sort: null })]);
     const what = `Mean over ${classes ? "classes" : "cases"}, ${difficult ? "difficult cases" : "all cases"}`;
     byId("results-table").replaceChildren(sortableTable(what, [{ label: "method" },
@@ -109,6 +121,19 @@ function showResults() {
   draw();
 }
 
+// Trials that a later one of the method has superseded.
+function showEarlier() {
+  if (!DATA.earlier.length) return;
+  byId("results-earlier").hidden = false;
+  byId("results-earlier").querySelector("summary").textContent = `${plural(DATA.earlier.length, "result")} of earlier trials`;
+  const shares = new Map(DATA.columns.map((column) => [column.label, column.share]));
+  const rows = DATA.earlier.map(({ line, column, date, mean, differences }) => [{ text: line, sort: line }, { text: date, sort: date },
+    { text: column, sort: column }, { text: format(mean[0], shares.get(column)), sort: mean[0], class: "number" },
+    { text: mean[3], sort: mean[3], class: "number" }, { text: differences, sort: differences, class: "message" }]);
+  byId("results-trials").append(sortableTable("Superseded by a later trial of the method: they take part in no mean and no test", [{ label: "trial" },
+    { label: "run" }, { label: "metric" }, { label: "mean", numeric: true }, { label: "cases", numeric: true }, { label: "what differs from the last trial" }], rows));
+}
+
 function showPublished() {
   if (!DATA.published.length) return;
   show("published");
@@ -116,8 +141,8 @@ function showPublished() {
   const percent = (value) => ({ text: format(value, true), sort: value, class: "number strong" });
   const columns = ["method", "here", "published", "here, difficult", "published, difficult"].map((label, i) => ({ label, numeric: i > 0 }));
   for (const found of DATA.published) {
-    const rows = found.rows.map(([line, ours, theirs]) =>
-      [{ text: line, sort: line }, percent(ours[0]), cell(theirs[0]), percent(ours[1]), cell(theirs[1])]);
+    const rows = found.rows.map(({ line, measured, published }) =>
+      [{ text: line, sort: line }, percent(measured[0]), cell(published[0]), percent(measured[1]), cell(published[1])]);
     byId("published-tables").append(sortableTable(found.title, columns, rows),
       el("ul", { class: "note" }, found.differences.map((text) => el("li", {}, text))));
   }
@@ -154,15 +179,15 @@ function showClasses() {
 }
 
 function showPairs() {
-  const columns = DATA.columns.filter((column) => DATA.pairs.some((pair) => pair[0] === column.label));
+  const columns = DATA.columns.filter((column) => DATA.pairs.some((pair) => pair.column === column.label));
   if (!columns.length) return;
   show("pairs");
   const draw = (place) => {
     const column = columns[place];
-    const pairs = DATA.pairs.filter((pair) => pair[0] === column.label);
-    const names = DATA.lines.filter((line) => pairs.some((pair) => pair[1] === line || pair[2] === line));
+    const pairs = DATA.pairs.filter((pair) => pair.column === column.label);
+    const names = DATA.lines.filter((line) => pairs.some((pair) => pair.first === line || pair.second === line));
     const found = new Map();
-    for (const [, first, second, cases, difference, , adjusted] of pairs) {
+    for (const { first, second, cases, difference, adjusted } of pairs) {
       found.set(JSON.stringify([first, second]), [difference, adjusted, cases]);
       found.set(JSON.stringify([second, first]), [-difference, adjusted, cases]);
     }
@@ -173,7 +198,7 @@ function showPairs() {
       return { text: signed(own[0], column.share), title: `${names[i]} − ${names[j]}: ${plural(own[2], "case")}, adjusted p ${formatP(own[1])}`,
         class: clear ? ((own[0] > 0) === column.higher ? "good" : "bad") : "quiet" };
     }));
-    const rows = [...pairs].sort((a, b) => a[6] - b[6]).map(([, first, second, cases, difference, p, adjusted]) => [
+    const rows = [...pairs].sort((a, b) => a.adjusted - b.adjusted).map(({ first, second, cases, difference, p_value: p, adjusted }) => [
       { text: first, sort: first }, { text: second, sort: second }, { text: cases, sort: cases, class: "number" },
       { text: signed(difference, column.share), sort: difference, class: "number" }, { text: formatP(p), sort: p, class: "number" },
       { text: formatP(adjusted), sort: adjusted, class: adjusted < DATA.significant ? "number strong" : "number" }]);
@@ -216,12 +241,12 @@ function showTime() {
 function showFailures() {
   if (!DATA.failures.length && !DATA.problems.length) return;
   show("failures");
-  const limit = 100;
-  const rows = DATA.failures.slice(0, limit).map(({ line, column, message, cases }) => [{ text: line, sort: line }, { text: column, sort: column },
+  const rows = DATA.failures.slice(0, FAILURES_SHOWN).map(({ line, column, message, cases }, place) => [
+    { node: el("span", { id: `failure-${place}` }, breakable(line)), sort: line }, { text: column, sort: column },
     { text: cases.length, sort: cases.length, class: "number" }, { text: message, sort: message, class: "message" },
     { text: cases.slice(0, 5).join(", ") + (cases.length > 5 ? `, and ${cases.length - 5} more` : ""), sort: cases[0], class: "message" }]);
   if (rows.length) byId("failures-list").append(sortableTable("Cases without a score", [{ label: "method" }, { label: "metric" },
     { label: "cases", numeric: true }, { label: "message" }, { label: "where" }], rows));
-  if (DATA.failures.length > limit) byId("failures-list").append(el("p", { class: "note" }, `${DATA.failures.length - limit} more messages are in cases.csv.`));
+  if (DATA.failures.length > FAILURES_SHOWN) byId("failures-list").append(el("p", { class: "note" }, `${DATA.failures.length - FAILURES_SHOWN} more messages are in cases.csv.`));
   if (DATA.problems.length) byId("failures-list").append(el("ul", {}, DATA.problems.map((text) => el("li", {}, text))));
 }
