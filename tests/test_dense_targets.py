@@ -145,6 +145,8 @@ def test_torchvisions_detectors(name):
     """
     threshold = "box_score_thresh" if "rcnn" in name else "score_thresh"
     options = {threshold: 0.0, "num_classes": 2, "min_size": 64, "max_size": 64}
+    if "rcnn" in name:
+        options |= {"box_detections_per_img": 8, "rpn_post_nms_top_n_test": 30}
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **options).double().eval()
     x = torch.rand(1, 3, 64, 64, dtype=torch.float64)
