@@ -8,7 +8,7 @@ WORKERS ?= 2
 VIT_METHODS := gradient guided_backprop grad_cam layer_cam hires_cam attention_rollout transformer_attribution legrad
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all lint format bench benchmark clean
+.PHONY: help demo install test test-all lint format bench benchmark sweep clean
 .DELETE_ON_ERROR:
 
 help: ## show this help
@@ -26,7 +26,7 @@ demo: $(VENV)/.installed-benchmark ## explain the embedded scenes with every met
 install: $(VENV)/.installed-plot ## install the package, editable, and its command `saliency`
 
 test: $(VENV)/.installed-test ## run the tests
-	$(BIN)/python -m pytest -n auto -m "not parity"
+	$(BIN)/python -m pytest -n auto -m "not parity and not sweep"
 
 test-all: $(VENV)/.installed-test $(VENV)/.installed-parity ## run the tests, and those against other libraries
 	$(BIN)/python -m pytest -n auto
@@ -53,6 +53,12 @@ benchmark: $(VENV)/.installed-benchmark ## score every method by every metric on
 		$(BIN)/saliency report bench_out/$$1; \
 		echo "Report: $(CURDIR)/bench_out/$$1/report.html"; \
 	done
+
+sweep: $(VENV)/.installed-test ## explain every classifier of torchvision, in all sizes, by every method; goes on where it was
+	@mkdir -p bench_out
+	$(BIN)/python -m benchmarks.zoo --library torchvision --every-size --method all --method attention \
+		--method feature_permutation --out bench_out/architectures.jsonl --document bench_out/architectures.md
+	@echo "Page: $(CURDIR)/bench_out/architectures.md"
 
 clean: ## remove the environment, caches and the demo's pictures
 	rm -rf .venv demo bench_out saliency_out build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

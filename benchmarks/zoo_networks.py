@@ -1,6 +1,6 @@
 """The networks of the sweep: of installed libraries, with random weights, each with the size of its input."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -19,13 +19,15 @@ class Network(NamedTuple):
     target: Any = 1
 
 
+# The smallest size of each family; all sizes are torchvision's own list.
 TORCHVISION = (
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
-    *("maxvit_t", "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
-    *("resnet50", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_0", "swin_t", "swin_v2_t", "vgg16_bn"),
-    *("vit_b_16", "wide_resnet50_2"),
+    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
+    *("resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11"),
+    *("vgg11_bn", "vit_b_32", "wide_resnet50_2"),
 )
 VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t", "mvit_v2_s")
+CLIPS = {"s3d": (16, 224), "swin3d_t": (8, 224), "mvit_v2_s": (16, 224)}  # frames, side
 SEGMENTATION = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 
 TIMM = (
@@ -95,23 +97,54 @@ HUGGING_FACE: dict[str, tuple[str, dict[str, Any], tuple[int, ...], Any]] = {
 }
 
 
-def networks(library: str) -> Iterator[tuple[str, Network]]:
+def networks(library: str, **options: Any) -> Iterator[tuple[str, Network]]:
     """The networks of one of :data:`LIBRARIES`, by name. Raises ``ModuleNotFoundError`` where it is not installed."""
-    yield from LIBRARIES[library](import_module(library))
+    yield from LIBRARIES[library](import_module(library), **options)
 
 
-def _torchvision(library: Any) -> Iterator[tuple[str, Network]]:
+def _torchvision(library: Any, every_size: bool = False, side: int | None = None) -> Iterator[tuple[str, Network]]:
+    """Classifiers of the smallest size, or of all; and, where they are not meant alone, segmenters and videos."""
+    every = library.models.list_models(module=library.models)
+    yield from classifiers(library, every if every_size else TORCHVISION, side)
+    if every_size or side is not None:
+        return
     build: Callable[..., nn.Module] = library.models.get_model
-    sizes = {
-        "s3d": (3, 16, 224, 224),
-        "swin3d_t": (3, 8, 224, 224),
-        "mvit_v2_s": (3, 16, 224, 224),
-        "inception_v3": (3, 299, 299),
-    }
-    for names, shape in ((TORCHVISION, IMAGE), (SEGMENTATION, IMAGE), (VIDEO, (3, 16, 112, 112))):
-        extra = {"weights_backbone": None} if names is SEGMENTATION else {}
-        for name in names:
-            yield name, Network(partial(build, name, weights=None, **extra), sizes.get(name, shape))
+    for name in SEGMENTATION:
+        yield name, Network(partial(build, name, weights=None, weights_backbone=None))
+    for name in VIDEO:
+        frames, length = CLIPS.get(name, (16, 112))
+        yield name, Network(partial(build, name, weights=None), (3, frames, length, length))
+
+
+def classifiers(library: Any, names: Iterable[str], side: int | None = None) -> Iterator[tuple[str, Network]]:
+    """Classifiers of torchvision for images of their own size, or of ``side`` pixels, a multiple of 32.
+
+    Inception, whose border takes 43 pixels, gets those more; MaxViT's windows are a 32nd of the side, as at 224 pixels.
+    """
+    build: Callable[..., nn.Module] = library.models.get_model
+    for name in names:
+        size = side or (256 if name == "inception_v3" else 224)
+        size += 43 * (name == "inception_v3")
+        make = partial(build, name, weights=None)
+        if side is not None and name.startswith("vit_"):
+            size = size // 14 * 14 if name == "vit_h_14" else size
+            make = partial(make, image_size=size)
+        elif side is not None and name == "maxvit_t":
+            make = partial(_small_maxvit, library, size)
+        yield name, Network(make, (3, size, size))
+
+
+def _small_maxvit(library: Any, side: int) -> nn.Module:
+    model: nn.Module = library.models.MaxVit(
+        input_size=(side, side),
+        stem_channels=64,
+        partition_size=side // 32,
+        block_channels=[64, 128, 256, 512],
+        block_layers=[2, 2, 5, 2],
+        head_dim=32,
+        stochastic_depth_prob=0.2,
+    )
+    return model
 
 
 def _timm(library: Any) -> Iterator[tuple[str, Network]]:
@@ -131,7 +164,7 @@ def _transformers(library: Any) -> Iterator[tuple[str, Network]]:
         yield name, Network(partial(build, name), shape, target)
 
 
-LIBRARIES: dict[str, Callable[[Any], Iterator[tuple[str, Network]]]] = {
+LIBRARIES: dict[str, Callable[..., Iterator[tuple[str, Network]]]] = {
     "torchvision": _torchvision,
     "timm": _timm,
     "transformers": _transformers,

@@ -98,6 +98,8 @@ def class_in_region(index: int, region: Tensor) -> Score:
     check_tensor("region", region)
     if region.ndim != 2 or not region.any():
         raise ValueError(f"region={describe(region)} is not a mask of any position; expected (h, w), not all zero.")
+    cells = region.flatten().nonzero()[:, 0]
+    weights = region.flatten()[cells]
 
     def score(output: Output) -> Tensor:
         scores = _classes(output, index)
@@ -105,8 +107,9 @@ def class_in_region(index: int, region: Tensor) -> Score:
             raise ValueError(
                 f"region={describe(region)} does not fit an output of shape {tuple(scores.shape)}; expected its (h, w)."
             )
-        weight = region.to(scores)
-        return (scores[:, index] * weight).sum((1, 2)) / weight.sum()
+        weight = weights.to(scores)
+        # Selected, not multiplied by 0: relevance rules would send relevance to the zeroed entries as well.
+        return (scores[:, index].flatten(1)[:, cells.to(scores.device)] * (weight / weight.mean())).mean(1)
 
     return score
 

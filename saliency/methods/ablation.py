@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -194,15 +195,18 @@ def occlusion(
     .. math:: a_i = \frac{\sum_w m_{wi} (f(x) - f(x \odot (1 - m_w) + x' \odot m_w))}{\sum_w m_{wi}}
 
     ``sliding_window_shapes`` and ``strides`` hold one value per dimension except the batch. By default, windows
-    span all channels and an eighth of each side, and the stride is half of that. Windows are cropped at the border.
+    span all channels and an eighth of each side of the grid, and the stride is half of that. Windows are cropped at
+    the border.
     Signed; ``reduction=None`` returns the input's shape. Zeiler and Fergus, ECCV 2014. Options: see
     :func:`explain`.
     """
 
     def attribute(p: Perturbed) -> Tensor:
-        window, stride = _windows(sliding_window_shapes, strides, tuple(p.x.shape[1:]))
+        entries = _entries(p, named=sliding_window_shapes is not None or strides is not None)
+        sides = tuple(p.x.shape[1:] if entries is None else entries.shape)
+        window, stride = _windows(sliding_window_shapes, strides, sides)
         (start,) = starts_of(p.own("baselines", baselines), [p.x])
-        covers = [_covers(*each, p.x) for each in zip(p.x.shape[1:], window, stride, strict=True)]
+        covers = [_covers(*each, p.x) for each in zip(sides, window, stride, strict=True)]
         places = torch.cartesian_prod(*[torch.arange(len(cover), device="cpu") for cover in covers])
         places = places.view(-1, len(covers))
 
@@ -211,16 +215,35 @@ def occlusion(
             for axis, (cover, place) in enumerate(zip(covers, places[numbers].unbind(1), strict=True)):
                 shape = [len(numbers), *[1] * axis, -1, *[1] * (len(covers) - axis - 1)]
                 hidden = hidden * cover[at(place, p.x)].view(shape)
-            return torch.where(hidden > 0, start[own], p.x[own])
+            return torch.where(_put(hidden.expand(-1, *sides), entries, p.x) > 0, start[own], p.x[own])
 
         drops = p.drops(len(places), make).mT.unflatten(2, [len(cover) for cover in covers])
         counts = torch.ones_like(drops[:1, :1])
         for cover in covers:  # each pass contracts the first axis and appends its positions at the end
             drops, counts = (torch.tensordot(x, cover.to(x.dtype), ([2], [0])) for x in (drops, counts))
-        attribution: Tensor = drops / counts
+        attribution: Tensor = _put((drops / counts).flatten(0, 1), entries, p.x).view(*drops.shape[:2], *p.x.shape[1:])
         return attribution
 
     return explain(model, input, target, saliency_layer, attribute, reduction, perturbations_per_eval, **options)
+
+
+def _entries(p: Perturbed, named: bool) -> Tensor | None:
+    """The entries of a layer's activation, arranged as its grid, over which windows slide by default.
+
+    None where window shapes are given, and where no grid is known: windows then follow the tensor's own dimensions.
+    """
+    if not named and p.site.name and p.x.ndim > 2:
+        with suppress(ValueError):
+            return p.entries
+    return None
+
+
+def _put(values: Tensor, entries: Tensor | None, x: Tensor) -> Tensor:
+    """Values (B, ...) at their entries, in tensors of the shape of ``x`` that are 0 elsewhere."""
+    if entries is None:
+        return values
+    whole = values.new_zeros(len(values), x[0].numel())
+    return whole.index_copy_(1, entries.flatten(), values.flatten(1)).view(-1, *x.shape[1:])
 
 
 def _windows(windows: Sides, strides: Sides, sides: tuple[int, ...]) -> tuple[list[int], list[int]]:

@@ -1,6 +1,7 @@
 """Score-CAM and Ablation-CAM beside pytorch-grad-cam and torch-cam, and the papers' formulas where those leave them."""
 
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -117,3 +118,59 @@ def test_torchcam_normalises_before_it_upsamples():
     ours = saliency.score_cam(model, input, TARGET, "3")
     assert relative_error(theirs, ours) > 1e-4
     assert_agree(ours, expected("score_cam", "3"), 1e-12)
+
+
+def at_full_resolution():
+    """A network whose layer '1' has the image's size: nothing is brought to another one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        model.append(nn.Linear(24, 4))
+        model[-1].weight.data *= 5
+    return model.double().eval()
+
+
+def _drawn(draws, shape):
+    return draws.pop(0).expand(shape)
+
+
+def torchcam_map(method, **options):
+    """Its map of each image, before it is scaled."""
+    torchcam, model, maps = pytest.importorskip("torchcam.methods"), at_full_resolution(), []
+    for n, image in enumerate(images().split(1)):
+        with getattr(torchcam, method)(model, "1", input_shape=(3, 17, 15), **options) as cam:
+            if method == "SSCAM":
+                generator = torch.Generator().manual_seed(0)
+                size = image.shape[2:]
+                draws = [torch.empty(size).normal_(0, 0.5, generator=generator).double() for _ in range(3)]
+                cam._distrib.sample = partial(_drawn, draws)
+            maps.append(cam(TARGET[n], model(image.clone()), normalized=False)[0])
+    return torch.stack(maps)
+
+
+def test_ss_cam_with_equal_draws():
+    theirs = torchcam_map("SSCAM", num_samples=3, std=0.5)
+    assert_agree(saliency.ss_cam(at_full_resolution(), images(), TARGET, "1", num_samples=3, std=0.5), theirs)
+
+
+def test_is_cam_of_shares_that_torchcam_adds_up():
+    """The mask grows by shares t / T of itself; the peer adds these up: 1/3, 3/3 and 6/3 of it for 1/3, 2/3 and 3/3."""
+    model, theirs = at_full_resolution(), torchcam_map("ISCAM", num_samples=3)
+
+    def score(image, mask, share, n):
+        return float(model(image * mask * share).detach()[0, TARGET[n]])
+
+    def expected(shares):
+        maps = []
+        for n, image in enumerate(images().split(1)):
+            x, means = model[:2](image)[0].detach(), []
+            for channel in x:
+                mask = (channel - channel.min()) / (channel.max() - channel.min())
+                means.append(sum(score(image, mask, share, n) for share in shares) / len(shares))
+            maps.append(class_map(softmax(means), x))
+        return torch.stack(maps)[:, None]
+
+    assert_agree(theirs, expected([1 / 3, 3 / 3, 6 / 3]))
+    ours = saliency.is_cam(model, images(), TARGET, "1", num_samples=3)
+    assert_agree(ours, expected([1 / 3, 2 / 3, 3 / 3]), 1e-12)
+    assert relative_error(theirs, ours) > 1e-4
