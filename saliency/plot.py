@@ -14,7 +14,9 @@ from .images import as_image, overlay, to_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Figure
+else:
+    Figure = object  # what draws is imported when something is drawn
 
 CELL, GAP, HEAD, LETTER = 1.7, 0.04, 0.16, 0.07  # inches: a column, the space between, the top line, a wide letter
 DPI = 150
@@ -24,7 +26,7 @@ SCREEN, WIDEST, NARROWEST, SPACE, SCREEN_DPI = (1600, 900), 300, 140, 6, 100
 MOST_PIXELS = 60_000  # matplotlib draws fewer than 2^16 pixels a side
 
 
-def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str] = ()) -> "Figure":
+def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str] = ()) -> Figure:
     """Return a figure with a row for every image: the image, and a column for every method's map laid over it.
 
     ``images`` are N tensors (3, H, W) in [0, 1], of any size, or what else :func:`saliency.images.as_image` takes;
@@ -63,28 +65,30 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
     return figure
 
 
-def tiles(panels: Sequence[tuple[str, Image]], heading: str = "") -> "Figure":
-    """Return a figure of pictures, each under its title, in as many rows as show them largest on a screen.
+def tiles(groups: Sequence[Sequence[tuple[str, Image]]], heading: str = "") -> Figure:
+    """Return a figure of pictures, each under its title, as large as a screen shows them; a group begins a row.
 
     It has at most 1600 x 900 pixels, unless the pictures would be narrower than 140. Raises :class:`ValueError` where
     there are none, :class:`ImportError` where the extra ``plot`` is missing.
 
     >>> from PIL import Image
-    >>> len(tiles([("photo", Image.new("RGB", (60, 40))), ("grad_cam", Image.new("RGB", (60, 40)))], "a dog").axes)
+    >>> len(tiles([[("photo", Image.new("RGB", (60, 40))), ("grad_cam", Image.new("RGB", (60, 40)))]], "a dog").axes)
     2
     """
-    check_type("panels", panels or None, Sequence, "a title and a picture each")
+    check_type("groups", groups or None, Sequence, "groups of titles and pictures")
+    panels = [panel for group in groups for panel in group]
     shape = max(min(max(picture.height / picture.width, 1 / LONGEST), LONGEST) for _, picture in panels)
-    lines = max(title.count("\n") + 1 for title, _ in panels)
-    head, above = 22 if heading else 0, 13 * lines + 4
-    columns, width = _tiling(len(panels), shape, above, head)
-    rows, pitch = -(-len(panels) // columns), width * shape + above
-    size = (columns * (width + SPACE) + SPACE, head + rows * pitch + SPACE)
+    head, above = 22 if heading else 0, 13 * max(title.count("\n") + 1 for title, _ in panels) + 4
+    columns, width = _tiling([len(group) for group in groups], shape, above, head)
+    pitch = width * shape + above
+    rows = [group[at : at + columns] for group in groups for at in range(0, len(group), columns)]
+    size = (columns * (width + SPACE) + SPACE, head + len(rows) * pitch + SPACE)
     figure = _figure(size[0] / SCREEN_DPI, size[1] / SCREEN_DPI, SCREEN_DPI)
     if heading:
         figure.text(0.5, 1 - 11 / size[1], heading, fontsize=9, ha="center", va="center")
-    for number, (title, picture) in enumerate(panels):
-        row, column = divmod(number, columns)
+    for (row, column), (title, picture) in zip(
+        ((row, column) for row, those in enumerate(rows) for column in range(len(those))), panels, strict=True
+    ):
         left, bottom = SPACE + column * (width + SPACE), size[1] - head - (row + 1) * pitch
         axis = figure.add_axes((left / size[0], bottom / size[1], width / size[0], width * shape / size[1]))
         axis.imshow(picture, interpolation="lanczos")
@@ -94,18 +98,18 @@ def tiles(panels: Sequence[tuple[str, Image]], heading: str = "") -> "Figure":
     return figure
 
 
-def _tiling(count: int, shape: float, above: int, head: int) -> tuple[int, float]:
+def _tiling(counts: Sequence[int], shape: float, above: int, head: int) -> tuple[int, float]:
     """How many pictures stand in a row, and their width in pixels: the largest that fit on a screen."""
     wide, high = SCREEN
 
     def width(columns: int) -> float:
-        rows = -(-count // columns)
+        rows = sum(-(-count // columns) for count in counts)
         return min(WIDEST, (wide - SPACE) / columns - SPACE, ((high - head - SPACE) / rows - above) / shape)
 
-    columns = max(range(1, count + 1), key=width)
+    columns = max(range(1, max(counts) + 1), key=width)
     if width(columns) >= NARROWEST:
         return columns, width(columns)
-    return min(count, int((wide - SPACE) // (NARROWEST + SPACE))), NARROWEST
+    return min(max(counts), int((wide - SPACE) // (NARROWEST + SPACE))), NARROWEST
 
 
 def contact_sheet(
@@ -135,7 +139,7 @@ def _grid(shapes: Sequence[float], columns: int, titles: Sequence[str]) -> "tupl
     return figure, rows
 
 
-def _figure(width: float, height: float, dpi: int) -> "Figure":
+def _figure(width: float, height: float, dpi: int) -> Figure:
     """An empty figure of so many inches."""
     try:
         from matplotlib.figure import Figure

@@ -1,20 +1,27 @@
 """What is chosen on the command line: methods, their options, a device."""
 
 import ast
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 
+from saliency.explaining.choosing import POINTS_AT_ONCE as POINTS_AT_ONCE
+from saliency.explaining.choosing import Function
+from saliency.explaining.choosing import is_path_method as is_path_method
 from saliency.methods import METHODS
-from saliency.networks.models import unknown
+from saliency.networks.names import unknown
+from saliency.wrappers import augmented, low_pass, normalised, smooth_grad
+
+# What makes a method of a method, map by map; `fused` makes one map of several layers'.
+WRAPPERS: dict[str, Callable[..., Function]] = {
+    wrapper.__name__: wrapper for wrapper in (smooth_grad, augmented, low_pass, normalised)
+}
 
 # What changes the form of the result; a layer has an argument of its own.
 NOT_OFFERED = frozenset({"saliency_layer", "debug", "return_convergence_delta"})
-# A whole path in one batch can exceed the memory: 50 steps of a ResNet-50 keep 5 GB for the backward pass.
-POINTS_AT_ONCE = 16
 
 
 def choose_methods(names: Sequence[str]) -> list[str]:
@@ -86,13 +93,61 @@ def _is_written(hint: object) -> bool:
     return hint in (bool, int, float, str)
 
 
-def is_path_method(name: str) -> bool:
-    """Whether the method takes gradients on a path of its own.
+def split_layers(layers: Sequence[str], methods: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The layers of [METHOD=]NAME that all methods are to explain, and those of some, by method.
 
-    >>> is_path_method("conductance"), is_path_method("grad_cam")
-    (True, False)
+    >>> split_layers(["layer4", "gradient=layer1"], ["grad_cam", "gradient"])
+    (['layer4'], {'gradient': ['layer1']})
     """
-    return "path" in METHODS[name].sets
+    common: list[str] = []
+    own: dict[str, list[str]] = {}
+    for text in layers:
+        method, equals, name = text.partition("=")
+        if not equals:
+            common.append(text)
+        elif method not in methods:
+            raise unknown("layer", text, [f"{known}={name}" for known in methods], "expected [METHOD=]NAME")
+        elif "saliency_layer" not in METHODS[method].options:
+            raise ValueError(f"layer={text!r} is no option of {method}; expected a method that explains layers.")
+        else:
+            own.setdefault(method, []).append(name)
+    return common, own
+
+
+def choose_wrappers(texts: Sequence[str]) -> Callable[[str], tuple[str, Function]]:
+    """Return what makes of the name of a method what it is called when it is wrapped, and the wrapped method.
+
+    >>> choose_wrappers(["smooth_grad(n_samples=2)"])("gradient")[0]
+    'smooth_grad(gradient)'
+    """
+    wrappers = [_read_wrapper(text) for text in texts]
+
+    def wrap(method: str) -> tuple[str, Function]:
+        title, function = method, METHODS[method].function
+        for name, options in wrappers:
+            title, function = f"{name}({title})", WRAPPERS[name](function, **options)
+        return title, function
+
+    return wrap
+
+
+def _read_wrapper(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options of NAME or NAME(OPTION=VALUE, ...), as Python reads it."""
+    accepted = f"expected {', '.join(WRAPPERS)}, each alone or as 'smooth_grad(n_samples=10)'"
+    name = text.partition("(")[0].strip()
+    if name not in WRAPPERS:
+        raise unknown("wrap", name, list(WRAPPERS), accepted)
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if isinstance(call, ast.Name):
+            return name, {}
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+            options = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+            WRAPPERS[name](METHODS["gradient"].function, **options)
+            return name, options
+    except (SyntaxError, TypeError) as error:
+        raise ValueError(f"wrap={text!r} cannot be read ({error}); {accepted}.") from error
+    raise ValueError(f"wrap={text!r} cannot be read; {accepted}.")
 
 
 def read_value(text: str) -> Any:

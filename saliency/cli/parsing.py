@@ -22,6 +22,19 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def numbers(text: str) -> tuple[float, ...] | float:
+    """Return the number, or the numbers between commas, that an argument of the command line stands for.
+
+    >>> numbers("0.5"), numbers("0.485,0.456,0.406")
+    (0.5, (0.485, 0.456, 0.406))
+    """
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or numbers between commas") from error
+    return found[0] if len(found) == 1 else found
+
+
 def say(text: str) -> None:
     """Write a line to stdout."""
     sys.stdout.write(f"{printable(text)}\n")

@@ -75,8 +75,8 @@ def compare(
 
     >>> from saliency.scenes import make_scene, scene_network
     >>> networks = {"cnn": scene_network(), "vit": scene_network("vit")}
-    >>> list(compare(networks, make_scene(1).image, methods=["grad_cam", "gradient"]).maps)
-    ['cnn grad_cam', 'cnn gradient', 'vit grad_cam', 'vit gradient']
+    >>> list(compare(networks, make_scene(1).image, methods=["gradient", "rise"], num_masks=10).maps)
+    ['cnn gradient', 'cnn rise', 'vit gradient', 'vit rise']
     """
     if isinstance(models, Module):
         return explain(models, image, target, methods, saliency_layer, **options)  # type: ignore[arg-type]
@@ -115,14 +115,20 @@ def network_of(
             )
         known = Recipe(size, 1, False, (), (), class_names(model)), "as asked"
     recipe, source = known
-    if mean is not None or std is not None:
-        channels = max(len(values) for values in (mean, std, recipe.mean or (0.0,) * 3) if isinstance(values, Sequence))
-        recipe = recipe._replace(mean=_numbers("mean", mean, recipe.mean, channels))
-        recipe = recipe._replace(std=_numbers("std", std, recipe.std, channels))
+    recipe = normalising(recipe, mean, std)
     if classes is not None:
         check_type("classes", classes, (list, tuple), "the names of the classes")
         recipe = recipe._replace(classes=tuple(classes))
     return Network(model, recipe if size is None else recipe.resized(size, f"model={type(model).__name__}"), source)
+
+
+def normalising(recipe: Recipe, mean: Numbers | None, std: Numbers | None) -> Recipe:
+    """The recipe with another mean or deviation: a number a channel, or one for all. ``ValueError`` if they differ."""
+    lengths = {len(values) for values in (mean, std, recipe.mean) if isinstance(values, Sequence) and values}
+    channels = max(lengths, default=3)
+    return recipe._replace(
+        mean=_numbers("mean", mean, recipe.mean, channels), std=_numbers("std", std, recipe.std, channels)
+    )
 
 
 def _numbers(argument: str, given: Numbers | None, known: tuple[float, ...], channels: int) -> tuple[float, ...]:

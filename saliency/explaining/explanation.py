@@ -4,40 +4,19 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
 from saliency.engine.targets import Target
+from saliency.explaining.columns import Column, Score
+from saliency.explaining.viewer import viewer_page, viewer_photo
 from saliency.images import check_path, overlay, to_picture
 from saliency.networks.preprocessing import Recipe
-from saliency.plot import tiles
+from saliency.plot import Figure, tiles
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-class Column(NamedTuple):
-    """The maps (1, K, h, w) of a method at a layer, raw scale, and the picture (3, H, W) that they lie on."""
-
-    name: str
-    method: str
-    layer: str | None
-    maps: Tensor
-    picture: Tensor
-
-
-class Score(NamedTuple):
-    """A score: what it is called, the index of its class and its value, a probability, where it has them."""
-
-    name: str
-    class_index: int | None = None
-    value: float | None = None
-
-    def __str__(self) -> str:
-        return self.name if self.value is None else f"{self.name} {self.value:.1%}"
+ROW = 6  # so many pictures stand in one row, whatever their targets
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,16 +64,25 @@ class Explanation:
             for column in self.columns
         }
 
-    def figure(self) -> "Figure":
+    def figure(self) -> Figure:
         """The photo, and beside it every map: a figure of matplotlib that fits on a screen, unless there are too many.
 
         Raises :class:`ImportError` where the extra ``plot`` is missing.
         """
-        alone = len(self.scores) == 1
-        panels = [(self.photo, to_picture(self.picture))]
-        for (name, number), picture in self.overlays().items():
-            panels.append((name if alone else f"{name}\n{self.scores[number]}", picture))
-        return tiles(panels, str(self.scores[0]) if alone else "")
+        maps = list(self.overlays().items())
+        several = len(self.scores) > 1
+        panels = [(f"{name}\n{self.scores[k]}" if several else name, picture) for (name, k), picture in maps]
+        photo = (self.photo, to_picture(self.picture))
+        if not several:
+            return tiles([[photo, *panels]], str(self.scores[0]))
+        if len(panels) < ROW:
+            return tiles([[photo, *panels]])
+        count = len(self.columns)
+        return tiles([[photo, *panels[start : start + count]] for start in range(0, len(panels), count)])
+
+    def viewed(self) -> dict[str, object]:
+        """What the viewer holds of it, for JSON: one page can show several photos."""
+        return viewer_photo(self.photo, self.columns, self.scores, self.predicted, self.why)
 
     def save(self, path: str | Path) -> None:
         """Write a file, which its suffix tells apart; missing folders are made.
@@ -106,9 +94,7 @@ class Explanation:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".html":
-            from saliency.explaining.viewer import viewer_page, viewer_photo
-
-            path.write_text(viewer_page([viewer_photo(self)]), "utf-8")
+            path.write_text(viewer_page([self.viewed()]), "utf-8")
         elif path.suffix == ".npz":
             np.savez(path, **{name: maps.float().cpu().numpy() for name, maps in self.maps.items()})  # type: ignore[arg-type]
         else:

@@ -16,7 +16,8 @@ from saliency.engine.shared import SharedForward
 from saliency.engine.state import evaluating, model_device, model_dtype, modules_of
 from saliency.engine.targets import Target
 from saliency.explaining.choosing import POINTS_AT_ONCE, Asked, layer_name
-from saliency.explaining.explanation import Column, Explanation
+from saliency.explaining.columns import Column
+from saliency.explaining.explanation import Explanation
 from saliency.explaining.photos import Photo
 from saliency.explaining.targeting import Chosen, choose_target
 from saliency.networks.preprocessing import Recipe
@@ -54,17 +55,11 @@ def explain_photo(
     chosen = choose_target(target, output, wanted)
     columns, refused = list[Column](), dict[str, ValueError]()
     for column in asked:
-        options = {**_own_options(column), **column.options}
-        if column.shares and shared is not None:
-            options["shared"] = shared
-        try:
-            with watched(column.method) as progress:
-                maps = column.function(model, input, chosen.target, **{**progress, **options})
-            layer = found if column.searches else layer_name(column.layer) if column.layer is not None else None
-            layer = column.default_layer if layer is None and column.default_layer == "" else layer
-            columns.append(Column(column.name, column.method, layer, _checked(column, maps, chosen), photo.picture))
-        except ValueError as error:
-            refused[column.name] = error
+        maps = _attempt(model, input, chosen, column, shared, watched)
+        if isinstance(maps, ValueError):
+            refused[column.name] = maps
+        else:
+            columns.append(Column(column.name, column.method, _layer(column, found), maps, photo.picture))
     if not columns:
         raise next(iter(refused.values()))
     return Explanation(
@@ -78,6 +73,36 @@ def explain_photo(
         (f"preprocessing: {source}", chosen.why, *_why_layer(found)),
         {name: str(error) for name, error in refused.items()},
     )
+
+
+def _attempt(
+    model: Module, input: Tensor, chosen: Chosen, column: Asked, shared: SharedForward | None, watched: Watched
+) -> Tensor | ValueError:
+    """The maps (1, K, h, w) of a method, or why there are none: it refuses, or gives anything else, or NaN."""
+    options: dict[str, object] = {} if column.layer is None else {"saliency_layer": column.layer}
+    if column.row is not None and "path" in column.row.sets:
+        options["internal_batch_size"] = POINTS_AT_ONCE
+    if column.shares and shared is not None:
+        options["shared"] = shared
+    try:
+        with watched(column.method) as progress:
+            maps = column.function(model, input, chosen.target, **{**options, **progress, **column.options})
+    except ValueError as error:
+        return error
+    if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[:2] != (1, len(chosen.scores)):
+        return ValueError(
+            f"method={column.name!r} gave {describe(maps)}; expected maps of shape (1, {len(chosen.scores)}, h, w)."
+        )
+    if not maps.isfinite().all():
+        return ValueError(f"method={column.name!r} gave a map that holds NaN or infinity; expected finite numbers.")
+    return maps
+
+
+def _layer(column: Asked, found: str | None) -> str | None:
+    """The layer of a column: that which was named or found, or the input; None where there is no single one."""
+    if column.searches:
+        return found
+    return layer_name(column.default_layer if column.layer is None else column.layer)
 
 
 def _search(model: Module, input: Tensor, target: object) -> str | None:
@@ -110,24 +135,6 @@ def _check_finite(output: object, photo: Photo) -> None:
     scores = main_output(output)
     if isinstance(scores, Tensor) and not scores.isfinite().all():
         raise ValueError(f"weights give NaN or infinite scores for photo={photo.name!r}; expected finite numbers.")
-
-
-def _own_options(column: Asked) -> dict[str, object]:
-    options: dict[str, object] = {} if column.layer is None else {"saliency_layer": column.layer}
-    if column.row is not None and "path" in column.row.sets:
-        options["internal_batch_size"] = POINTS_AT_ONCE
-    return options
-
-
-def _checked(column: Asked, maps: object, chosen: Chosen) -> Tensor:
-    """The maps of a method (1, K, h, w). Raises ``ValueError`` for anything else, and for NaN."""
-    if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[:2] != (1, len(chosen.scores)):
-        raise ValueError(
-            f"method={column.name!r} gave {describe(maps)}; expected maps of shape (1, {len(chosen.scores)}, h, w)."
-        )
-    if not maps.isfinite().all():
-        raise ValueError(f"method={column.name!r} gave a map that holds NaN or infinity; expected finite numbers.")
-    return maps
 
 
 def _why_layer(found: str | None) -> Sequence[str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from saliency.engine.checks import check_type, describe, is_int, shown
 from saliency.engine.outputs import main_output
 from saliency.engine.targets import Target
-from saliency.explaining.explanation import Score
+from saliency.explaining.columns import Score
 from saliency.networks.names import find_targets
 from saliency.networks.preprocessing import Recipe
 

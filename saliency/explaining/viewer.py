@@ -13,25 +13,27 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from saliency.explaining.explanation import Explanation
+from saliency.explaining.columns import Column, Score
 from saliency.images import DIVERGING, HEAT, display_range, to_picture
 
 MAP_SIDE = 160  # shorter side, in pixels, that a map is kept at: it is laid over the photo smoothly anyway
 QUALITY = 80  # of JPEG
 
 
-def viewer_photo(found: Explanation) -> dict[str, object]:
-    """What the page holds of an explanation, for JSON: pictures and maps as data URIs."""
+def viewer_photo(
+    photo: str, columns: Sequence[Column], scores: Sequence[Score], predicted: Sequence[Score], why: Sequence[str]
+) -> dict[str, object]:
+    """What the page holds of a photo and its maps, for JSON: pictures as data URIs."""
     pictures: dict[int, str] = {}
-    for column in found.columns:
+    for column in columns:
         if id(column.picture) not in pictures:
             pictures[id(column.picture)] = _data_uri(to_picture(column.picture))
     return {
-        "name": found.photo,
+        "name": photo,
         "pictures": [*pictures.values()],
-        "predicted": [str(score) for score in found.predicted],
-        "targets": [str(score) for score in found.scores],
-        "why": list(found.why),
+        "predicted": [str(score) for score in predicted],
+        "targets": [str(score) for score in scores],
+        "why": list(why),
         "columns": [
             {
                 "name": column.name,
@@ -39,7 +41,7 @@ def viewer_photo(found: Explanation) -> dict[str, object]:
                 "picture": list(pictures).index(id(column.picture)),
                 "maps": [_encode(map) for map in column.maps[0]],
             }
-            for column in found.columns
+            for column in columns
         ],
     }
 
