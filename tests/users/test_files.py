@@ -170,7 +170,8 @@ def test_a_broken_list_of_imagenet_is_refused_in_one_line(tmp_path, content):
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 4_000)])
 def test_a_strip_of_a_photo_has_maps_and_a_sheet(tmp_path, size, capsys):
     noise(*size).save(tmp_path / "strip.png")
-    assert main(["explain", str(tmp_path / "strip.png"), "--arch", "scenes", "--save", "maps", "--out", str(tmp_path / "out")]) == 0
+    command = ["explain", str(tmp_path / "strip.png"), "--arch", "scenes", "--save", "maps"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().err == ""
     assert (tmp_path / "out/strip.png").is_file()
     assert len(list((tmp_path / "out").glob("*.npy"))) == 1
