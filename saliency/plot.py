@@ -22,7 +22,7 @@ CELL, GAP, HEAD, LETTER = 1.7, 0.04, 0.16, 0.07  # inches: a column, the space b
 DPI = 150
 LONGEST = 8  # times its other side that an image is drawn with: a strip of 1 x 20,000 pixels is squeezed
 # Pixels of a figure of tiles: the screen that it fits on, a tile's widest and narrowest, the space between.
-SCREEN, WIDEST, NARROWEST, SPACE, SCREEN_DPI = (1600, 900), 300, 140, 6, 100
+SCREEN, WIDEST, NARROWEST, SPACE, SCREEN_DPI = (1600, 900), 300, 100, 6, 100
 MOST_PIXELS = 60_000  # matplotlib draws fewer than 2^16 pixels a side
 
 
@@ -68,7 +68,7 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
 def tiles(groups: Sequence[Sequence[tuple[str, Image]]], heading: str = "") -> Figure:
     """Return a figure of pictures, each under its title, as large as a screen shows them; a group begins a row.
 
-    It has at most 1600 x 900 pixels, unless the pictures would be narrower than 140. Raises :class:`ValueError` where
+    It has at most 1600 x 900 pixels, unless the pictures would be narrower than 100. Raises :class:`ValueError` where
     there are none, :class:`ImportError` where the extra ``plot`` is missing.
 
     >>> from PIL import Image

@@ -169,6 +169,50 @@ def test_of_several_methods_one_that_raises_is_left_out(tmp_path, capsys):
     assert not list(tmp_path.glob("*permutation*"))
 
 
+def test_one_picture_and_one_line_for_each_photo(tmp_path, capsys):
+    methods = ["--method", "grad_cam", "--method", "gradient", "--target", "0", "--target", "1"]
+    assert main(["explain", "--scenes", "3", *methods, "--html", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(f"scene{seed}.png" for seed in range(3)),
+        "viewer.html",
+    ]
+    *lines, viewer = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["scene0", "scene1", "scene2"]
+    assert viewer == f"viewer: {tmp_path / 'viewer.html'}"
+
+
+def test_layers_by_method_wrappers_and_size(tmp_path):
+    layers = ["--layer", "grad_cam=layer2", "--layer", "grad_cam=layer3", "--resize"]
+    wrapped = ["--method", "grad_cam", "--wrap", "smooth_grad(n_samples=2)", "--save", "maps", "--target", "0"]
+    assert main(["explain", "--scenes", "1", *layers, *wrapped, "--out", str(tmp_path)]) == 0
+    image = make_scene(0).image[None]
+    for layer in ("layer2", "layer3"):
+        found = np.load(tmp_path / f"scene0_0_{CLASSES[0]}_smooth_grad_grad_cam_{layer}.npy")
+        expected = saliency.smooth_grad(saliency.grad_cam, 2)(scene_network(), image, 0, layer, resize=True)
+        np.testing.assert_allclose(found, expected[0, 0].numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_crop_and_the_numbers_of_the_network(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_net.py").write_text(
+        "from torch.nn import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, Sequential\n"
+        "def build():\n"
+        "    return Sequential(Conv2d(3, 2, 3), AdaptiveAvgPool2d(1), Flatten(), Linear(2, 3))"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    given = ["explain", str(folder / "wide.png"), "--method", "gradient", "--json"]
+    sizes = []
+    for arch in (
+        ["--arch", "squeezenet1_1", "--weights", str(folder / "half.pth")],
+        ["--arch", "squeezenet1_1", "--weights", str(folder / "half.pth"), "--no-crop"],
+        ["--import", "my_net:build", "--size", "20", "--mean", "0.5", "--std", "0.5,0.5,0.5"],
+    ):
+        assert main([*given, *arch]) == 0
+        (photo,) = json.loads(capsys.readouterr().out)["photos"]
+        sizes.append(photo["input"][2:])
+    assert sizes == [[224, 224], [224, 336], [20, 30]]
+
+
 def test_a_method_alone_that_raises_ends_the_command(tmp_path, capsys):
     arguments = ["--scenes", "1", "--target", "0", "--method", "feature_permutation", "--out", str(tmp_path)]
     assert main(["explain", *arguments]) == 2
@@ -312,6 +356,14 @@ ERRORS = {
     "option that changes the form": (["--option", "debug=True"], "option='debug=True' is an option of none"),
     "option that is a path": (["--option", "path=3"], "option='path=3' is an option of none"),
     "option of a path": (["--option", "internal_batch_size=3"], "option='internal_batch_size=3' is an option of none"),
+    "layer of another method": (["--layer", "gradcam=layer4"], "did you mean 'grad_cam=layer4'?"),
+    "wrapper": (["--wrap", "smoothgrad"], "wrap='smoothgrad' is unknown; did you mean 'smooth_grad'?"),
+    "option of a wrapper": (["--wrap", "smooth_grad(n=3)"], "wrap='smooth_grad(n=3)' cannot be read"),
+    "wrapper that is no call": (["--wrap", "smooth_grad(3)"], "wrap='smooth_grad(3)' cannot be read"),
+    "mean": (["--mean", "a,b"], "'a,b' is not a number"),
+    "mean of two channels": (["--mean", "1,2"], "mean=(1.0, 2.0) does not fit 3 channels"),
+    "two networks": (["--import", "torch.nn:Identity", "--arch", "scenes"], "arch='scenes' does not go with import="),
+    "model of timm": (["{folder}/wide.png", "--arch", "timm:resnet5O"], "arch='timm:resnet5O' "),
     "option of every call": (["--option", "target=5"], "option='target=5' is an option of none"),
 }
 

@@ -124,7 +124,7 @@ def network_of(
 
 def normalising(recipe: Recipe, mean: Numbers | None, std: Numbers | None) -> Recipe:
     """The recipe with another mean or deviation: a number a channel, or one for all. ``ValueError`` if they differ."""
-    lengths = {len(values) for values in (mean, std, recipe.mean) if isinstance(values, Sequence) and values}
+    lengths = {len(values) for values in (mean, std, recipe.mean) if isinstance(values, (tuple, list)) and values}
     channels = max(lengths, default=3)
     return recipe._replace(
         mean=_numbers("mean", mean, recipe.mean, channels), std=_numbers("std", std, recipe.std, channels)
@@ -134,7 +134,7 @@ def normalising(recipe: Recipe, mean: Numbers | None, std: Numbers | None) -> Re
 def _numbers(argument: str, given: Numbers | None, known: tuple[float, ...], channels: int) -> tuple[float, ...]:
     """One number a channel."""
     values = known if given is None else (given,) * channels if is_number(given) else given
-    if not isinstance(values, Sequence) or len(values) != channels or not all(map(is_number, values)):
+    if not isinstance(values, (tuple, list)) or len(values) != channels or not all(map(is_number, values)):
         raise ValueError(f"{argument}={shown(given)} does not fit {channels} channels; expected a number for each.")
     return tuple(float(value) for value in values)
 
