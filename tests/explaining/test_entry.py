@@ -47,9 +47,9 @@ def test_the_maps_are_those_of_the_methods(network, target):
 def test_methods_share_one_forward_pass(network):
     passes = []
     hook = network.register_forward_pre_hook(lambda *_: passes.append(1))
-    explain(network, IMAGE, 0, SHARED)
+    explain(network, IMAGE, None, SHARED)
     passes.clear()
-    explain(network, IMAGE, 0, SHARED)  # the layer is remembered
+    explain(network, IMAGE, None, SHARED)  # the layer is remembered
     hook.remove()
     assert len(passes) == 1
 
