@@ -204,8 +204,9 @@ def test_timm_and_transformers(tmp_path):
     recipe, source = recipe_of(model)
     assert (source, recipe.classes[243]) == ("timm's resnet18", "bull mastiff")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    ours = preprocess(as_image(photo(260, 330)), recipe, crop=True)
-    torch.testing.assert_close(ours, transform(photo(260, 330)), atol=0.03, rtol=0)
+    soft = photo(260, 330).point(lambda value: 64 + value // 2)  # Pillow cuts overshoots off between its two passes
+    ours = preprocess(as_image(soft), recipe, crop=True)
+    torch.testing.assert_close(ours, transform(soft), atol=0.03, rtol=0)
     assert timm_recipe(model.pretrained_cfg).resize == recipe.resize
 
     config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
