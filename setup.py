@@ -33,7 +33,12 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["saliency", "saliency.*"]),
-    package_data={"saliency": ["py.typed"], "saliency.scenes": ["*.pt"], "saliency.evaluation.report": ["web/*"]},
+    package_data={
+        "saliency": ["py.typed"],
+        "saliency.scenes": ["*.pt"],
+        "saliency.explaining": ["web/*"],
+        "saliency.evaluation.report": ["web/*"],
+    },
     install_requires=REQUIRED,
     extras_require={"plot": PLOT, "benchmark": BENCHMARK, "parity": PARITY, "test": TEST, "zoo": ZOO, "dev": DEV},
     entry_points={"console_scripts": ["saliency = saliency.cli:main"]},

@@ -3,7 +3,13 @@
 >>> from saliency import grad_cam
 >>> from saliency.scenes import make_scene, scene_network
 >>> saliency_map = grad_cam(scene_network(), make_scene(0).image[None], 0, saliency_layer='layer4')
+
+``import saliency`` imports torch alone. What works on photos, such as :func:`explain`, :func:`read_image` and
+:func:`overlay`, comes with NumPy, Pillow or torchvision, and is imported when it is first asked for.
 """
+
+import importlib
+import typing
 
 from saliency import targets as targets
 from saliency.engine.contexts import NullContext, Patch, ReLUContext, RuleContext
@@ -106,6 +112,15 @@ from saliency.rules import shared_forward
 from saliency.similarity import ImageEncoder, bilrp, cosine_similarity, dot_product
 from saliency.wrappers import Warp, augmented, fused, low_pass, normalised, smooth_grad
 
+if typing.TYPE_CHECKING:
+    from saliency.explaining import Explanation, compare, explain
+    from saliency.images import overlay, read_image, resize_image
+    from saliency.networks.models import load_network, recipe
+    from saliency.networks.names import find_class
+    from saliency.networks.preprocessing import Recipe, preprocess
+    from saliency.networks.published import recipe_of
+    from saliency.plot import show
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -122,6 +137,7 @@ __all__ = [
     "DeConvNetContext",
     "DeepLiftContext",
     "ExcitationBackpropContext",
+    "Explanation",
     "FullGradientContext",
     "GuidedBackpropContext",
     "ImageEncoder",
@@ -134,6 +150,7 @@ __all__ = [
     "Pre",
     "Probe",
     "ReLUContext",
+    "Recipe",
     "RelevanceContext",
     "Rule",
     "RuleContext",
@@ -150,6 +167,7 @@ __all__ = [
     "between",
     "bilrp",
     "cam",
+    "compare",
     "completeness",
     "conductance",
     "contrastive_excitation_backprop",
@@ -164,11 +182,13 @@ __all__ = [
     "eigen_grad_cam",
     "excitation_backprop",
     "expected_gradients",
+    "explain",
     "extremal_perturbation",
     "extremal_perturbation_map",
     "feature_ablation",
     "feature_permutation",
     "fem",
+    "find_class",
     "find_layer",
     "finer_cam",
     "full_grad",
@@ -207,6 +227,7 @@ __all__ = [
     "legrad",
     "line",
     "linear_approx",
+    "load_network",
     "low_pass",
     "lrp",
     "max_channels",
@@ -214,11 +235,17 @@ __all__ = [
     "normalised",
     "occlusion",
     "outlier_tokens",
+    "overlay",
     "positive_sum",
+    "preprocess",
     "random_masks",
     "raw_attention",
+    "read_image",
+    "recipe",
+    "recipe_of",
     "recipro_cam",
     "refine_cam",
+    "resize_image",
     "resize_saliency",
     "rise",
     "rise_class",
@@ -226,6 +253,7 @@ __all__ = [
     "score_cam",
     "shapley_cam",
     "shared_forward",
+    "show",
     "simple_reward",
     "smooth_grad",
     "smooth_grad_cam_plus_plus",
@@ -235,3 +263,29 @@ __all__ = [
     "transformer_attribution",
     "xgrad_cam",
 ]
+
+# Where the names are that need more than torch.
+_PHOTOS = {
+    name: f"saliency.{module}"
+    for module, names in {
+        "explaining": ("Explanation", "compare", "explain"),
+        "images": ("overlay", "read_image", "resize_image"),
+        "networks.models": ("load_network", "recipe"),
+        "networks.names": ("find_class",),
+        "networks.preprocessing": ("Recipe", "preprocess"),
+        "networks.published": ("recipe_of",),
+        "plot": ("show",),
+    }.items()
+    for name in names
+}
+
+if not typing.TYPE_CHECKING:  # to a type checker the names are those imported above, and no others
+
+    def __getattr__(name: str) -> object:
+        if name not in _PHOTOS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = getattr(importlib.import_module(_PHOTOS[name]), name)
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_PHOTOS})

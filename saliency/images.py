@@ -42,8 +42,8 @@ DIVERGING = (
     (0.50, 0.00, 0.05),
 )
 
-
 MOST_PIXELS = 2**24
+ROUNDING = 1e-3  # how far from [0, 1] the values of an image may be: half precision, and interpolation
 
 
 def check_path(argument: str, value: object) -> None:
@@ -86,6 +86,56 @@ def pixels_to_tensor(pixels: NDArray[np.generic]) -> Tensor:
     return image if image.is_floating_point() else image.float().div_(255)
 
 
+def as_image(image: object) -> Tensor:
+    """Return one image, however it is held, as an RGB tensor (3, H, W) in [0, 1].
+
+    A tensor (3, H, W), one of a single channel or (H, W), which is grey, or a batch of one; an array of these shapes
+    or with the channels last, which may hold opacity, laid over white; a picture of Pillow. Bytes are divided by 255.
+    Raises :class:`ValueError` for several images, and for values outside [0, 1], as after a normalisation.
+
+    >>> as_image(torch.zeros(1, 1, 4, 6)).shape, as_image(np.full((4, 6, 3), 255, np.uint8)).max()
+    (torch.Size([3, 4, 6]), tensor(1.))
+    """
+    if isinstance(image, Image.Image):
+        return pixels_to_tensor(_rgb(ImageOps.exif_transpose(image)))
+    tensor = _from_array(image) if isinstance(image, np.ndarray) else image
+    check_tensor("image", tensor)
+    if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.dtype == torch.bool or not tensor.numel():
+        raise _no_image(image)
+    if tensor.ndim == 4 and len(tensor) > 1:
+        raise ValueError(f"image={describe(image)} holds {len(tensor)} images; expected one, such as image[0].")
+    tensor = tensor[0] if tensor.ndim == 4 else tensor[None] if tensor.ndim == 2 else tensor
+    if tensor.ndim != 3 or len(tensor) not in (1, 3, 4):
+        raise _no_image(image)
+    if not tensor.is_floating_point():
+        tensor = tensor.float() / 255
+    tensor = tensor.detach()
+    low, high = torch.aminmax(tensor)
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(
+            f"image={describe(image)} holds values outside [0, 1], as a normalised image does; expected the image "
+            "itself, image * std + mean."
+        )
+    if len(tensor) == 4:
+        tensor = tensor[:3] * tensor[3:] + 1 - tensor[3:]
+    return tensor.expand(3, -1, -1)
+
+
+def _from_array(pixels: NDArray[np.generic]) -> Tensor:
+    """An array of pixels with the channels first, as numbers; of bytes and 16 bits, in [0, 1]."""
+    if pixels.ndim >= 3 and pixels.shape[-1] in (1, 3, 4):
+        pixels = np.moveaxis(pixels, -1, -3)
+    if pixels.dtype.kind == "u":
+        pixels = pixels.astype(np.float32) / np.float32(2 ** (8 * pixels.itemsize) - 1)
+    if pixels.dtype.kind not in "if":
+        raise _no_image(pixels)
+    return torch.from_numpy(np.ascontiguousarray(pixels, np.float32 if pixels.dtype.kind == "f" else pixels.dtype))
+
+
+def _no_image(image: object) -> ValueError:
+    return ValueError(f"image={describe(image)} is no image; expected (3, H, W), values in [0, 1].")
+
+
 def resize_image(image: Tensor, size: int, square: bool = False) -> Tensor:
     """Return the whole photo (3, H, W) with a shorter side of ``size`` pixels, or squashed to ``size`` x ``size``.
 
@@ -95,7 +145,7 @@ def resize_image(image: Tensor, size: int, square: bool = False) -> Tensor:
     >>> resize_image(torch.rand(3, 60, 90), 224).shape
     torch.Size([3, 224, 336])
     """
-    _check_image(image)
+    image = as_image(image)
     check_count("size", size)
     check_flag("square", square)
     height, width = image.shape[-2:]
@@ -141,7 +191,7 @@ def display_range(saliency_map: Tensor) -> Tensor:
 
 
 def overlay(image: Tensor, saliency_map: Tensor, alpha: float = 0.85) -> Image.Image:
-    """Return the image (3, H, W) in [0, 1] with the map (…, h, w) laid over it in colour, as a picture of W x H.
+    """Return the image with the map (…, h, w) laid over it in colour, as a picture of W x H: see :func:`as_image`.
 
     The stronger a pixel's value, the more its colour covers: ``1 - (1 - |v|)^2`` times ``alpha``. Only the picture is
     normalised (see :func:`display_range`), the map stays as it is. A map with negative values is shown red and blue.
@@ -151,7 +201,7 @@ def overlay(image: Tensor, saliency_map: Tensor, alpha: float = 0.85) -> Image.I
     (90, 60)
     """
     check_maps_type("saliency_map", saliency_map)
-    _check_image(image)
+    image = as_image(image)
     if not is_number(alpha):
         raise ValueError(f"alpha={shown(alpha)} is not a weight of the colours; expected a number, 0 to 1.")
     if saliency_map.ndim < 2 or saliency_map.shape[-2:].numel() != saliency_map.numel() or not saliency_map.numel():
@@ -161,7 +211,7 @@ def overlay(image: Tensor, saliency_map: Tensor, alpha: float = 0.85) -> Image.I
     values = display_range(saliency_map.reshape(1, 1, *saliency_map.shape[-2:]))
     values = F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)[0, 0]
     cover = alpha * (1 - (1 - values.abs()).square())
-    return to_picture(image.detach().float().cpu().lerp(colours(values), cover))
+    return to_picture(image.float().cpu().lerp(colours(values), cover).clamp(0, 1))
 
 
 def colours(values: Tensor) -> Tensor:
@@ -179,8 +229,7 @@ def to_picture(image: Tensor) -> Image.Image:
     >>> to_picture(torch.ones(3, 2, 4)).getpixel((3, 1))
     (255, 255, 255)
     """
-    _check_image(image)
-    pixels = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
+    pixels = as_image(image).float().cpu().clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
@@ -191,12 +240,6 @@ def write_png(image: Tensor | Image.Image, path: str | Path) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture = to_picture(image) if isinstance(image, Tensor) else image
     picture.save(path, "PNG")
-
-
-def _check_image(image: object) -> None:
-    check_tensor("image", image)
-    if isinstance(image, Tensor) and (image.ndim != 3 or image.shape[0] != 3 or not image.numel()):
-        raise ValueError(f"image={describe(image)} is no image; expected (3, H, W), values in [0, 1].")
 
 
 def _reduced(image: Image.Image) -> Image.Image:

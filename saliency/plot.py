@@ -4,28 +4,34 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from PIL.Image import Image
 from torch import Tensor
 
 from saliency.engine.checks import check_type, shown
 from saliency.images import check_path
 
-from .images import overlay, to_picture
+from .images import as_image, overlay, to_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Figure
+else:
+    Figure = object  # what draws is imported when something is drawn
 
 CELL, GAP, HEAD, LETTER = 1.7, 0.04, 0.16, 0.07  # inches: a column, the space between, the top line, a wide letter
 DPI = 150
 LONGEST = 8  # times its other side that an image is drawn with: a strip of 1 x 20,000 pixels is squeezed
+# Pixels of a figure of tiles: the screen that it fits on, a tile's widest and narrowest, the space between.
+SCREEN, WIDEST, NARROWEST, SPACE, SCREEN_DPI = (1600, 900), 300, 100, 6, 100
 MOST_PIXELS = 60_000  # matplotlib draws fewer than 2^16 pixels a side
 
 
-def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str] = ()) -> "Figure":
+def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str] = ()) -> Figure:
     """Return a figure with a row for every image: the image, and a column for every method's map laid over it.
 
-    ``images`` are N tensors (3, H, W) in [0, 1], of any size; ``maps`` holds for every method N maps (…, h, w) at any
-    resolution and scale; ``titles`` are N texts at the left, or none. Each map is normalised on its own, for display.
+    ``images`` are N tensors (3, H, W) in [0, 1], of any size, or what else :func:`saliency.images.as_image` takes;
+    ``maps`` holds for every method N maps (…, h, w) at any resolution and scale; ``titles`` are N texts at the left, or
+    none. Each map is normalised on its own, for display.
     Raises :class:`ValueError` where the numbers differ, :class:`ImportError` where the extra ``plot`` is missing.
 
     >>> import torch
@@ -42,9 +48,11 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
             raise ValueError(f"{name}={shown(given)} is a single number; expected one for every image.")
         if not len(images) or len(given) != len(images):
             raise ValueError(f"{name}={len(given)!r} entries do not fit; accepted is one for every image.")
-    for name, values, kind in (("images", images, Tensor), ("titles", titles, str)):
-        for value in values:
-            check_type(name, value, kind, f"a {kind.__name__} for every image")
+    if isinstance(images, Tensor) and images.ndim != 4:
+        raise ValueError(f"images={shown(images)} is not a batch; expected (N, 3, H, W), or a list of images.")
+    for title in titles:
+        check_type("titles", title, str, "a text for every image")
+    images = [as_image(image) for image in images]
     figure, axes = _grid([image.shape[-2] / image.shape[-1] for image in images], 1 + len(maps), titles)
     for row, image in enumerate(images):
         pictures = [to_picture(image), *(overlay(image, column[row]) for column in maps.values())]
@@ -55,6 +63,53 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
     for axis, name in zip(axes[0], ["image", *maps], strict=True):
         axis.set_title(name, fontsize=7, pad=3)
     return figure
+
+
+def tiles(groups: Sequence[Sequence[tuple[str, Image]]], heading: str = "") -> Figure:
+    """Return a figure of pictures, each under its title, as large as a screen shows them; a group begins a row.
+
+    It has at most 1600 x 900 pixels, unless the pictures would be narrower than 100. Raises :class:`ValueError` where
+    there are none, :class:`ImportError` where the extra ``plot`` is missing.
+
+    >>> from PIL import Image
+    >>> len(tiles([[("photo", Image.new("RGB", (60, 40))), ("grad_cam", Image.new("RGB", (60, 40)))]], "a dog").axes)
+    2
+    """
+    check_type("groups", groups or None, Sequence, "groups of titles and pictures")
+    panels = [panel for group in groups for panel in group]
+    shape = max(min(max(picture.height / picture.width, 1 / LONGEST), LONGEST) for _, picture in panels)
+    head, above = 22 if heading else 0, 13 * max(title.count("\n") + 1 for title, _ in panels) + 4
+    columns, width = _tiling([len(group) for group in groups], shape, above, head)
+    pitch = width * shape + above
+    rows = [group[at : at + columns] for group in groups for at in range(0, len(group), columns)]
+    size = (columns * (width + SPACE) + SPACE, head + len(rows) * pitch + SPACE)
+    figure = _figure(size[0] / SCREEN_DPI, size[1] / SCREEN_DPI, SCREEN_DPI)
+    if heading:
+        figure.text(0.5, 1 - 11 / size[1], heading, fontsize=9, ha="center", va="center")
+    for (row, column), (title, picture) in zip(
+        ((row, column) for row, those in enumerate(rows) for column in range(len(those))), panels, strict=True
+    ):
+        left, bottom = SPACE + column * (width + SPACE), size[1] - head - (row + 1) * pitch
+        axis = figure.add_axes((left / size[0], bottom / size[1], width / size[0], width * shape / size[1]))
+        axis.imshow(picture, interpolation="lanczos")
+        axis.set(xticks=[], yticks=[], frame_on=False, anchor="N")
+        longest = max(map(len, title.split("\n")))
+        axis.set_title(title, fontsize=max(4, min(8, 1.2 * width / max(1, longest))), pad=3, linespacing=1.1)
+    return figure
+
+
+def _tiling(counts: Sequence[int], shape: float, above: int, head: int) -> tuple[int, float]:
+    """How many pictures stand in a row, and their width in pixels: the largest that fit on a screen."""
+    wide, high = SCREEN
+
+    def width(columns: int) -> float:
+        rows = sum(-(-count // columns) for count in counts)
+        return min(WIDEST, (wide - SPACE) / columns - SPACE, ((high - head - SPACE) / rows - above) / shape)
+
+    columns = max(range(1, max(counts) + 1), key=width)
+    if width(columns) >= NARROWEST:
+        return columns, width(columns)
+    return min(max(counts), int((wide - SPACE) // (NARROWEST + SPACE))), NARROWEST
 
 
 def contact_sheet(
@@ -69,14 +124,10 @@ def contact_sheet(
 
 def _grid(shapes: Sequence[float], columns: int, titles: Sequence[str]) -> "tuple[Figure, list[list[Axes]]]":
     """Return a figure and its rows of axes, without frames, as high as ``shapes`` (height by width) says."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("matplotlib is missing; install the extra 'plot' of saliency-torch.") from error
     left = 2 * GAP + LETTER * max((len(line) for title in titles for line in title.split("\n")), default=0)
     shapes = [min(max(shape, 1 / LONGEST), LONGEST) for shape in shapes]
     width, height = left + columns * (CELL + GAP), HEAD + sum(CELL * shape + GAP for shape in shapes)
-    figure = Figure(figsize=(width, height), dpi=min(DPI, MOST_PIXELS / max(width, height)))
+    figure = _figure(width, height, DPI)
     rows, top = [], height - HEAD
     for shape in shapes:
         bottom = top - CELL * shape
@@ -97,3 +148,12 @@ def display(figure: "Figure") -> None:
         manager.canvas.figure = figure
         figure.set_canvas(manager.canvas)
     pyplot.show()
+
+
+def _figure(width: float, height: float, dpi: int) -> Figure:
+    """An empty figure of so many inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("matplotlib is missing; install the extra 'plot' of saliency-torch.") from error
+    return Figure(figsize=(width, height), dpi=min(dpi, MOST_PIXELS / max(width, height)))

@@ -22,6 +22,10 @@ BELOW = {
     "saliency.images": ("saliency.engine",),
     "saliency.plot": ("saliency.engine", "saliency.images"),
     "saliency.networks": ("saliency.engine", "saliency.images", "saliency.scenes"),
+    "saliency.explaining": (
+        *("saliency.engine", "saliency.rules", "saliency.methods", "saliency.images", "saliency.plot"),
+        *("saliency.scenes", "saliency.networks"),
+    ),
     "saliency.evaluation": (
         *("saliency.engine", "saliency.rules", "saliency.images", "saliency.scenes", "saliency.networks"),
     ),
@@ -32,6 +36,8 @@ BELOW = {
     "saliency": (
         *("saliency.engine", "saliency.rules", "saliency.methods", "saliency.wrappers", "saliency.similarity"),
         "saliency.targets",
+        # Under TYPE_CHECKING, and when a name of theirs is asked for: what works on photos.
+        *("saliency.explaining", "saliency.images", "saliency.networks", "saliency.plot"),
     ),
     "saliency.cli": ("",),
     "saliency.__main__": ("",),
@@ -44,10 +50,18 @@ OUTSIDE = {
     **dict.fromkeys(FOUNDATION, ("",)),
     "numpy": (
         *("saliency.scenes", "saliency.images", "saliency.networks", "saliency.evaluation", "saliency.plot"),
+        *("saliency.explaining", "saliency.cli"),
+    ),
+    "PIL": (
+        "saliency.explaining",
+        "saliency.plot",
+        "saliency.images",
+        "saliency.scenes",
+        "saliency.networks",
+        "saliency.evaluation",
         "saliency.cli",
     ),
-    "PIL": ("saliency.images", "saliency.scenes", "saliency.networks", "saliency.evaluation", "saliency.cli"),
-    "torchvision": ("saliency.evaluation", "saliency.networks"),
+    "torchvision": ("saliency.evaluation", "saliency.networks"),  # timm and transformers: by import_module, by name
     "matplotlib": ("saliency.plot",),
     "mpl_toolkits": ("saliency.plot",),
     "tqdm": ("saliency.evaluation", "saliency.cli"),

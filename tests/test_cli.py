@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import re
 import runpy
 import shutil
@@ -47,6 +48,9 @@ def squeezenet(folder):
     return ["--arch", "squeezenet1_1", "--weights", str(folder / "half.pth"), "--size", "64"]
 
 
+EACH = ["--save", "maps", "--save", "overlays"]  # a file for each map
+
+
 def contents(out, suffix):
     return sorted(path.name for path in Path(out).iterdir() if path.suffix == suffix)
 
@@ -57,13 +61,14 @@ def size_of(path):
 
 
 def test_scenes_are_explained_without_a_photo(tmp_path, capsys):
-    assert main(["explain", "--scenes", "2", "--seed", "5", "--out", str(tmp_path)]) == 0
+    assert main(["explain", "--scenes", "2", "--seed", "5", *EACH, "--out", str(tmp_path)]) == 0
     objects = {(seed, item.label) for seed in (5, 6) for item in make_scene(seed).objects}
     stems = sorted(f"scene{seed}_{label}_{CLASSES[label].replace(' ', '_')}_grad_cam" for seed, label in objects)
     assert contents(tmp_path, ".npy") == [f"{stem}.npy" for stem in stems]
-    assert contents(tmp_path, ".png") == sorted([f"{stem}.png" for stem in stems] + ["contact_sheet.png"])
-    said = capsys.readouterr().out
-    assert all(f"{stem}.png" in said for stem in stems)
+    assert contents(tmp_path, ".png") == sorted([f"{stem}.png" for stem in stems] + ["scene5.png", "scene6.png"])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == ["scene5", "scene6"]
+    assert [line.split(" -> ")[1] for line in said] == [str(tmp_path / f"scene{seed}.png") for seed in (5, 6)]
     for seed, label in objects:
         stem = f"scene{seed}_{label}_{CLASSES[label].replace(' ', '_')}_grad_cam"
         image = make_scene(seed).image[None]
@@ -83,7 +88,9 @@ def test_predictions_of_scenes_are_sigmoids(tmp_path, capsys):
 def test_photo_with_names_indices_and_top(folder, squeezenet, tmp_path, capsys):
     targets = ["--target", "bull mastiff", "--target", "TABBY", "--target", "5", "--target", "top2", "--target", "243"]
     methods = ["--method", "layer_cam", "--method", "gradient"]
-    assert main(["explain", str(folder / "wide.png"), *squeezenet, *targets, *methods, "--out", str(tmp_path)]) == 0
+    assert (
+        main(["explain", str(folder / "wide.png"), *squeezenet, *targets, *methods, *EACH, "--out", str(tmp_path)]) == 0
+    )
     model = load_network("squeezenet1_1", folder / "half.pth")
     wanted = recipe("squeezenet1_1")
     image = normalise(resize_image(read_image(folder / "wide.png"), 64), wanted.mean, wanted.std)[None]
@@ -126,7 +133,7 @@ def test_layer_is_passed_on(folder, squeezenet, tmp_path):
     photo = str(folder / "tall.png")
     # 102 x 64 pixels; the convolution and the three poolings are 3 wide with stride 2, the poolings round up.
     for layer, shape in {"features.3": (25, 15), "features.12": (6, 3)}.items():
-        arguments = [*squeezenet, "--layer", layer, "--target", "1", "--out", str(tmp_path / layer)]
+        arguments = [*squeezenet, "--layer", layer, "--target", "1", *EACH, "--out", str(tmp_path / layer)]
         assert main(["explain", photo, *arguments]) == 0
         (name,) = contents(tmp_path / layer, ".npy")
         assert np.load(tmp_path / layer / name).shape == shape
@@ -136,32 +143,75 @@ FEW = [f"--option={pair}" for pair in ("num_masks=20", "max_iter=2", "num_sample
 
 
 def test_all_methods(tmp_path, capsys):
-    assert main(["explain", "--scenes", "1", "--target", "0", "--method", "all", *FEW, "--out", str(tmp_path)]) == 0
+    chosen = ["--target", "0", "--method", "all", *FEW, *EACH]
+    assert main(["explain", "--scenes", "1", *chosen, "--out", str(tmp_path)]) == 0
     stem = f"scene0_0_{CLASSES[0]}"
     # One image has nothing to permute, and the network no attention.
     refused = [name for name, method in METHODS.items() if method.needs_attention or name == "feature_permutation"]
     written = [method for method in METHODS if method not in refused]
     assert contents(tmp_path, ".npy") == sorted(f"{stem}_{method}.npy" for method in written)
-    assert contents(tmp_path, ".png") == sorted(["contact_sheet.png", *(f"{stem}_{method}.png" for method in written)])
-    errors = capsys.readouterr().err.splitlines()
-    assert [line.split(": ")[1] for line in errors] == refused
-    assert all(re.match(r"saliency: \w+: (input=|model=SceneNet has no attention)", line) for line in errors)
+    assert contents(tmp_path, ".png") == sorted(["scene0.png", *(f"{stem}_{method}.png" for method in written)])
+    (error,) = capsys.readouterr().err.splitlines()
+    attention = ", ".join(name for name in refused if name != "feature_permutation")
+    assert error.startswith("saliency: left out: feature_permutation (input=")
+    assert f"; {attention} (model=SceneNet has no attention" in error
 
 
-@NOTICES
-def test_of_several_methods_one_that_raises_is_left_out(tmp_path, capsys, monkeypatch):
-    columns = []
-    monkeypatch.setattr(
-        explaining, "contact_sheet", lambda pictures, maps, titles, path: columns.append((list(maps), titles))
-    )
+def test_of_several_methods_one_that_raises_is_left_out(tmp_path, capsys):
     methods = ["--method", "gradient", "--method", "feature_permutation", "--method", "grad_cam"]
-    assert main(["explain", "--scenes", "2", "--target", "0", *methods, "--out", str(tmp_path)]) == 0
-    assert columns[0][0] == ["gradient", "grad_cam"]
-    assert len(columns[0][1]) == 2
+    assert main(["explain", "--scenes", "2", "--target", "1", *methods, *EACH, "--json", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr()
-    assert said.err.count("saliency: feature_permutation: input=") == said.err.count("\n") == 2
-    assert "feature_permutation" not in said.out
+    assert said.err.count("\n") == 1  # told once, not once a photo
+    assert said.err.startswith("saliency: left out: feature_permutation (input=")
+    for photo in json.loads(said.out)["photos"]:
+        assert [column["name"] for column in photo["maps"]] == ["gradient", "grad_cam"]
+        assert list(photo["left_out"]) == ["feature_permutation"]
     assert not list(tmp_path.glob("*permutation*"))
+
+
+def test_one_picture_and_one_line_for_each_photo(tmp_path, capsys):
+    methods = ["--method", "grad_cam", "--method", "gradient", "--target", "0", "--target", "1"]
+    assert main(["explain", "--scenes", "3", *methods, "--html", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(f"scene{seed}.png" for seed in range(3)),
+        "viewer.html",
+    ]
+    *lines, viewer = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["scene0", "scene1", "scene2"]
+    assert viewer == f"viewer: {tmp_path / 'viewer.html'}"
+
+
+def test_layers_by_method_wrappers_and_size(tmp_path):
+    name = "smooth_grad(grad_cam)"
+    layers = ["--layer", f"{name}=layer2", "--layer", f"{name}=layer3", "--resize"]
+    wrapped = ["--method", name, "--option", "n_samples=2", "--save", "maps", "--target", "0"]
+    assert main(["explain", "--scenes", "1", *layers, *wrapped, "--out", str(tmp_path)]) == 0
+    image = make_scene(0).image[None]
+    for layer in ("layer2", "layer3"):
+        found = np.load(tmp_path / f"scene0_0_{CLASSES[0]}_smooth_grad_grad_cam_{layer}.npy")
+        expected = saliency.smooth_grad(saliency.grad_cam, 2)(scene_network(), image, 0, layer, resize=True)
+        np.testing.assert_allclose(found, expected[0, 0].numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_crop_and_the_numbers_of_the_network(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_net.py").write_text(
+        "from torch.nn import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, Sequential\n"
+        "def build():\n"
+        "    return Sequential(Conv2d(3, 2, 3), AdaptiveAvgPool2d(1), Flatten(), Linear(2, 3))"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    given = ["explain", str(folder / "wide.png"), "--method", "gradient", "--json"]
+    sizes = []
+    for arch in (
+        ["--arch", "squeezenet1_1", "--weights", str(folder / "half.pth")],
+        ["--arch", "squeezenet1_1", "--weights", str(folder / "half.pth"), "--no-crop"],
+        ["--import", "my_net:build", "--size", "20", "--mean", "0.5", "--std", "0.5,0.5,0.5"],
+    ):
+        assert main([*given, *arch]) == 0
+        (photo,) = json.loads(capsys.readouterr().out)["photos"]
+        sizes.append(photo["input"][2:])
+    assert sizes == [[224, 224], [224, 336], [20, 30]]
 
 
 def test_a_method_alone_that_raises_ends_the_command(tmp_path, capsys):
@@ -176,7 +226,7 @@ def test_a_method_alone_that_raises_ends_the_command(tmp_path, capsys):
 def test_options_reach_the_methods_that_have_them(tmp_path):
     chosen = ["--option", "num_masks=20", "--option", "scores=softmax", "--option", "smooth=0.05", "--layer", "layer3"]
     methods = ["--method", "rise", "--method", "grad_cam"]
-    assert main(["explain", "--scenes", "1", "--target", "0", *methods, *chosen, "--out", str(tmp_path)]) == 0
+    assert main(["explain", "--scenes", "1", "--target", "0", *methods, *chosen, *EACH, "--out", str(tmp_path)]) == 0
     model, image = scene_network(), make_scene(0).image[None]
     for name, expected in {
         "rise": saliency.rise_class(model, image, 0, num_masks=20, scores="softmax", smooth=0.05),
@@ -231,7 +281,7 @@ def test_a_long_method_shows_its_progress(tmp_path, monkeypatch, installed):
     if not installed:
         monkeypatch.setitem(sys.modules, "tqdm", None)
     methods = ["--method", "rise", "--method", "grad_cam"]
-    arguments = ["--scenes", "1", "--target", "0", *methods, *FEW[:1], "--out", str(tmp_path)]
+    arguments = ["--scenes", "1", "--target", "0", *methods, *FEW[:1], *EACH, "--out", str(tmp_path)]
     assert main(["explain", *arguments]) == 0
     assert [(bar.desc, bar.n, bar.total) for bar in bars] == ([("rise", 20, 20)] if installed else [])
     assert len(contents(tmp_path, ".npy")) == 2
@@ -241,9 +291,10 @@ def test_photos_of_one_name_do_not_overwrite_each_other(folder, squeezenet, tmp_
     (tmp_path / "other").mkdir()
     shutil.copy(folder / "tall.png", tmp_path / "other" / "wide.png")
     photos = [str(folder / "wide.png"), str(tmp_path / "other" / "wide.png")]
-    assert main(["explain", *photos, *squeezenet, "--target", "1", "--out", str(tmp_path / "out")]) == 0
+    assert main(["explain", *photos, *squeezenet, "--target", "1", *EACH, "--out", str(tmp_path / "out")]) == 0
     sizes = {name: size_of(tmp_path / "out" / name) for name in contents(tmp_path / "out", ".png")}
-    assert sizes.pop("contact_sheet.png")
+    assert sizes.pop("wide.png")
+    assert sizes.pop("wide_2.png")
     assert sorted(sizes.items()) == [
         ("wide_1_goldfish_grad_cam.png", (90, 60)),
         ("wide_2_1_goldfish_grad_cam.png", (50, 80)),
@@ -253,14 +304,14 @@ def test_photos_of_one_name_do_not_overwrite_each_other(folder, squeezenet, tmp_
 @NOTICES
 def test_large_photo_is_shown_smaller(folder, tmp_path):
     Image.new("RGB", (1000, 900), "red").save(tmp_path / "large.png")
-    arguments = ["--arch", "scenes", "--size", "32", "--target", "0", "--out", str(tmp_path / "out")]
+    arguments = ["--arch", "scenes", "--size", "32", "--target", "0", *EACH, "--out", str(tmp_path / "out")]
     assert main(["explain", str(tmp_path / "large.png"), *arguments]) == 0
     assert size_of(tmp_path / "out" / f"large_0_{CLASSES[0]}_grad_cam.png") == (498, 448)
 
 
 def test_head_of_another_number_of_classes(folder, tmp_path, capsys):
     given = ["explain", str(folder / "wide.png"), "--arch", "squeezenet1_1", "--weights", str(folder / "three.pth")]
-    assert main([*given, "--target", "2", "--size", "64", "--out", str(tmp_path)]) == 0
+    assert main([*given, "--target", "2", "--size", "64", *EACH, "--out", str(tmp_path)]) == 0
     assert contents(tmp_path, ".npy") == ["wide_2_class_2_grad_cam.npy"]
     assert main([*given, "--target", "3", "--size", "64", "--out", str(tmp_path)]) == 2
     assert "target='3' is no class of the network; accepted is 0 to 2." in capsys.readouterr().err
@@ -306,6 +357,11 @@ ERRORS = {
     "option that changes the form": (["--option", "debug=True"], "option='debug=True' is an option of none"),
     "option that is a path": (["--option", "path=3"], "option='path=3' is an option of none"),
     "option of a path": (["--option", "internal_batch_size=3"], "option='internal_batch_size=3' is an option of none"),
+    "layer of another method": (["--layer", "gradcam=layer4"], "did you mean 'grad_cam=layer4'?"),
+    "mean": (["--mean", "a,b"], "'a,b' is not a number"),
+    "mean of two channels": (["--mean", "1,2"], "mean=(1.0, 2.0) does not fit 3 channels"),
+    "two networks": (["--import", "torch.nn:Identity", "--arch", "scenes"], "arch='scenes' does not go with import="),
+    "model of timm": (["{folder}/wide.png", "--arch", "timm:resnet5O"], "arch='timm:resnet5O' "),
     "option of every call": (["--option", "target=5"], "option='target=5' is an option of none"),
 }
 

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from inspect import signature
 
 from saliency.cli.naming import Function, Named, find_method
-from saliency.cli.options import POINTS_AT_ONCE, choose_methods, choose_options, read_value
+from saliency.cli.options import choose_methods, choose_options, read_value
 from saliency.cli.settings import (
     ATTENTION,
     BATCHED,
@@ -22,8 +22,10 @@ from saliency.evaluation.baselines import BASELINES
 from saliency.evaluation.cases import Dataset
 from saliency.evaluation.explainers import Explainer, Methods, Options
 from saliency.evaluation.metrics import METRICS
+from saliency.explaining.choosing import POINTS_AT_ONCE
 from saliency.methods import METHODS
-from saliency.networks.models import EMBEDDED, unknown
+from saliency.networks.models import EMBEDDED
+from saliency.networks.names import unknown
 
 CENTRE = "centre"
 

@@ -1,169 +1,198 @@
-"""``saliency explain``: maps and overlays of photos, or of the embedded scenes."""
+"""``saliency explain``: pictures of photos, or of the embedded scenes, and what the network sees in them."""
 
 import argparse
 import itertools
+import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from torch.nn import Module
 
+import saliency
 from saliency.cli.naming import find_method
-from saliency.cli.options import POINTS_AT_ONCE, choose_device, choose_methods, choose_options, import_modules
-from saliency.cli.parsing import positive, say
-from saliency.engine.layers import resolve_layer
+from saliency.cli.options import choose_device, choose_methods, choose_options, import_modules, split_layers
+from saliency.cli.parsing import numbers, positive, say
 from saliency.evaluation.printing import one_line
-from saliency.images import overlay, read_image, resize_image, write_png
-from saliency.networks.models import (
-    DEFAULT,
-    EMBEDDED,
-    SCENES,
-    Recipe,
-    find_targets,
-    load_network,
-    recipe,
-)
+from saliency.explaining.choosing import Asked, check_layers, choose
+from saliency.explaining.entry import normalising
+from saliency.explaining.explanation import Explanation
+from saliency.explaining.photos import Photo, prepare
+from saliency.explaining.running import Network, explain_photo
+from saliency.explaining.viewer import viewer_page
+from saliency.images import write_png
+from saliency.networks.models import DEFAULT, EMBEDDED, SCENES, load_network, recipe
 from saliency.networks.own import import_network
-from saliency.networks.preprocessing import preprocess
-from saliency.plot import contact_sheet
+from saliency.networks.preprocessing import Recipe
 
-SHOWN = 448  # shorter side, in pixels, of the pictures written for a larger photo
-
-
-class Photo(NamedTuple):
-    """A photo under its name in the output, and the classes of what is known to be in it."""
-
-    name: str
-    image: Tensor
-    present: tuple[int, ...] = ()
-
-
-class Case(NamedTuple):
-    """A photo ready to be explained: as shown, as the network takes it, its scores, and the classes asked for."""
-
-    name: str
-    picture: Tensor
-    input: Tensor
-    scores: Tensor
-    targets: list[int]
+TOLD = 3  # so many predictions are told of a photo
 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``saliency explain``."""
     parser.description = (
-        "Write a saliency map (.npy, raw scale) and an overlay (.png) for every photo, target and method, and one "
-        "contact sheet of all. Without a photo, embedded scenes and their network are explained."
+        "Write a picture of every photo: what the network sees in it, by method and target. Without a photo, embedded "
+        "scenes and their network are explained."
     )
     add = parser.add_argument
     add("photos", nargs="*", metavar="PHOTO", help="image files")
-    add("--arch", help="'scenes[_vit]' or a classifier of torchvision (resnet50; scenes without a photo)")
-    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="torchvision's, or the file of a state dict")
-    add(
-        "--method",
-        action="append",
-        metavar="NAME",
-        help="repeatable; 'all', your own my_module:function, or wrapped as 'smooth_grad(gradient)' (grad_cam)",
-    )
+    _add_network(add)
+    _add_asked(add)
+    add("--save", action="append", choices=("maps", "overlays"), help="also .npy of the raw maps, or a PNG of each")
+    add("--html", action="store_true", help="also viewer.html, in which all of it can be compared")
+    add("--json", action="store_true", help="print what was done as JSON")
+    add("--scenes", type=positive, metavar="N", default=4, help="number of embedded scenes (4)")
+    add("--seed", type=int, metavar="N", default=0, help="seed of the first embedded scene (0)")
+    add("--out", default="saliency_out", metavar="DIR", help="folder of the results (./saliency_out)")
+    parser.set_defaults(run=explain)
+
+
+def _add_network(add: Callable[..., object]) -> None:
+    """The network, and what it is given of a photo."""
+    add("--arch", help="a classifier of torchvision, timm:NAME, hf:NAME|FOLDER, scenes[_vit] (resnet50; or scenes)")
+    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="the published ones, or the file of a state dict")
     add(
         "--import",
         dest="imported",
         action="append",
         metavar="MODULE[:BUILD]",
-        help="your own network, which BUILD returns; or a module that adds methods; repeatable",
+        help="your network, or a module to import",
     )
-    add("--layer", metavar="NAME", help="see 'saliency layers' (each method's own)")
+    add("--size", type=positive, metavar="N", help="shorter side of the input; the whole photo (the network's own)")
+    add("--crop", action=argparse.BooleanOptionalAction, help="cut off borders as the network's own transform does")
+    add("--mean", type=numbers, metavar="M[,M,M]", help="of the normalisation, RGB in [0, 1] (the network's own)")
+    add("--std", type=numbers, metavar="S[,S,S]", help="of the normalisation (the network's own)")
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where there is one")
+
+
+def _add_asked(add: Callable[..., object]) -> None:
+    """What is asked: methods, layers, options and targets."""
+    add(
+        "--method", action="append", metavar="NAME", help="repeatable; 'all', my_module:function, smooth_grad(gradient)"
+    )
+    add(
+        "--layer", action="append", metavar="[METHOD=]NAME", help="see 'saliency layers'; repeatable (the methods' own)"
+    )
     add("--option", action="append", metavar="NAME=VALUE", help="for the methods that have it, such as num_masks=500")
     add("--target", action="append", metavar="INDEX|NAME|top[K]", help="repeatable (top1; a scene's own objects)")
-    add("--size", type=positive, metavar="N", help="shorter side of the network's input (the network's own)")
-    add("--scenes", type=positive, metavar="N", default=4, help="number of embedded scenes (4)")
-    add("--seed", type=int, metavar="N", default=0, help="seed of the first embedded scene (0)")
-    add("--out", default="saliency_out", metavar="DIR", help="folder of the results (./saliency_out)")
-    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where there is one")
-    parser.set_defaults(run=explain)
+    add("--resize", action="store_true", help="maps of the input's size, not at the layer's resolution")
 
 
 def explain(arguments: argparse.Namespace) -> None:
-    """Explain photos or scenes; photos, network, layer and names are checked before the first map is computed."""
-    own_network = import_modules(arguments.imported or ())
+    """Explain photos or scenes; photos, network, layers and options are checked before the first map is computed."""
+    own = import_modules(arguments.imported or ())
     methods = choose_methods(arguments.method or ["grad_cam"])
     device = choose_device(arguments.device)
-    photos = read_photos(arguments.photos) if arguments.photos else draw_scenes(arguments)
-    arch = arguments.arch or ("resnet50" if arguments.photos else SCENES)
-    model, wanted = read_network(arguments, own_network, arch)
-    model = model.to(device)
-    options = choose_options(methods, arguments.layer, arguments.option or [])
-    if arguments.layer:
-        resolve_layer(model, arguments.layer, "layer")
-    cases = [prepare(photo, model, wanted, arguments.target, device) for photo in photos]
+    wanted, source, build = find_network(arguments, own)
+    crop = arguments.size is None if arguments.crop is None else arguments.crop
+    photos = read_photos(arguments.photos, wanted, crop) if arguments.photos else draw_scenes(arguments, wanted)
+    network = Network(build().to(device), wanted, source)
+    asked = ask(methods, arguments)
+    check_layers(network.model, asked, "layer")
     out = output_folder(arguments.out)
-    rows = [row for case in cases for row in explain_case(case, model, options, wanted, out)]
-    write_sheet(rows, methods, out)
+    done: list[dict[str, Any]] = []
+    viewed: list[dict[str, object]] = []
+    refused: dict[str, str] = {}
+    for photo, present in photos:
+        found = explain_photo(network, photo, arguments.target or present, asked, progress_of)
+        done.append(told(found, write(found, arguments.save or [], out)))
+        refused |= {name: text for name, text in found.refused.items() if name not in refused}
+        viewed += [found.viewed()] if arguments.html else []
+        if not arguments.json:
+            say(f"{found.photo}: {', '.join(map(str, found.predicted[:TOLD]))} -> {', '.join(done[-1]['files'][:1])}")
+    if refused:
+        sys.stderr.write(f"saliency: left out: {one_line(ValueError(by_reason(refused)))}\n")
+    if arguments.html:
+        (out / "viewer.html").write_text(viewer_page(viewed), "utf-8")
+    if arguments.json:
+        say(json.dumps({"saliency": saliency.__version__, "network": network.source, "photos": done}, indent=2))
+    elif arguments.html:
+        say(f"viewer: {out / 'viewer.html'}")
 
 
-def read_network(arguments: argparse.Namespace, own_network: str | None, arch: str) -> tuple[Module, Recipe]:
-    """The network, and what it expects of a photo."""
-    if own_network is None:
-        return load_network(arch, arguments.weights), recipe(arch, arguments.size)
-    if arguments.arch:
-        raise ValueError(f"arch={arch!r} does not go with import={own_network!r}; one of them is accepted.")
-    model, wanted = import_network(own_network)
-    return model, wanted if arguments.size is None else wanted._replace(size=arguments.size)
+def find_network(arguments: argparse.Namespace, own: str | None) -> tuple[Recipe, str, Callable[[], Module]]:
+    """What the network expects of a photo, what it is called, and what builds it, which may take a download."""
+    if own is not None:
+        if arguments.arch is not None:
+            raise ValueError(f"arch={arguments.arch!r} does not go with import={own!r}; expected one of them.")
+        model, wanted = import_network(own)
+        wanted = wanted if arguments.size is None else wanted.resized(arguments.size, f"import={own!r}")
+        return normalising(wanted, arguments.mean, arguments.std), own, lambda: model
+    arch = arguments.arch or ("resnet50" if arguments.photos else SCENES)
+    wanted = normalising(recipe(arch, arguments.size), arguments.mean, arguments.std)
+    if not arguments.photos and arch not in EMBEDDED:
+        raise ValueError(f"photo=[] is empty; arch={arch!r} needs photos; {' or '.join(EMBEDDED)} does not.")
+    return wanted, arch, lambda: load_network(arch, arguments.weights)
 
 
-def explain_case(
-    case: Case, model: Module, options: dict[str, dict[str, Any]], wanted: Recipe, out: Path
-) -> list[tuple[Tensor, str, dict[str, Tensor]]]:
-    """Write the files of a case; return (picture, title, map by method) for each of its targets.
-
-    All targets of the case share one forward pass of each method.
-    """
-    names = class_names(wanted, case.scores)
-    top = case.scores.argsort(descending=True)[:5].tolist()
-    say(f"{case.name}: " + ", ".join(f"{names[index]} {case.scores[index]:.1%}" for index in top))
-    maps = maps_of(case, model, options)
-    rows = []
-    for position, target in enumerate(case.targets):
-        stem = f"{case.name}_{target}_{slug(names[target])}"
-        for name, method_maps in maps.items():
-            file = out / f"{stem}_{slug(name)}"
-            np.save(f"{file}.npy", method_maps[position].float().cpu().numpy())
-            write_png(overlay(case.picture, method_maps[position]), Path(f"{file}.png"))
-            say(f"  {file}.png, .npy")
-        title = f"{case.name}\n{names[target]}\n{case.scores[target]:.1%}"
-        rows.append((case.picture, title, {name: method_maps[position] for name, method_maps in maps.items()}))
-    return rows
-
-
-def maps_of(case: Case, model: Module, options: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
-    """The maps (targets, h, w) of a case, by method.
-
-    Of several methods, one that raises ``ValueError`` is named on stderr and left out; if none is left, it is raised.
-    """
-    targets = torch.tensor([case.targets], device=case.input.device)
-    maps: dict[str, Tensor] = {}
-    refused: dict[str, ValueError] = {}
-    for name, chosen in options.items():
+def ask(methods: Sequence[str], arguments: argparse.Namespace) -> list[Asked]:
+    """The columns of every picture: the methods at their layers, with their options."""
+    common, own = split_layers(arguments.layer or [], methods)
+    pairs = [*(["resize=True"] if arguments.resize else []), *(arguments.option or [])]
+    options = choose_options(methods, common[0] if common else None, pairs)
+    asked = []
+    for name in methods:
         method = find_method(name)
-        own = {"internal_batch_size": POINTS_AT_ONCE} if method.is_path else {}
-        try:
-            with progress_of(name) as progress:
-                found = method.maps(model, case.input, targets, **{**own, **progress, **chosen})[0]
-            if not found.isfinite().all():
-                raise ValueError(f"method={name!r} gave a map that holds NaN or infinity; expected finite numbers.")
-            maps[name] = found
-        except ValueError as error:
-            refused[name] = error
-    if not maps:
-        raise next(iter(refused.values()))
-    for name, problem in refused.items():
-        sys.stderr.write(f"saliency: {name}: {one_line(problem)}\n")
-    return maps
+        function = method.function if method.row else method.maps
+        layers = own.get(name) or (common if "saliency_layer" in options[name] else None)
+        chosen = {option: value for option, value in options[name].items() if option != "saliency_layer"}
+        asked += [column._replace(options=chosen) for column in choose({name: function}, layers, {})]
+    return asked
+
+
+def write(found: Explanation, also: Sequence[str], out: Path) -> list[str]:
+    """Write the files of a photo; return their names. Without matplotlib its overlays stand in for the one picture."""
+    files = []
+    try:
+        picture = out / f"{found.photo}.png"
+        found.save(picture)
+        files.append(picture)
+    except ImportError as error:
+        also = [*also, "overlays"]
+        sys.stderr.write(f"saliency: a picture of every map, in place of one: {error}\n")
+    for (name, number), picture_of in found.overlays().items() if also else ():
+        score = found.scores[number]
+        stem = out / "_".join([found.photo, str(score.class_index), slug(score.name), slug(name)])
+        if "maps" in also:
+            files.append(Path(f"{stem}.npy"))
+            np.save(files[-1], found.maps[name][0, number].float().cpu().numpy())
+        if "overlays" in also:
+            files.append(Path(f"{stem}.png"))
+            write_png(picture_of, files[-1])
+    return [str(file) for file in files]
+
+
+def told(found: Explanation, files: list[str]) -> dict[str, Any]:
+    """What was done with a photo, for JSON."""
+    return {
+        "photo": found.photo,
+        "input": list(found.input.shape),
+        "predicted": [score._asdict() for score in found.predicted],
+        "targets": [score._asdict() for score in found.scores],
+        "maps": [
+            {"name": column.name, "method": column.method, "layer": column.layer, "shape": list(column.maps.shape)}
+            for column in found.columns
+        ],
+        "why": list(found.why),
+        "left_out": dict(found.refused),
+        "files": files,
+    }
+
+
+def by_reason(refused: dict[str, str]) -> str:
+    """The methods that were left out, those of one reason together.
+
+    >>> by_reason({"a": "no attention", "b": "one image", "c": "no attention"})
+    'a, c (no attention); b (one image)'
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, text in refused.items():
+        reasons.setdefault(text, []).append(name)
+    return "; ".join(f"{', '.join(names)} ({text.rstrip('.')})" for text, names in reasons.items())
 
 
 @contextmanager
@@ -173,7 +202,7 @@ def progress_of(name: str) -> Iterator[dict[str, Any]]:
         from tqdm import tqdm
     except ImportError:
         tqdm = None
-    if tqdm is None or "progress" not in find_method(name).options:
+    if tqdm is None or "progress" not in find_method(name).written | find_method(name).options:
         yield {}
         return
     with tqdm(desc=name, disable=None, leave=False) as bar:
@@ -185,67 +214,30 @@ def progress_of(name: str) -> Iterator[dict[str, Any]]:
         yield {"progress": show}
 
 
-def write_sheet(rows: list[tuple[Tensor, str, dict[str, Tensor]]], methods: list[str], out: Path) -> None:
-    """Write ``contact_sheet.png``, or one line on stderr where matplotlib is not installed.
-
-    A column is a method that has a map of every row.
-    """
-    pictures, titles, maps = zip(*rows, strict=True)
-    columns = {name: [row[name] for row in maps] for name in methods if all(name in row for row in maps)}
-    try:
-        contact_sheet(pictures, columns, titles, out / "contact_sheet.png")
-    except ImportError as error:
-        sys.stderr.write(f"saliency: no contact sheet: {error}\n")
-    else:
-        say(f"  {out / 'contact_sheet.png'}")
-
-
-def read_photos(paths: Sequence[str]) -> list[Photo]:
+def read_photos(paths: Sequence[str], wanted: Recipe, crop: bool) -> list[tuple[Photo, None]]:
     """Read all photos; two of the same name get different names in the output."""
     photos: dict[str, Photo] = {}
     for path in paths:
         stem = Path(path).stem
         names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
         name = next(name for name in names if name not in photos)
-        photos[name] = Photo(name, read_image(path))
-    return list(photos.values())
+        photos[name] = prepare(path, wanted, crop, name)
+    return [(photo, None) for photo in photos.values()]
 
 
-def draw_scenes(arguments: argparse.Namespace) -> list[Photo]:
-    """Draw the embedded scenes; only their own networks know their classes."""
+def draw_scenes(arguments: argparse.Namespace, wanted: Recipe) -> list[tuple[Photo, list[int]]]:
+    """Draw the embedded scenes, each with the classes of its objects."""
     from saliency.scenes import make_scene
 
-    if arguments.arch not in (None, *EMBEDDED):
-        raise ValueError(f"photo=[] is empty; arch={arguments.arch!r} needs photos; {' or '.join(EMBEDDED)} does not.")
     seeds = range(arguments.seed, arguments.seed + arguments.scenes)
     scenes = [(seed, make_scene(seed)) for seed in seeds]
     return [
-        Photo(f"scene{seed}", scene.image, tuple(dict.fromkeys(item.label for item in scene.objects)))
+        (
+            prepare(scene.image, wanted, False, f"scene{seed}"),
+            list(dict.fromkeys(item.label for item in scene.objects)),
+        )
         for seed, scene in scenes
     ]
-
-
-def prepare(photo: Photo, model: Module, wanted: Recipe, targets: list[str] | None, device: torch.device) -> Case:
-    """Resize and normalise a photo, run the network on it once, and choose the classes to explain."""
-    picture = photo.image
-    if min(picture.shape[1:]) > SHOWN:
-        picture = resize_image(picture, SHOWN)
-    batch = preprocess(photo.image, wanted)[None].to(device)
-    with torch.no_grad():
-        output = model(batch)[0].float().cpu()
-    if not output.isfinite().all():
-        raise ValueError(f"weights give NaN or infinite scores for photo={photo.name!r}; expected finite numbers.")
-    scores = output.sigmoid() if wanted.multi_label else output.softmax(0)
-    if targets is None and photo.present:
-        return Case(photo.name, picture, batch, scores, list(photo.present))
-    names = class_names(wanted, scores)
-    chosen = [index for text in targets or ["top1"] for index in find_targets(text, names, scores)]
-    return Case(photo.name, picture, batch, scores, list(dict.fromkeys(chosen)))
-
-
-def class_names(wanted: Recipe, scores: Tensor) -> Sequence[str]:
-    """Return the names of the classes, or numbers where the weights have another number of classes."""
-    return wanted.classes if len(wanted.classes) == len(scores) else [f"class {i}" for i in range(len(scores))]
 
 
 def output_folder(path: str) -> Path:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from functools import cache, partial
+from functools import cache, partial, update_wrapper
 from inspect import Parameter, signature
 from types import UnionType
 from typing import NamedTuple, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -16,7 +16,7 @@ from saliency.engine.checks import describe
 from saliency.engine.signatures import Maps
 from saliency.engine.targets import Target
 from saliency.methods import METHODS
-from saliency.networks.models import unknown
+from saliency.networks.names import unknown
 from saliency.networks.own import find_function
 from saliency.wrappers import augmented, low_pass, normalised, smooth_grad
 
@@ -118,7 +118,8 @@ def _wrapped(wrapper: Callable[..., Function], method: Named) -> Named:
     hints = get_type_hints(wrapper)
     own = frozenset(name for name in [*signature(wrapper).parameters][1:] if _is_written(hints[name]))
     options, written = (names - NOT_WRAPPED | own for names in (method.options, method.written))
-    return Named(partial(call_wrapped, wrapper, method.function), options, written, method.row, True)
+    function = update_wrapper(partial(call_wrapped, wrapper, method.function), method.function)
+    return Named(function, options, written, method.row, True)
 
 
 def call_wrapped(

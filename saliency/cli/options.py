@@ -8,11 +8,8 @@ import torch
 
 from saliency.cli.naming import find_method
 from saliency.methods import METHODS
-from saliency.networks.models import unknown
+from saliency.networks.names import unknown
 from saliency.networks.own import import_module
-
-# A whole path in one batch can exceed the memory: 50 steps of a ResNet-50 keep 5 GB for the backward pass.
-POINTS_AT_ONCE = 16
 
 
 def choose_methods(names: Sequence[str], groups: Collection[str] = ()) -> list[str]:
@@ -80,6 +77,27 @@ def choose_options(methods: Sequence[str], layer: str | None, pairs: Iterable[st
         }
         for name, method in found.items()
     }
+
+
+def split_layers(layers: Sequence[str], methods: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """The layers of [METHOD=]NAME that all methods are to explain, and those of some, by method.
+
+    >>> split_layers(["layer4", "gradient=layer1"], ["grad_cam", "gradient"])
+    (['layer4'], {'gradient': ['layer1']})
+    """
+    common: list[str] = []
+    own: dict[str, list[str]] = {}
+    for text in layers:
+        method, equals, name = text.partition("=")
+        if not equals:
+            common.append(text)
+        elif method not in methods:
+            raise unknown("layer", text, [f"{known}={name}" for known in methods], "expected [METHOD=]NAME")
+        elif "saliency_layer" not in find_method(method).options:
+            raise ValueError(f"layer={text!r} is no option of {method}; expected a method that explains layers.")
+        else:
+            own.setdefault(method, []).append(name)
+    return common, own
 
 
 def read_value(text: str) -> object:

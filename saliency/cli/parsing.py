@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from saliency.evaluation.printing import printable
-from saliency.networks.models import unknown
+from saliency.networks.names import unknown
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +40,19 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
+
+
+def numbers(text: str) -> tuple[float, ...] | float:
+    """Return the number, or the numbers between commas, that an argument of the command line stands for.
+
+    >>> numbers("0.5"), numbers("0.485,0.456,0.406")
+    (0.5, (0.485, 0.456, 0.406))
+    """
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, or numbers between commas") from error
+    return found[0] if len(found) == 1 else found
 
 
 def say(text: str) -> None:

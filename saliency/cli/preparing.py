@@ -26,8 +26,9 @@ from saliency.evaluation.report.terminal import Outcome
 from saliency.evaluation.running.runner import run
 from saliency.methods import METHODS
 from saliency.networks.caffe import CAFFE_ARCHS
-from saliency.networks.models import DEFAULT, SCENES, Recipe, load_network, recipe
+from saliency.networks.models import DEFAULT, SCENES, load_network, recipe
 from saliency.networks.own import import_network
+from saliency.networks.preprocessing import Recipe
 
 MALLOC = {-1: 2**31 - 1, -3: 2**25}  # of glibc: M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its largest
 

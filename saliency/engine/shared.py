@@ -69,6 +69,11 @@ class SharedForward:
         self._output = _versions(recorded.output)
         self._found: Found = []
 
+    @property
+    def output(self) -> object:
+        """What the model returned, with its graph."""
+        return self._pass.output
+
     @contextmanager
     def recording(
         self,

@@ -15,8 +15,7 @@ from saliency.engine.checks import check_count, check_type
 from saliency.evaluation.metrics.localisation import boxes_to_mask
 from saliency.evaluation.printing import describe_error
 from saliency.images import check_path
-from saliency.networks.models import Recipe
-from saliency.networks.preprocessing import preprocess
+from saliency.networks.preprocessing import Recipe, preprocess
 
 
 class Thing(NamedTuple):

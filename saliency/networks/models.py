@@ -1,20 +1,23 @@
 """Networks by name, what they expect of a photo, and their classes: torchvision's, TorchRay's and the embedded ones."""
 
-import difflib
-import re
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.checks import check_count, check_flag, check_tensor, check_type, shown
+from saliency.engine.checks import check_count, check_flag, check_type
 from saliency.engine.layers import plain_name
 from saliency.images import check_path, is_file
 from saliency.networks.caffe import CAFFE_ARCHS, MEAN, STD, caffe_network, from_caffe
+from saliency.networks.libraries import build_elsewhere, is_elsewhere, recipe_elsewhere
+from saliency.networks.names import find_class as find_class
+from saliency.networks.names import find_targets as find_targets
+from saliency.networks.names import unknown as unknown
+from saliency.networks.preprocessing import Recipe as Recipe
+from saliency.networks.published import weights_recipe
 
 SCENES, SCENES_VIT = "scenes", "scenes_vit"
 EMBEDDED = (SCENES, SCENES_VIT)  # a ResNet and a vision transformer
@@ -22,26 +25,6 @@ DEFAULT = "DEFAULT"
 CHECKPOINT_KEYS = ("state_dict", "model_state_dict", "model")  # what checkpoints keep a state dict under
 # Their weights are trained for another normalisation than the others', which they make of the common one on request.
 TRANSFORMING = ("googlenet", "inception_v3")
-
-
-class Recipe(NamedTuple):
-    """What a network expects of a photo, and the names of its classes.
-
-    ``size`` is the shorter side in pixels, ``mean`` and ``std`` normalise RGB in [0, 1]. A ``square`` network
-    (ViT, MaxViT, Swin) takes ``size`` x ``size`` only; every other one takes any size from ``min_size`` on.
-    The scores of a ``multi_label`` network are sigmoids, one for each class, else a softmax over the classes.
-    ``caffe_resize``: no antialiasing, and the longer side cut to whole pixels. CAMs look at ``layer``; None finds it.
-    """
-
-    size: int
-    min_size: int
-    square: bool
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...]
-    multi_label: bool = False
-    caffe_resize: bool = False
-    layer: str | None = None
 
 
 def networks() -> list[str]:
@@ -68,18 +51,14 @@ def recipe(arch: str, size: int | None = None) -> Recipe:
     if size is not None:
         check_count("size", size)
     found = _find_recipe(arch)
-    if size is None or size == found.size:
-        return found
-    if found.square or size < found.min_size:
-        accepted = f"{found.size} only" if found.square else f"{found.min_size} or more"
-        raise ValueError(f"size={size!r} does not fit arch={arch!r}; accepted is {accepted}.")
-    return found._replace(size=size)
+    return found if size is None else found.resized(size, f"arch={arch!r}")
 
 
 def load_network(arch: str, weights: str | Path | None = None, *, pooled: bool = True) -> Module:
     """Return a classifier in evaluation mode, on the CPU, in float32.
 
-    ``arch`` is one of :func:`networks`. ``weights`` is None (random), ``'DEFAULT'`` (the published ones, downloaded
+    ``arch`` is one of :func:`networks`, or ``'timm:NAME'`` or ``'hf:NAME_OR_FOLDER'`` of Hugging Face's transformers,
+    where these are installed. ``weights`` is None (random), ``'DEFAULT'`` (the published ones, downloaded
     once; the embedded ones of the scenes' networks) or a file with a state dict, in any precision, bare or under
     ``'state_dict'`` or ``'model'``, with or without the prefixes ``'module.'`` and ``'_orig_mod.'``. The head takes the
     number of classes of the file. TorchRay's networks take its own files, and score every place (N, classes, h, w)
@@ -124,87 +103,17 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return {plain_name(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def find_class(name: str, classes: Sequence[str]) -> int:
-    """Return the index of the class called ``name``, whatever the case.
-
-    The whole name counts first, then one of its aliases (``'tench, Tinca tinca'``), then a whole word that only one
-    class has. Raises :class:`ValueError` with the nearest name, or with the classes that ``name`` may mean.
-
-    >>> find_class("Tabby", ["tabby", "tiger cat", "bull mastiff"]), find_class("mastiff", ["tabby", "bull mastiff"])
-    (0, 1)
-    """
-    check_type("name", name, str, "the name of a class")
-    check_type("classes", classes, (list, tuple), "the names of the classes")
-    for entry in classes:
-        check_type("classes", entry, str, "the names of the classes")
-    wanted, names = name.strip().lower(), [entry.lower() for entry in classes]
-    word = re.compile(rf"(?<!\w){re.escape(wanted)}(?!\w)")
-    tests = (
-        lambda entry: entry == wanted,
-        lambda entry: wanted in [alias.strip() for alias in entry.split(",")],
-        lambda entry: bool(wanted) and bool(word.search(entry)),
-    )
-    for test in tests:
-        found = [index for index, entry in enumerate(names) if test(entry)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            meant = ", ".join(f"{index} {classes[index]!r}" for index in found[:8])
-            raise ValueError(f"target={shown(name)} may mean several classes; give the index or the name: {meant}.")
-    words = sorted({part for entry in classes for part in re.findall(r"\w+", entry)})
-    raise unknown("target", name, [*classes, *words], "accepted are a class index, a class name and 'top' or 'topK'")
-
-
-def find_targets(text: str, classes: Sequence[str], scores: Tensor) -> list[int]:
-    """Return the class indices of ``INDEX``, ``NAME`` or ``topK`` (``top`` is ``top1``).
-
-    Raises :class:`ValueError` for what is none of these, an index out of range, or a ``K`` beyond the classes.
-
-    >>> [find_targets(text, ["cat", "dog"], torch.tensor([0.4, 0.6])) for text in ("top2", "0", "Dog")]
-    [[1, 0], [0], [1]]
-    """
-    check_type("text", text, str, "INDEX, NAME or topK")
-    check_tensor("scores", scores)
-    if scores.ndim != 1:
-        raise ValueError(f"scores={tuple(scores.shape)} are not those of one image; expected (classes,).")
-    if top := re.fullmatch(r"top(\d*)", text):
-        count = int(top[1] or 1)
-        if not 1 <= count <= len(scores):
-            raise ValueError(
-                f"target={shown(text)} asks for {count} classes; accepted is 'top1' to 'top{len(scores)}'."
-            )
-        return scores.argsort(descending=True)[:count].tolist()
-    if re.fullmatch(r"-?\d+", text):
-        if not 0 <= int(text) < len(scores):
-            raise ValueError(f"target={shown(text)} is no class of the network; accepted is 0 to {len(scores) - 1}.")
-        return [int(text)]
-    return [find_class(text, classes)]
-
-
 def check_arch(arch: str) -> None:
     """Raise :class:`ValueError`, with the nearest name, where no network has this name."""
     check_type("arch", arch, str, "the name of a network")
-    if arch not in EMBEDDED and arch not in networks():
+    if not is_elsewhere(arch) and arch not in EMBEDDED and arch not in networks():
         accepted = "accepted are 'scenes', 'scenes_vit', torchvision's classification networks and TorchRay's"
         raise unknown("arch", arch, networks(), accepted)
 
 
-def unknown(argument: str, value: str, names: Sequence[str], accepted: str) -> ValueError:
-    """Return the error for a name that is none of ``names``, with the nearest one.
-
-    >>> unknown("arch", "resnet5", ["resnet50", "vgg16"], "accepted are networks")
-    ValueError("arch='resnet5' is unknown; did you mean 'resnet50'? accepted are networks.")
-    """
-    nearest = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.0)
-    hint = f"did you mean {_spelling(nearest[0], names)!r}? " if nearest else ""
-    return ValueError(f"{argument}={shown(value)} is unknown; {hint}{accepted}.")
-
-
-def _spelling(lowered: str, names: Sequence[str]) -> str:
-    return next(name for name in names if name.lower() == lowered)
-
-
 def _build(arch: str, weights: str | Path | None, state: dict[str, Tensor]) -> Module:
+    if is_elsewhere(arch):
+        return build_elsewhere(arch, weights == DEFAULT)
     if arch in EMBEDDED:
         from saliency.scenes import SceneTransformer, scene_network
 
@@ -252,20 +161,14 @@ def _find_recipe(arch: str) -> Recipe:
         from saliency.scenes.generator import CLASSES, SIZE
 
         return Recipe(SIZE, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, multi_label=True)
+    if is_elsewhere(arch):
+        return recipe_elsewhere(arch)
     if arch not in CAFFE_ARCHS:
-        return _torchvision_recipe(arch)
+        from torchvision.models import get_model_weights
+
+        return weights_recipe(get_model_weights(arch)["DEFAULT"])
     classes, _, layer, min_size = CAFFE_ARCHS[arch]
     return Recipe(224, min_size, False, MEAN, STD, classes, multi_label=True, caffe_resize=True, layer=layer)
-
-
-def _torchvision_recipe(arch: str) -> Recipe:
-    from torchvision.models import get_model_weights
-
-    weights: Any = get_model_weights(arch)["DEFAULT"]
-    transforms = weights.transforms()
-    size, min_size = transforms.crop_size[0], min(weights.meta["min_size"])
-    classes = tuple(weights.meta["categories"])
-    return Recipe(size, min_size, min_size == size, tuple(transforms.mean), tuple(transforms.std), classes)
 
 
 def _download_error(arch: str, error: Exception) -> ValueError:

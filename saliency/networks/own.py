@@ -10,7 +10,7 @@ from types import ModuleType
 from torch.nn import Module
 
 from saliency.engine.checks import check_type, shown
-from saliency.networks.models import Recipe
+from saliency.networks.preprocessing import Recipe
 
 # What most classifiers expect. The classes have no names: they go by their numbers.
 IMAGENET_LIKE = Recipe(224, 1, False, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ())

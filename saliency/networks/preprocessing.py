@@ -1,12 +1,44 @@
 """From a photo to the input of a network, as its recipe says."""
 
+from typing import NamedTuple
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from saliency.images import normalise, resize_image
-from saliency.networks.models import Recipe
 
 MOST = 8  # times the shorter side that the longer one may get, as in resize_image
+
+
+class Recipe(NamedTuple):
+    """What a network expects of a photo, and the names of its classes.
+
+    ``size`` is the shorter side in pixels, ``mean`` and ``std`` normalise RGB in [0, 1]. A ``square`` network
+    (ViT, MaxViT, Swin) takes ``size`` x ``size`` only; every other one takes any size from ``min_size`` on.
+    The scores of a ``multi_label`` network are sigmoids, one for each class, else a softmax over the classes.
+    ``caffe_resize``: no antialiasing, and the longer side cut to whole pixels. CAMs look at ``layer``; None finds it.
+    The network's own transform makes the shorter side ``resize`` long, by ``interpolation``, and cuts out the middle
+    ``size`` x ``size``; where ``resize`` is None, it takes the whole photo.
+    """
+
+    size: int
+    min_size: int
+    square: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    multi_label: bool = False
+    caffe_resize: bool = False
+    layer: str | None = None
+    resize: int | None = None
+    interpolation: str = "bilinear"
+
+    def resized(self, size: int, name: str) -> "Recipe":
+        """The same with another shorter side. Raises ``ValueError`` for one that the network, by ``name``, refuses."""
+        if size != self.size and (self.square or size < self.min_size):
+            accepted = f"{self.size} only" if self.square else f"{self.min_size} or more"
+            raise ValueError(f"size={size!r} does not fit {name}; accepted is {accepted}.")
+        return self._replace(size=size)
 
 
 def input_size(size: tuple[int, int], wanted: Recipe) -> tuple[int, int]:
@@ -26,16 +58,45 @@ def input_size(size: tuple[int, int], wanted: Recipe) -> tuple[int, int]:
     return min(height, MOST * wanted.size), min(width, MOST * wanted.size)
 
 
-def preprocess(image: Tensor, wanted: Recipe) -> Tensor:
-    """The whole photo (3, H, W) in [0, 1] as the network takes it, (3, h, w): resized and normalised.
+def preprocess(image: Tensor, wanted: Recipe, crop: bool = False) -> Tensor:
+    """The photo (3, H, W) in [0, 1] as the network takes it, (3, h, w): resized and normalised.
+
+    The whole photo, squashed where the network takes squares only; with ``crop`` what the network's own transform
+    leaves of it, (3, size, size), as torchvision's presets and timm's transforms compute it.
 
     >>> import torch
-    >>> preprocess(torch.rand(3, 60, 91), Recipe(224, 1, False, (0, 0, 0), (1, 1, 1), ())).shape
-    torch.Size([3, 224, 340])
+    >>> recipe = Recipe(224, 1, False, (0, 0, 0), (1, 1, 1), (), resize=256)
+    >>> preprocess(torch.rand(3, 60, 91), recipe).shape, preprocess(torch.rand(3, 60, 91), recipe, crop=True).shape
+    (torch.Size([3, 224, 340]), torch.Size([3, 224, 224]))
     """
+    if crop and wanted.resize is not None:
+        shorter = min(image.shape[1:])
+        image = centre(image, MOST * shorter)
+        sides = [wanted.resize * side // shorter for side in image.shape[1:]]
+        resized = F.interpolate(image[None], sides, mode=wanted.interpolation, align_corners=False, antialias=True)
+        return normalise(centre(resized[0].clamp(0, 1), wanted.size), wanted.mean, wanted.std)
     if not wanted.caffe_resize:
         return normalise(resize_image(image, wanted.size, wanted.square), wanted.mean, wanted.std)
     height, width = image.shape[1:]
     size = input_size((height, width), wanted)
     resized = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)
     return normalise(resized[0], wanted.mean, wanted.std)
+
+
+def seen(image: Tensor, wanted: Recipe, crop: bool = False) -> Tensor:
+    """The part of a photo (3, H, W) that :func:`preprocess` makes an input of, in the photo's own pixels."""
+    if not crop or wanted.resize is None:
+        return image
+    return centre(image, round(min(image.shape[1:]) * wanted.size / wanted.resize))
+
+
+def centre(image: Tensor, side: int) -> Tensor:
+    """The middle of an image (3, H, W): at most ``side`` pixels high and wide.
+
+    >>> import torch
+    >>> centre(torch.zeros(3, 5, 9), 6).shape
+    torch.Size([3, 5, 6])
+    """
+    height, width = image.shape[1:]
+    top, left = (max(0, round((length - side) / 2)) for length in (height, width))
+    return image[:, top : top + side, left : left + side]

@@ -10,7 +10,7 @@ from tests.evaluation.trees import coco_tree, truncate, voc_tree
 
 NETWORK = """
 import torch
-from saliency.networks.models import Recipe
+from saliency.networks.preprocessing import Recipe
 
 def build():
     torch.manual_seed(0)

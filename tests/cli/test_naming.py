@@ -113,7 +113,7 @@ class TestOwn:
 
     def test_maps_of_photos(self, tmp_path, capsys):
         names = ["my_methods:for_one_class", "my_methods:powered", "smooth_grad(gradient)"]
-        options = ["--option", "n_samples=2", "--target", "1", "--target", "4", "--scenes", "1"]
+        options = ["--option", "n_samples=2", "--target", "1", "--target", "4", "--scenes", "1", "--save", "maps"]
         methods = [part for name in names for part in ("--method", name)]
         assert main(["explain", *methods, *options, "--out", "out"]) == 0
         model, image = scene_network(), make_scene(0).image[None]

@@ -170,9 +170,10 @@ def test_a_broken_list_of_imagenet_is_refused_in_one_line(tmp_path, content):
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (3, 4_000)])
 def test_a_strip_of_a_photo_has_maps_and_a_sheet(tmp_path, size, capsys):
     noise(*size).save(tmp_path / "strip.png")
-    assert main(["explain", str(tmp_path / "strip.png"), "--arch", "scenes", "--out", str(tmp_path / "out")]) == 0
+    command = ["explain", str(tmp_path / "strip.png"), "--arch", "scenes", "--save", "maps"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().err == ""
-    assert (tmp_path / "out/contact_sheet.png").is_file()
+    assert (tmp_path / "out/strip.png").is_file()
     assert len(list((tmp_path / "out").glob("*.npy"))) == 1
 
 
@@ -291,7 +292,7 @@ def test_a_map_of_nan_is_not_written(tmp_path, capsys, monkeypatch, bad):
     method = METHODS["gradient"]
     broken = method._replace(function=lambda *args, **options: method.function(*args, **options) * bad)
     monkeypatch.setitem(METHODS, "gradient", broken)
-    command = ["explain", "--scenes", "1", "--out", str(tmp_path), "--method", "gradient"]
+    command = ["explain", "--scenes", "1", "--out", str(tmp_path), "--save", "maps", "--method", "gradient"]
     assert main(command) == 2
     assert "method='gradient' gave a map that holds NaN or infinity" in capsys.readouterr().err
     assert main([*command, "--method", "grad_cam"]) == 0

@@ -14,7 +14,7 @@ from saliency.evaluation.datasets.photos import ImageSet, Listing, Loader, colle
 from saliency.evaluation.datasets.scenes import draw_scene, scene_entries
 from saliency.evaluation.datasets.voc import voc_entries
 from saliency.images import check_path
-from saliency.networks.models import unknown
+from saliency.networks.names import unknown
 
 
 class Collection(NamedTuple):

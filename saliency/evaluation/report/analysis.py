@@ -21,7 +21,7 @@ from saliency.evaluation.report.statistics import (
 )
 from saliency.evaluation.report.trials import differences, is_same_experiment
 from saliency.evaluation.running.store import Result
-from saliency.networks.models import unknown
+from saliency.networks.names import unknown
 
 SIGNIFICANT = 0.05
 

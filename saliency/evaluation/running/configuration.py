@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Module
 
 import saliency.evaluation
-from saliency.networks.models import Recipe
+from saliency.networks.preprocessing import Recipe
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Code: TypeAlias = "type | Callable[..., object]"

@@ -16,8 +16,8 @@ from saliency.evaluation.cases import Annotation, Case, Dataset, Images, labels_
 from saliency.evaluation.explainers import Explainer, Methods, Options, named_methods
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.running.configuration import SESSION, Json, fingerprint_of, written
-from saliency.networks.models import Recipe, unknown
-from saliency.networks.preprocessing import input_size
+from saliency.networks.names import unknown
+from saliency.networks.preprocessing import Recipe, input_size
 
 Names: TypeAlias = tuple[str, ...]
 Metrics: TypeAlias = str | Sequence[str] | Mapping[str, Options]

@@ -27,7 +27,7 @@ from saliency.evaluation.running.plan import Job, Metrics, Run, check_setting, m
 from saliency.evaluation.running.ranks import Ranks, UnwritableError, join_ranks, owning
 from saliency.evaluation.running.store import Result, append_results, read_results, write_configurations, write_file
 from saliency.images import check_path
-from saliency.networks.models import Recipe
+from saliency.networks.preprocessing import Recipe
 
 Done = Collection[tuple[tuple[str, int], str]]  # the key of a case, and the fingerprint of a job
 GROUPS = 4  # sizes of images, and with them maps of a batch, that are kept for the next metric

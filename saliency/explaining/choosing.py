@@ -1,0 +1,156 @@
+"""What is asked for: which methods, at which layers, with which options."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from inspect import signature, unwrap
+from typing import Any, NamedTuple, TypeAlias
+
+from torch.nn import Module
+
+from saliency.engine.checks import check_type, shown
+from saliency.engine.layers import Layer, resolve_layer
+from saliency.methods import METHODS, Method
+from saliency.networks.names import unknown
+
+# A whole path in one batch can exceed the memory: 50 steps of a ResNet-50 keep 5 GB for the backward pass.
+POINTS_AT_ONCE = 16
+
+Function: TypeAlias = Callable[..., Any]  # a method, or one that a wrapper made
+Methods: TypeAlias = str | Sequence[str | Function] | Mapping[str, Function]
+LayersOf: TypeAlias = Layer | Sequence[Layer] | Mapping[str, Layer | Sequence[Layer]]
+
+
+class Asked(NamedTuple):
+    """One column of an explanation: a method at a layer, None where the method chooses, with its options."""
+
+    name: str
+    method: str
+    function: Function
+    layer: Layer
+    options: Mapping[str, object]
+
+    @property
+    def row(self) -> Method | None:
+        """The row of the table of methods that it is, maybe wrapped."""
+        return row_of(self.function)
+
+    @property
+    def shares(self) -> bool:
+        """Can it be given a forward pass that other methods use too?"""
+        row = METHODS.get(self.method)
+        return row is not None and self.function is row.function and "shared" in row.options and "path" not in row.sets
+
+    @property
+    def default_layer(self) -> Layer:
+        """Where it looks if no layer is named: ``''`` at the input, None where it searches."""
+        parameter = signature(self.function).parameters.get("saliency_layer")
+        return "" if parameter is None or parameter.default is parameter.empty else parameter.default
+
+    @property
+    def searches(self) -> bool:
+        """Does it explain the layer that is found for it?"""
+        attends = self.row is not None and self.row.needs_attention
+        return self.layer is None and self.default_layer is None and not attends
+
+
+def row_of(function: Function) -> Method | None:
+    """The row of the table of methods that a function is, maybe wrapped; None for a function of the user's own."""
+    inner = unwrap(function)
+    return next((row for row in METHODS.values() if row.function is inner), None)
+
+
+def named_methods(methods: Methods) -> dict[str, Function]:
+    """The methods by their names: of names, of functions, of what is named already, or ``'all'``.
+
+    >>> list(named_methods(["grad_cam", METHODS["gradient"].function]))
+    ['grad_cam', 'gradient']
+    """
+    if isinstance(methods, Mapping):
+        found: dict[str, Function] = dict(methods)
+    else:
+        listed = [methods] if isinstance(methods, str) or callable(methods) else methods
+        check_type("methods", listed, Sequence, "names of methods, or functions")
+        found = dict(pair for method in listed for pair in _named(method))
+    for name, function in found.items():
+        if not isinstance(name, str) or not callable(function) or isinstance(function, (type, Module)):
+            raise ValueError(f"methods={shown({name: function})} holds no method; expected functions such as grad_cam.")
+    if not found:
+        raise ValueError(f"methods={shown(methods)} names no method; expected one or more.")
+    return found
+
+
+def _named(method: object) -> Iterator[tuple[str, Function]]:
+    if callable(method):
+        inner: object = getattr(method, "func", method)
+        own = str(getattr(inner, "__name__", type(inner).__name__))
+        yield next((name for name, row in METHODS.items() if row.function is method), own), method
+    elif method == "all":
+        yield from ((name, row.function) for name, row in METHODS.items())
+    elif isinstance(method, str) and method in METHODS:
+        yield method, METHODS[method].function
+    else:
+        accepted = "expected 'all', a name in saliency.METHODS, or a function"
+        raise unknown("methods", method if isinstance(method, str) else shown(method), list(METHODS), accepted)
+
+
+def choose(methods: Methods, layers: LayersOf, options: Mapping[str, object]) -> list[Asked]:
+    """The columns of an explanation: every method at every layer that is asked of it, with the options that it has.
+
+    Raises ``ValueError`` for unknown methods, and for layers and options that no method has.
+    """
+    functions = named_methods(methods)
+    taken = {name: _options_of(function) for name, function in functions.items()}
+    for option, value in options.items():
+        if not any(names is None or option in names for names in taken.values()):
+            every = sorted(set().union(*(names or () for names in taken.values())))
+            near = get_close_matches(option, every, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"{option}={shown(value)} is an option of none of the methods{hint}; expected one of theirs."
+            )
+    return [
+        Asked(
+            f"{name} {layer_name(layer) or 'input'}" if len(own) > 1 else name,
+            name,
+            function,
+            layer,
+            {option: value for option, value in options.items() if (names := taken[name]) is None or option in names},
+        )
+        for name, function in functions.items()
+        for own in [_layers_of(name, layers, taken)]
+        for layer in own
+    ]
+
+
+def _options_of(function: Function) -> frozenset[str] | None:
+    """The options of a method; None of a function of the user's own, which is given what it is given."""
+    row = row_of(function)
+    return None if row is None else row.options
+
+
+def _layers_of(name: str, layers: LayersOf, taken: Mapping[str, frozenset[str] | None]) -> Sequence[Layer]:
+    """The layers that a method is asked to explain; None stands for its own choice."""
+    takers = [method for method, names in taken.items() if names is None or "saliency_layer" in names]
+    if isinstance(layers, Mapping):
+        for method in layers:
+            if method not in taken:
+                raise unknown("saliency_layer", str(method), list(taken), "expected layers by the names of the methods")
+        layers = {**layers}.get(name)
+    elif layers is not None and not takers:
+        raise ValueError(f"saliency_layer={shown(layers)} is an option of none of the methods; expected None.")
+    own: Sequence[Layer] = [*layers] if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
+    if not own:
+        raise ValueError(f"saliency_layer={shown(layers)} names no layer; expected a layer or a list of layers.")
+    return own if name in takers else [None]
+
+
+def layer_name(layer: Layer) -> str | None:
+    """What a layer is called in an explanation."""
+    return type(layer).__name__ if isinstance(layer, Module) else layer
+
+
+def check_layers(model: Module, asked: Sequence[Asked], argument: str = "saliency_layer") -> None:
+    """Raise ``ValueError`` for a layer that the network lacks."""
+    for layer in (column.layer for column in asked):
+        if layer is not None and layer != "":
+            resolve_layer(model, layer, argument)

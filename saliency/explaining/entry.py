@@ -1,0 +1,158 @@
+"""``explain`` and ``compare``: a photo in, pictures out."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch.nn import Module
+
+from saliency.engine.checks import check_count, check_flag, check_model, check_type, is_number, shown
+from saliency.explaining.choosing import LayersOf, Methods, check_layers, choose
+from saliency.explaining.explanation import Explanation
+from saliency.explaining.photos import prepare
+from saliency.explaining.running import Network, explain_photo
+from saliency.networks.preprocessing import Recipe
+from saliency.networks.published import as_recipe, class_names, recipe_of
+
+Numbers = float | Sequence[float]
+
+
+def explain(
+    model: Module,
+    image: object,
+    target: object = None,
+    methods: Methods = ("grad_cam",),
+    saliency_layer: LayersOf = None,
+    *,
+    preprocessing: object = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    size: int | None = None,
+    classes: Sequence[str] | None = None,
+    crop: bool | None = None,
+    **options: object,
+) -> Explanation:
+    """Explain what a network sees in a photo: from a path to a picture.
+
+    ``image``: a path, a picture of Pillow, an array or a tensor, grey or RGB, or a tensor that is normalised already.
+    Preprocessed as torchvision's and timm's networks know, for others as ``preprocessing`` says (a :class:`Recipe`,
+    torchvision's weights, a processor of transformers), or ``mean``, ``std``, ``size``; ``crop=False``, the default
+    with a ``size``: the whole photo. ``target``: a class index or name, ``'topK'``, a list of those, or as methods
+    take it; None is the highest score. ``methods``: names or functions, a dict of functions, or ``'all'``.
+    ``saliency_layer``: of all, or by method; a list gives a column each. ``options`` reach the methods that have them.
+    A method that refuses is left out, with a warning, if others remain. Raises ``ValueError``.
+
+    >>> from saliency.scenes import make_scene, scene_network
+    >>> found = explain(scene_network(), make_scene(1).image, methods=["grad_cam", "gradient"])
+    >>> found.layer, found.maps["grad_cam"].shape
+    ({'grad_cam': 'layer4', 'gradient': ''}, torch.Size([1, 1, 16, 16]))
+    """
+    check_model(model)
+    asked = choose(methods, saliency_layer, options)
+    check_layers(model, asked)
+    network = network_of(model, preprocessing, mean, std, size, classes)
+    if crop is not None:
+        check_flag("crop", crop)
+    photo = prepare(image, network.recipe, size is None if crop is None else crop)
+    found = explain_photo(network, photo, target, asked)
+    for name, problem in found.refused.items():
+        warnings.warn(f"{name} is left out: {problem}", stacklevel=2)
+    return found
+
+
+def compare(
+    models: Module | Sequence[Module] | Mapping[str, Module],
+    image: object,
+    target: object = None,
+    methods: Methods = ("grad_cam",),
+    saliency_layer: LayersOf = None,
+    **options: object,
+) -> Explanation:
+    """Explain a photo by several methods, layers or networks side by side: one explanation, a column for each.
+
+    Everything else as for :func:`explain`. A target that is None or ``'topK'`` is chosen by the first network, and the
+    others explain the classes of the same names, or of the same indices where they know no names.
+
+    >>> from saliency.scenes import make_scene, scene_network
+    >>> networks = {"cnn": scene_network(), "vit": scene_network("vit")}
+    >>> list(compare(networks, make_scene(1).image, methods=["gradient", "rise"], num_masks=10).maps)
+    ['cnn gradient', 'cnn rise', 'vit gradient', 'vit rise']
+    """
+    if isinstance(models, Module):
+        return explain(models, image, target, methods, saliency_layer, **options)  # type: ignore[arg-type]
+    check_type("models", models, (Sequence, Mapping), "networks, or networks by their names")
+    named = models if isinstance(models, Mapping) else _numbered(models)
+    found: dict[str, Explanation] = {}
+    for name, model in named.items():
+        found[name] = explain(model, image, target, methods, saliency_layer, **options)  # type: ignore[arg-type]
+        target = _same_target(target, found[name])
+    if not found:
+        raise ValueError(f"models={shown(models)} holds no network; expected one or more.")
+    columns = [column._replace(name=f"{name} {column.name}") for name, each in found.items() for column in each.columns]
+    why = [f"{name}: {line}" for name, each in found.items() for line in each.why]
+    refused = {f"{name} {method}": text for name, each in found.items() for method, text in each.refused.items()}
+    return replace(next(iter(found.values())), columns=tuple(columns), why=tuple(why), refused=refused)
+
+
+def network_of(
+    model: Module,
+    preprocessing: object = None,
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
+    size: int | None = None,
+    classes: Sequence[str] | None = None,
+) -> Network:
+    """The network and what it expects: as is said here, else as it says itself. ``ValueError`` where nobody does."""
+    known = (as_recipe(preprocessing, model), "as asked") if preprocessing is not None else recipe_of(model)
+    if size is not None:
+        check_count("size", size)
+    if known is None:
+        missing = {"mean": mean, "std": std, "size": size}
+        if size is None or any(value is None for value in missing.values()):
+            raise ValueError(
+                f"preprocessing=None is not known of model={type(model).__name__}; expected mean=, std= and size=, or "
+                "preprocessing=, a Recipe, torchvision's weights, timm's pretrained_cfg or a processor of transformers."
+            )
+        known = Recipe(size, 1, False, (), (), class_names(model)), "as asked"
+    recipe, source = known
+    recipe = normalising(recipe, mean, std)
+    if classes is not None:
+        check_type("classes", classes, (list, tuple), "the names of the classes")
+        recipe = recipe._replace(classes=tuple(classes))
+    return Network(model, recipe if size is None else recipe.resized(size, f"model={type(model).__name__}"), source)
+
+
+def normalising(recipe: Recipe, mean: Numbers | None, std: Numbers | None) -> Recipe:
+    """The recipe with another mean or deviation: a number a channel, or one for all. ``ValueError`` if they differ."""
+    lengths = {len(values) for values in (mean, std, recipe.mean) if isinstance(values, (tuple, list)) and values}
+    channels = max(lengths, default=3)
+    return recipe._replace(
+        mean=_numbers("mean", mean, recipe.mean, channels), std=_numbers("std", std, recipe.std, channels)
+    )
+
+
+def _numbers(argument: str, given: Numbers | None, known: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """One number a channel."""
+    values = known if given is None else (given,) * channels if is_number(given) else given
+    if not isinstance(values, (tuple, list)) or len(values) != channels or not all(map(is_number, values)):
+        raise ValueError(f"{argument}={shown(given)} does not fit {channels} channels; expected a number for each.")
+    return tuple(float(value) for value in values)
+
+
+def _numbered(models: Sequence[Module]) -> dict[str, Module]:
+    """Networks by what they are, numbered where two are alike."""
+    named: dict[str, Module] = {}
+    for model in models:
+        check_model(model)
+        name = type(model).__name__
+        same = sum(other.partition(" ")[0] == name for other in named)
+        named[f"{name} {same + 1}" if same else name] = model
+    return named
+
+
+def _same_target(target: object, found: Explanation) -> object:
+    """What the next network is to explain: the classes that were chosen, by name where they have one."""
+    if any(one.class_index is None for one in found.scores):
+        return target
+    known = bool(found.preprocessing.classes)
+    return [one.name if known else one.class_index for one in found.scores]

@@ -1,0 +1,54 @@
+"""From what the user has of an image to what is shown of it, and what goes into the network."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple, TypeGuard
+
+from torch import Tensor
+
+from saliency.images import as_image, read_image, resize_image
+from saliency.networks.preprocessing import Recipe, preprocess, seen
+
+SHOWN = 448  # shorter side, in pixels, of what is shown of a larger photo
+
+
+class Photo(NamedTuple):
+    """A photo under its name: the part that is explained, (3, H, W) in [0, 1], and the input (1, C, h, w) of it."""
+
+    name: str
+    picture: Tensor
+    input: Tensor
+
+
+def prepare(image: object, wanted: Recipe, crop: bool, name: str | None = None) -> Photo:
+    """Make the input of a network of the path of a photo, or of an image as :func:`saliency.images.as_image` takes it.
+
+    A tensor that was normalised already, as the recipe says, is the input itself. With ``crop`` the network's own
+    transform cuts off the borders. A network of one channel, which has one mean, gets the mean of the three colours.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        name, image = name or Path(image).stem, read_image(Path(image))
+    elif _is_input(image, wanted):
+        mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (wanted.mean, wanted.std))
+        input = image.detach() if image.ndim == 4 else image.detach()[None]
+        return Photo(name or "image", _small(as_image(image * std + mean)), input)
+    photo = as_image(image)
+    if len(wanted.mean) == 1:
+        colours = wanted._replace(mean=wanted.mean * 3, std=wanted.std * 3)
+        input = preprocess(photo, colours, crop).mean(0, keepdim=True)
+    else:
+        input = preprocess(photo, wanted, crop)
+    return Photo(name or "image", _small(seen(photo, wanted, crop)), input[None])
+
+
+def _is_input(image: object, wanted: Recipe) -> TypeGuard[Tensor]:
+    """Is it a tensor of numbers, a number a channel, of which some are no shares of a colour?"""
+    if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim not in (3, 4):
+        return False
+    fits = image.shape[-3] == len(wanted.mean) and (image.ndim == 3 or len(image) == 1) and image.numel() > 0
+    return fits and bool(((image < -0.01) | (image > 1.01)).any())
+
+
+def _small(picture: Tensor) -> Tensor:
+    picture = picture.cpu().float()
+    return resize_image(picture, SHOWN) if min(picture.shape[1:]) > SHOWN else picture
