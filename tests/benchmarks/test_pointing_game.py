@@ -266,7 +266,7 @@ def test_a_network_of_another_precision(played, tmp_path, monkeypatch, dtype):
     monkeypatch.setattr("saliency.cli.preparing.import_network", lambda name: network)
     metrics = [f"--metric={name}" for name in ("pointing_game", "box_iou", "insertion", "road", "sensitivity_n")]
     methods = [f"--method={name}" for name in ("centre", "grad_cam", "gradient", "excitation_backprop")]
-    code, table, _ = played("--scenes", "3", *methods, *metrics, "--import", "own:build")
+    code, table, _ = played("--scenes", "1", *methods, *metrics, "--import", "own:build")
     assert code == 0
     assert len(table) == 20
 

@@ -251,7 +251,7 @@ def test_tokens_that_are_written_into_a_buffer():
         return buffer
 
     check(reads(tokens, 40 + 12), image(1, 3, 20, 40), (5, 10), (1, 2))
-    with pytest.raises(ValueError, match=r"^layout=None is not that of a grid for an activation .*\(1, 46, 6\)"):
+    with pytest.raises(ValueError, match=r"^layout=None does not describe a grid for an activation .*\(1, 46, 6\)"):
         saliency.saliency(reads(tokens, 3), image(1, 3, 8, 12), 1, "norm")  # 40 are not few beside 6
 
 

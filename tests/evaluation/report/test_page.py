@@ -290,13 +290,16 @@ def reopened(browser, rerun):
 
 @pytest.mark.browser
 def test_a_number_of_failures_leads_to_what_failed(reopened):
+    from selenium.webdriver.support.ui import WebDriverWait
+
     assert reopened.get_log("browser") == []
     (link,) = find(reopened, "#results-table .failed a")
     assert link.text == "3 failed"
     link.click()
     row = find(reopened, "#failures-list tr:has(:target)")[0]
     assert "OSError: gone" in row.text
-    assert reopened.execute_script("return arguments[0].getBoundingClientRect().top < window.innerHeight", row)
+    seen = "return arguments[0].getBoundingClientRect().top < window.innerHeight"
+    WebDriverWait(reopened, 5).until(lambda page: page.execute_script(seen, row))  # the page glides there
 
 
 @pytest.mark.browser
