@@ -15,7 +15,7 @@ HEADING = re.compile(r'^"""([^\n]+?)\.?("""|\n)')
 def stage(examples: Path, folder: Path) -> None:
     """Write the scripts of ``examples`` to the gallery's own folder, where what did not change is left untouched."""
     chapters = {"tasks": TASKS} | {key: (family.title, family.about) for key, family in FAMILIES.items()}
-    write(folder / "GALLERY_HEADER.rst", chapter("Gallery", "Every script runs as it stands, without a download."))
+    write(folder / "GALLERY_HEADER.rst", chapter("Gallery", "Every script runs as it stands, without a download.", "="))
     for key, (title, about) in chapters.items():
         write(folder / key / "GALLERY_HEADER.rst", chapter(title, about))
     for path in sorted(examples.glob("*.py")):
@@ -24,8 +24,8 @@ def stage(examples: Path, folder: Path) -> None:
         write(folder / "tasks" / path.name, headed(path.read_text("utf-8")))
 
 
-def chapter(title: str, about: str) -> str:
-    return f"{title}\n{'=' * len(title)}\n\n{about}\n"
+def chapter(title: str, about: str, line: str = "-") -> str:
+    return f"{title}\n{line * len(title)}\n\n{about}\n"
 
 
 def headed(script: str) -> str:
