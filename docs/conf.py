@@ -24,7 +24,6 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_examples", "making"]
 default_role = "literal"
-nitpicky = False
 
 html_theme = "furo"
 html_title = f"saliency {version}"
