@@ -90,12 +90,20 @@ def _names(peer: str) -> dict[str, Any]:
     x, baselines = torch.randn(2, 3, 16, 16).to(dtype), torch.randn(4, 3, 16, 16).to(dtype)
     one_hot = torch.eye(3, dtype=dtype)[[1, 2]]
     return {
-        **{"model": model, "segmenter": _Segmenter(model), "x": x, "t": [1, 2], "baselines": baselines},
-        **{"one_hot": one_hot, "scores": one_hot * model(x).detach(), "region": np.eye(8)},
-        **{"mask": torch.arange(5)[None, :, None, None].expand(1, 5, 8, 8) // 2},
-        **{"areas": torch.arange(16)[None, None, :, None].expand(1, 3, 16, 16) // 4},
-        **{"low": torch.full_like(x, -4.0), "high": torch.full_like(x, 4.0)},
-        **{"photo": np.random.RandomState(0).rand(16, 16, 3).astype(np.float32), "torch": torch},
+        "torch": torch,
+        "model": model,
+        "segmenter": _Segmenter(model),
+        "x": x,
+        "t": [1, 2],
+        "baselines": baselines,
+        "one_hot": one_hot,
+        "scores": one_hot * model(x).detach(),
+        "mask": torch.arange(5)[None, :, None, None].expand(1, 5, 8, 8) // 2,
+        "areas": torch.arange(16)[None, None, :, None].expand(1, 3, 16, 16) // 4,
+        "region": np.eye(8),
+        "low": torch.full_like(x, -4.0),
+        "high": torch.full_like(x, 4.0),
+        "photo": np.random.RandomState(0).rand(16, 16, 3).astype(np.float32),
     }
 
 

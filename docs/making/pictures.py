@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -24,7 +25,10 @@ class Picture(SphinxDirective):
         number = self.env.metadata[self.env.docname].setdefault("pictures", 0)
         self.env.metadata[self.env.docname]["pictures"] = number + 1
         caption = self.arguments[0]
-        image = nodes.image(uri=f"/{FOLDER}/{name(self.env.docname, number)}", alt=caption)
+        file = name(self.env.docname, number)
+        image = nodes.image(
+            uri=f"/{FOLDER}/{file}", alt=caption, width=shown_width(Path(self.env.srcdir) / FOLDER / file)
+        )
         figure = nodes.figure("", image, nodes.caption(caption, caption))
         return [nodes.literal_block(code, code, language="python"), figure]
 
@@ -44,12 +48,18 @@ def make_pictures(app: Sphinx, page: str, source: list[str]) -> None:
         write(picture, folder / name(page, number))
 
 
+def shown_width(path: Path) -> str:
+    """Half as many pixels as the picture has: sharp on a dense screen."""
+    with Image.open(path) as picture:
+        return f"{picture.width // 2}px"
+
+
 def write(picture: Any, path: Path) -> None:
-    """Write a figure of matplotlib or a picture of Pillow."""
+    """Write a figure of matplotlib or a picture of Pillow, whose pixels are drawn large."""
     if hasattr(picture, "savefig"):
         picture.savefig(path, facecolor="white", dpi=200)
     else:
-        picture.save(path)
+        picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.NEAREST).save(path)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
