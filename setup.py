@@ -42,7 +42,13 @@ setup(
     },
     install_requires=REQUIRED,
     extras_require={
-        **{"plot": PLOT, "benchmark": BENCHMARK, "zoo": ZOO, "docs": DOCS, "test": TEST, "parity": PARITY, "dev": DEV}
+        "plot": PLOT,
+        "benchmark": BENCHMARK,
+        "zoo": ZOO,
+        "docs": DOCS,
+        "test": TEST,
+        "parity": PARITY,
+        "dev": DEV,
     },
     entry_points={"console_scripts": ["saliency = saliency.cli:main"]},
     classifiers=[

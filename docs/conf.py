@@ -49,6 +49,7 @@ sphinx_gallery_conf = {
     "reset_modules": (),
     "plot_gallery": True,
     "show_memory": False,
+    "write_computation_times": False,
     "show_signature": False,
     "remove_config_comments": True,
     "min_reported_time": 60,

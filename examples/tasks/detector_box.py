@@ -17,7 +17,7 @@ class Detector(nn.Sequential):
 
     def forward(self, x):
         scores, labels = fc(super().forward(x).movedim(1, 3)).flatten(1, 2).max(2)
-        return [{"boxes": BOXES, "labels": own, "scores": s} for own, s in zip(labels, scores)]
+        return [{"boxes": BOXES, "labels": own, "scores": s} for own, s in zip(labels, scores, strict=True)]
 
 
 *body, _, fc = scene_network().children()

@@ -17,7 +17,7 @@ figure = Figure(figsize=(7, 3), layout="constrained")
 axes = figure.subplots(1, 2, sharey=True)
 for method in (grad_cam, gradient):
     saliency_map = method(model, x, target, resize=True)
-    for axis, metric in zip(axes, (insertion, deletion)):
+    for axis, metric in zip(axes, (insertion, deletion), strict=True):
         curve = metric(model, x, target, saliency_map, baseline="mean", activation=torch.sigmoid)
         axis.plot(curve[0], label=f"{method.__name__}, area {float(curve_area(curve)):.2f}")
         axis.set(title=metric.__name__, xlabel="pixels, in 1/32", ylabel="probability")
