@@ -30,6 +30,7 @@ html_title = f"saliency {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]

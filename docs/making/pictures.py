@@ -49,15 +49,15 @@ def make_pictures(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def shown_width(path: Path) -> str:
-    """Half as many pixels as the picture has: sharp on a dense screen."""
+    """Two thirds of the pixels that the picture has: sharp on a dense screen."""
     with Image.open(path) as picture:
-        return f"{picture.width // 2}px"
+        return f"{2 * picture.width // 3}px"
 
 
 def write(picture: Any, path: Path) -> None:
     """Write a figure of matplotlib or a picture of Pillow, whose pixels are drawn large."""
     if hasattr(picture, "savefig"):
-        picture.savefig(path, facecolor="white", dpi=200)
+        picture.savefig(path, facecolor="white")
     else:
         picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.NEAREST).save(path)
 
