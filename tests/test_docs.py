@@ -1,5 +1,6 @@
 """The documentation: its code runs, its commands exist, its chapters hold everything; in a browser it is whole."""
 
+import doctest
 import re
 from collections import Counter
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import saliency
-from docs.making import blocks, families, reference
+from docs.making import blocks, families, gallery, reference
 from saliency.cli import build_parser
 from tests.evaluation.report.test_page import browser  # noqa: F401
 
@@ -43,6 +44,13 @@ def test_the_commands_of_a_page_exist(path):
             assert set(re.findall(r"^saliency (\w+)", block.code, re.MULTILINE)) <= set(commands)
             for module in re.findall(r"-m benchmarks\.(\w+)", block.code):
                 assert (ROOT / "benchmarks" / f"{module}.py").is_file()
+
+
+@pytest.mark.parametrize("module", [blocks, families, gallery], ids=lambda module: module.__name__)
+def test_what_makes_the_site_does_what_it_says(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 def test_the_readme_is_short():

@@ -4,8 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sphinx_gallery.scrapers import figure_rst
-
 from docs.making.families import FAMILIES, family_of
 
 TASKS = ("Tasks", "What a day's work asks for, each in a short script.")
@@ -50,6 +48,8 @@ def write(path: Path, text: str) -> None:
 
 def pictures(block: Any, names: dict[str, Any], conf: dict[str, Any]) -> str:
     """What a script has written under its own name, for the page (a scraper of sphinx-gallery)."""
+    from sphinx_gallery.scrapers import figure_rst  # the tests read this file without the extra `docs`
+
     written = Path(names["src_file"]).with_suffix(".png")
     if not written.exists():
         return ""
