@@ -7,7 +7,7 @@ from typing import Any
 from docs.making.families import FAMILIES, family_of
 
 TASKS = ("Tasks", "What a day's work asks for, each in a short script.")
-HEADING = re.compile(r'^"""([^\n]+?)\.?("""|\n)')
+HEADING = re.compile(r'"""([^\n"]+)((?:"""|\n).*)', re.DOTALL)
 
 
 def stage(examples: Path, folder: Path) -> None:
@@ -27,17 +27,20 @@ def chapter(title: str, about: str, line: str = "-") -> str:
 
 
 def headed(script: str) -> str:
-    """The script, the first line of its docstring made a heading.
+    """The script, the first line of its docstring made a heading, and of what stands behind a colon a sentence.
 
-    >>> print(headed('\"\"\"Grad-CAM in one call.\"\"\"'))
+    >>> print(headed('\"\"\"Grad-CAM by hand: a probe on the layer.\"\"\"'))
     \"\"\"
-    Grad-CAM in one call
-    ====================
+    Grad-CAM by hand
+    ================
+    <BLANKLINE>
+    A probe on the layer.
     \"\"\"
     """
-    found = HEADING.match(script)
-    title, end = found[1], found[2]
-    return f'"""\n{title}\n{"=" * len(title)}\n{end}{script[found.end() :]}'
+    first, rest = HEADING.match(script).groups()
+    title, _, more = first.rstrip(".").partition(": ")
+    said = f"\n{more[0].upper()}{more[1:]}{'' if more.endswith('?') else '.'}\n" if more else ""
+    return f'"""\n{title}\n{"=" * len(title)}\n{said}{rest}'
 
 
 def write(path: Path, text: str) -> None:
