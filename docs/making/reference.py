@@ -94,7 +94,7 @@ CHAPTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             *("evaluation.metrics.sensitivity.sensitivity_n",),
             *("evaluation.metrics.randomisation.parameter_randomisation",),
             *("evaluation.metrics.randomisation.random_logit", "evaluation.metrics.agreement.rank_correlation"),
-            *("evaluation.running.runner.run", "evaluation.running.plan.Explainer"),
+            *("evaluation.running.runner.run", "evaluation.explainers.Explainer"),
         ),
     ),
 }

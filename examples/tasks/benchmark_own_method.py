@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from saliency import grad_cam, saliency
 from saliency.evaluation.baselines import centre
 from saliency.evaluation.datasets import load_dataset
-from saliency.evaluation.running.plan import Explainer
+from saliency.evaluation.explainers import Explainer
 from saliency.evaluation.running.runner import run
 from saliency.networks.models import load_network, recipe
 
