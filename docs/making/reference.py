@@ -29,7 +29,7 @@ CHAPTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             *("rules.epsilon", "rules.gamma", "rules.alpha_beta", "rules.z_plus", "rules.w_square", "rules.flat"),
             *("rules.z_box", "rules.identity", "rules.relevance_rules", "rules.epsilon_plus"),
             *("rules.epsilon_plus_flat", "rules.epsilon_alpha2_beta1", "rules.epsilon_alpha2_beta1_flat"),
-            *("rules.epsilon_gamma_box", "rules.cp", "rules.attn_lrp", "rules.default_rules"),
+            *("rules.epsilon_gamma_box", "rules.cp", "rules.attn_lrp", "rules.attn_plus", "rules.default_rules"),
             *("rules.excitation_rules", "rules.shares", "rules.PositivePart"),
         ),
     ),
