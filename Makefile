@@ -10,7 +10,7 @@ DEMO_METHODS := gradient guided_backprop grad_cam
 VIT_METHODS := gradient guided_backprop grad_cam layer_cam hires_cam attention_rollout transformer_attribution legrad
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install test test-all lint format bench benchmark sweep clean
+.PHONY: help demo install test test-all docs lint format bench benchmark sweep clean
 .DELETE_ON_ERROR:
 
 help: ## show this help
@@ -33,6 +33,10 @@ test: $(VENV)/.installed-test ## run the tests
 
 test-all: $(VENV)/.installed-test $(VENV)/.installed-parity ## run the tests, and those against other libraries
 	$(BIN)/python -m pytest -n auto
+
+docs: $(VENV)/.installed-docs ## build the documentation, without the net, in docs/_build/html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo "Documentation: $(CURDIR)/docs/_build/html/index.html"
 
 lint: $(VENV)/.installed-dev ## check style and types
 	$(BIN)/ruff check .
@@ -63,7 +67,8 @@ sweep: $(VENV)/.installed-test ## explain every classifier of torchvision, in al
 		--method feature_permutation --out bench_out/architectures.jsonl --document bench_out/architectures.md
 	@echo "Page: $(CURDIR)/bench_out/architectures.md"
 
-clean: ## remove the environment, caches and the demo's pictures
+clean: ## remove the environment, caches, the demo's pictures and the documentation
+	rm -rf docs/_build docs/_examples docs/_pictures docs/api docs/gallery
 	rm -rf .venv demo bench_out saliency_out build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # One stamp for each extra: it is installed once, and again when the requirements change.

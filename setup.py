@@ -22,6 +22,7 @@ BENCHMARK = [*PLOT, "tqdm>=4.64", "pycocotools>=2.0.7", "defusedxml>=0.7.1"]
 PARITY = ["torchray", "captum>=0.7", "grad-cam>=1.5", "torchcam>=0.4", "zennit>=0.5", "quantus>=0.6", "scipy"]
 TEST = [*BENCHMARK, "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.11"]
 ZOO = ["timm>=1.0", "transformers>=4.50"]
+DOCS = [*PLOT, "sphinx>=8.1", "furo>=2024.8", "myst-parser>=4", "sphinx-gallery>=0.19", "docutils>=0.22"]  # MathML
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14"]
 
 setup(
@@ -40,7 +41,15 @@ setup(
         "saliency.evaluation.report": ["web/*"],
     },
     install_requires=REQUIRED,
-    extras_require={"plot": PLOT, "benchmark": BENCHMARK, "parity": PARITY, "test": TEST, "zoo": ZOO, "dev": DEV},
+    extras_require={
+        "plot": PLOT,
+        "benchmark": BENCHMARK,
+        "zoo": ZOO,
+        "docs": DOCS,
+        "test": TEST,
+        "parity": PARITY,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["saliency = saliency.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -16,7 +16,7 @@ from saliency.cli.listing import table
 
 _BATCH_NORM = (
     "PyTorch's backward pass of batch norm in evaluation mode is wrong for one image of tokens viewed as a map "
-    "(see README, Limits): a batch of two is right"
+    "(see docs/limits.md): a batch of two is right"
 )
 # Why a network has a remark that says nothing about its map.
 ODDITIES = {

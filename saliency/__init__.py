@@ -121,7 +121,7 @@ if typing.TYPE_CHECKING:
     from saliency.networks.published import recipe_of
     from saliency.plot import show
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BLUR_PERTURBATION",

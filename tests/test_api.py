@@ -1,4 +1,4 @@
-"""The public names: complete, documented, typed, and the same in the table, the package and the README."""
+"""The public names: complete, documented, typed, and the same in the table, the package, README and documentation."""
 
 import inspect
 import re
@@ -10,7 +10,7 @@ import pytest
 import saliency
 from saliency.evaluation.metrics import METRICS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 FUNCTIONS = [name for name in saliency.__all__ if inspect.isfunction(getattr(saliency, name))]
 CLASSES = [name for name in saliency.__all__ if inspect.isclass(getattr(saliency, name))]
 
@@ -99,18 +99,20 @@ def test_the_drivers_parameters_are_torchrays():
     assert all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in parameters[len(positional) :])
 
 
-def readme_names(header):
-    """The names in the first column of the README's table with that header."""
-    table = README.read_text(encoding="utf-8").split(f"\n{header}\n")[1].split("\n\n")[0]
-    return [name for line in table.splitlines()[1:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+def names_in_table(page, header, column):
+    """The names in a column of the table with that header."""
+    table = (ROOT / page).read_text(encoding="utf-8").split(f"\n{header}\n")[1].split("\n\n")[0]
+    return [name for line in table.splitlines()[1:] for name in re.findall(r"`(\w+)`", line.split("|")[column])]
 
 
-def test_the_readme_lists_the_methods():
-    assert sorted(readme_names("| method | what it shows | paper |")) == sorted(saliency.METHODS)
+def test_the_readme_and_the_documentation_list_the_methods():
+    assert sorted(names_in_table("README.md", "| they show | methods |", 2)) == sorted(saliency.METHODS)
+    methods = names_in_table("docs/methods.md", "| method | what it shows | paper |", 1)
+    assert sorted(methods) == sorted(saliency.METHODS)
 
 
-def test_the_readme_lists_the_metrics():
-    assert readme_names("| metric | what it says | paper |") == list(METRICS)
+def test_the_documentation_lists_the_metrics():
+    assert names_in_table("docs/benchmarks.md", "| metric | what it says | paper |", 1) == list(METRICS)
 
 
 def test_the_version_is_a_version():

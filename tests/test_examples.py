@@ -31,3 +31,15 @@ def test_one_call_equals_the_method_by_hand(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_is_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 20
+
+
+TASKS = sorted((EXAMPLES / "tasks").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)
+def test_a_task_is_done_in_less_than_thirty_lines(path, tmp_path, monkeypatch, capsys):
+    """And shows a picture, or a table."""
+    monkeypatch.chdir(tmp_path)
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 30
+    runpy.run_path(str(path))
+    assert (tmp_path / f"{path.stem}.png").is_file() or "| mine |" in capsys.readouterr().out

@@ -130,11 +130,11 @@ class RuleContext(OwnMode):
     """Replace the backward pass of operations, or the operations: ``rules`` maps each torch function to a table row.
 
     ``Pre(f)`` sends f(gradient) through the operation's derivative; ``Through(f)`` sends back f(gradient) as it is;
-    ``Rule(f)`` sends back f(op, gradient), with op an :class:`Operation`; ``Instead(f)``, or a bare f, runs f(function,
-    *args, **kwargs) in place of the operation. The context sees modules, functional calls and tensor methods alike, in
-    an unmodified model, and is local to the thread. If several open contexts have a row for an operation, the innermost
-    one applies. Activation checkpointing recomputes operations during the backward pass, outside the context: switch it
-    off.
+    ``Rule(f)`` sends back f(op, gradient), with op an :class:`Operation`; ``Instead(f)``, or a bare f, runs
+    ``f(function, *args, **kwargs)`` in place of the operation. The context sees modules, functional calls and tensor
+    methods alike, in an unmodified model, and is local to the thread. If several open contexts have a row for an
+    operation, the innermost one applies. Activation checkpointing recomputes operations during the backward pass,
+    outside the context: switch it off.
 
     >>> with RuleContext({torch.relu: lambda function, x: function(x) + 1}):
     ...     torch.relu(torch.tensor([-1.0, 2.0]))

@@ -17,9 +17,9 @@ def follow_queries(observed: Observed, gradients: Sequence[Tensor | None], read:
     Starting from :math:`R_{ii} = R_{qq} = I, R_{qi} = 0`, with :math:`\bar A` as in a chain and :math:`\hat R` as
     in :func:`_normalised`, each attention adds
 
-    .. math:: R_{ii} \mathrel{+}= \bar A R_{ii}, \quad
-              R_{qi} \mathrel{+}= \bar A R_{qi}, \; R_{qq} \mathrel{+}= \bar A R_{qq}, \quad
-              R_{qi} \mathrel{+}= \hat R_{qq}^\top \bar A \hat R_{ii}
+    .. math:: R_{ii} += \bar A R_{ii}, \quad
+              R_{qi} += \bar A R_{qi}, \; R_{qq} += \bar A R_{qq}, \quad
+              R_{qi} += \hat R_{qq}^\top \bar A \hat R_{ii}
 
     among the tokens, among the queries, and from queries to tokens.
     """

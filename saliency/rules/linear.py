@@ -222,7 +222,7 @@ def _by_weights(function: Callable[[Tensor], Tensor], epsilon: float) -> Attribu
 def z_box(low: Bound, high: Bound, epsilon: float = EPSILON) -> Attributing:
     r"""By the distance of inputs from the bounds of their values, :math:`l \le x \le h`. For a first layer.
 
-    .. math:: R_i = \sum_j \frac{x_i w_{ij} - l_i w^+_{ij} - h_i w^-_{ij}}{\sum_i (\dots)} r_j
+    .. math:: R_i = \sum_j \frac{x_i w_{ij} - l_i w^+_{ij} - h_i w^-_{ij}}{\sum_i (\cdots)} r_j
 
     Bounds are numbers, one per channel, or tensors that broadcast to the input: normalised black and white.
     Montavon et al., Pattern Recognition 2017, equation 14.
