@@ -12,7 +12,11 @@ from benchmarks.zoo_networks import TORCHVISION, classifiers
 from saliency import METHODS
 from tests.cases import NOTICES
 
-pytestmark = [pytest.mark.sweep, NOTICES]
+pytestmark = [
+    pytest.mark.sweep,
+    NOTICES,
+    pytest.mark.filterwarnings("ignore:The default weight initialization"),  # of GoogLeNet and Inception
+]
 
 NETWORKS = dict(classifiers(torchvision, TORCHVISION, 64))
 # Methods that take a pass a channel are run where some layer has few.
