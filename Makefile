@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Processes that share the benchmark.
 WORKERS ?= 2
 # What plays the pointing game in the demo.
-DEMO_METHODS := gradient guided_backprop grad_cam
+DEMO_METHODS := gradient grad_cam
 # What the demo asks of the transformer: methods that take it a few seconds.
 VIT_METHODS := gradient guided_backprop grad_cam layer_cam hires_cam attention_rollout transformer_attribution legrad
 
@@ -17,14 +17,11 @@ help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed-benchmark ## explain the embedded scenes with every method, then play the pointing game
-	@echo "1 of 4: two scenes, and their network, by every method"
+	@echo "Two generated scenes by every method; one by a vision transformer; the pointing game: is a map's maximum on the object?"
 	@$(BIN)/saliency explain --method all --scenes 2 --html --out demo --option num_samples=3 \
 		--option num_masks=300 --option max_iter=40 --option n_steps=16 --option n_samples=12
-	@echo "2 of 4: the same scenes by a vision transformer"
-	@$(BIN)/saliency explain --arch scenes_vit --scenes 2 $(VIT_METHODS:%=--method %) --out demo/vit
-	@echo "3 of 4: the pointing game: how often is the maximum of a map on the object?"
+	@$(BIN)/saliency explain --arch scenes_vit --scenes 1 $(VIT_METHODS:%=--method %) --out demo/vit
 	@$(BIN)/saliency benchmark --dataset scenes --method centre $(DEMO_METHODS:%=--method %)
-	@echo "4 of 4: pictures in $(CURDIR)/demo, and all of them to compare in demo/viewer.html"
 
 install: $(VENV)/.installed-plot ## install the package, editable, and its command `saliency`
 
