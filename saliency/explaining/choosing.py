@@ -70,7 +70,10 @@ def named_methods(methods: Methods) -> dict[str, Function]:
     else:
         listed = [methods] if isinstance(methods, str) or callable(methods) else methods
         check_type("methods", listed, Sequence, "names of methods, or functions")
-        found = dict(pair for method in listed for pair in _named(method))
+        found = {}
+        for name, function in (pair for method in listed for pair in _named(method)):
+            if found.setdefault(name, function) is not function:
+                raise ValueError(f"methods={name!r} is the name of two of them; expected a dict of methods by names.")
     for name, function in found.items():
         if not isinstance(name, str) or not callable(function) or isinstance(function, (type, Module)):
             raise ValueError(f"methods={shown({name: function})} holds no method; expected functions such as grad_cam.")

@@ -124,6 +124,8 @@ def network_of(
 
 def normalising(recipe: Recipe, mean: Numbers | None, std: Numbers | None) -> Recipe:
     """The recipe with another mean or deviation: a number a channel, or one for all. ``ValueError`` if they differ."""
+    if any(is_number(value) and value <= 0 for value in (std if isinstance(std, (tuple, list)) else [std])):
+        raise ValueError(f"std={shown(std)} is not a deviation; expected numbers > 0.")
     lengths = {len(values) for values in (mean, std, recipe.mean) if isinstance(values, (tuple, list)) and values}
     channels = max(lengths, default=3)
     return recipe._replace(

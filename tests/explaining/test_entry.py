@@ -277,3 +277,17 @@ def test_the_package_imports_torch_alone():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_careless_names_and_deviations_are_refused(network):
+    def one(model, input, target):
+        return torch.zeros(1, 1, 2, 2)
+
+    def two(model, input, target):
+        return torch.ones(1, 1, 2, 2)
+
+    two.__name__ = "one"
+    with pytest.raises(ValueError, match="methods='one' is the name of two of them"):
+        explain(network, IMAGE, 0, [one, two])
+    with pytest.raises(ValueError, match="std=0 is not a deviation"):
+        explain(network, IMAGE, std=0)
