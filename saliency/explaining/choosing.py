@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from torch.nn import Module
 
 from saliency.engine.checks import check_type, shown
-from saliency.engine.layers import Layer, resolve_layer
+from saliency.engine.layers import Layer, plain_name, resolve_layer
 from saliency.methods import METHODS, Method
 from saliency.networks.names import unknown
 
@@ -145,6 +145,16 @@ def _layers_of(name: str, layers: LayersOf, taken: Mapping[str, frozenset[str] |
     if not own:
         raise ValueError(f"saliency_layer={shown(layers)} names no layer; expected a layer or a list of layers.")
     return own if name in takers else [None]
+
+
+def by_name(model: Module, layers: LayersOf) -> Mapping[str, Layer | Sequence[Layer]] | Layer | Sequence[Layer]:
+    """The layers with the modules of the model among them by their names; others stay, to be refused."""
+    names: dict[object, str] = {module: plain_name(path) for path, module in model.named_modules()}
+    if isinstance(layers, Mapping):
+        return {name: by_name(model, own) for name, own in layers.items()}  # type: ignore[misc]
+    if isinstance(layers, (list, tuple)):
+        return [names.get(layer, layer) if isinstance(layer, Module) else layer for layer in layers]
+    return names.get(layers, layers) if isinstance(layers, Module) else layers
 
 
 def layer_name(layer: Layer) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch.nn import Module
 
 from saliency.engine.checks import check_count, check_flag, check_model, check_type, is_number, shown
-from saliency.explaining.choosing import LayersOf, Methods, check_layers, choose
+from saliency.explaining.choosing import LayersOf, Methods, by_name, check_layers, choose
 from saliency.explaining.explanation import Explanation
 from saliency.explaining.photos import prepare
 from saliency.explaining.running import Network, explain_photo
@@ -48,7 +48,7 @@ def explain(
     ({'grad_cam': 'layer4', 'gradient': ''}, torch.Size([1, 1, 16, 16]))
     """
     check_model(model)
-    asked = choose(methods, saliency_layer, options)
+    asked = choose(methods, by_name(model, saliency_layer), options)
     check_layers(model, asked)
     network = network_of(model, preprocessing, mean, std, size, classes)
     if crop is not None:

@@ -48,6 +48,8 @@ def choose_target(target: object, output: object, wanted: Recipe) -> Chosen:
     for a class that there is not, with the nearest name, and where an output without a row of scores needs a target.
     """
     scores = class_scores(output, wanted)
+    if isinstance(target, Tensor) and target.dtype == torch.long and target.shape[:1] == (1,) and target.ndim <= 2:
+        target = target.flatten().tolist()
     several = isinstance(target, (list, tuple)) and all(isinstance(item, str) or is_int(item) for item in target)
     by_class = target is None or isinstance(target, str) or is_int(target) or (several and isinstance(target, list))
     if not by_class or (is_int(target) and scores is None):

@@ -291,3 +291,13 @@ def test_careless_names_and_deviations_are_refused(network):
         explain(network, IMAGE, 0, [one, two])
     with pytest.raises(ValueError, match="std=0 is not a deviation"):
         explain(network, IMAGE, std=0)
+
+
+def test_modules_and_tensors_are_what_their_names_and_indices_are(network):
+    layers = ["layer3", "layer4"]
+    named = explain(network, IMAGE, [0, 1], ["grad_cam"], layers)
+    given = explain(network, IMAGE, torch.tensor([[0, 1]]), ["grad_cam"], [network.layer3, network.layer4])
+    assert given.layer == named.layer == {f"grad_cam {name}": name for name in layers}
+    assert all(torch.equal(given.maps[name], maps) for name, maps in named.maps.items())
+    with pytest.raises(ValueError, match="saliency_layer"):
+        explain(network, IMAGE, 0, ["grad_cam"], nn.ReLU())
