@@ -47,12 +47,12 @@ ROUNDING = 1e-3  # how far from [0, 1] the values of an image may be: half preci
 
 
 def check_path(argument: str, value: object) -> None:
-    """Raise ``ValueError`` for what is not the path of a file."""
+    """Raise ``ValueError`` for anything but the path of a file."""
     check_type(argument, value, (str, os.PathLike), "the path of a file")
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Is there such a file? Of a name that no file can have, there is none."""
+    """Does the file exist? A name that no file can have does not."""
     try:
         return Path(path).is_file()
     except OSError:
@@ -62,20 +62,20 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 def read_image(path: str | Path) -> Tensor:
     """Return the photo as an RGB tensor (3, H, W) in [0, 1], turned upright as its EXIF orientation says.
 
-    Grey, palette, CMYK and 16-bit files are converted; what is transparent becomes white; of an animation the first
+    Grey, palette, CMYK and 16-bit files are converted; transparent areas become white; of an animation the first
     frame counts. One of more than 16 megapixels is read reduced by a whole number, so that it fits in memory.
-    Raises :class:`ValueError` where the file is missing, truncated, broken or no image.
+    Raises :class:`ValueError` where the file is missing, truncated, broken or not an image.
     """
     check_path("path", path)
     if not is_file(path):
-        raise ValueError(f"photo={str(path)!r} is no file; accepted is an image that Pillow reads.")
+        raise ValueError(f"photo={str(path)!r} is not a file; expected an image that Pillow reads.")
     try:
         with Image.open(path) as image:
             pixels = _rgb(ImageOps.exif_transpose(_reduced(image)))
     except Exception as error:  # on a broken file, decoders raise whatever comes up
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"photo={str(path)!r} cannot be read ({reason}); accepted is an image that Pillow reads."
+            f"photo={str(path)!r} cannot be read ({reason}); expected an image that Pillow reads."
         ) from error
     return pixels_to_tensor(pixels)
 
@@ -133,7 +133,7 @@ def _from_array(pixels: NDArray[np.generic]) -> Tensor:
 
 
 def _no_image(image: object) -> ValueError:
-    return ValueError(f"image={describe(image)} is no image; expected (3, H, W), values in [0, 1].")
+    return ValueError(f"image={describe(image)} is not an image; expected (3, H, W), values in [0, 1].")
 
 
 def resize_image(image: Tensor, size: int, square: bool = False) -> Tensor:
@@ -206,7 +206,7 @@ def overlay(image: Tensor, saliency_map: Tensor, alpha: float = 0.85) -> Image.I
         raise ValueError(f"alpha={shown(alpha)} is not a weight of the colours; expected a number, 0 to 1.")
     if saliency_map.ndim < 2 or saliency_map.shape[-2:].numel() != saliency_map.numel() or not saliency_map.numel():
         shape = tuple(saliency_map.shape)
-        raise ValueError(f"saliency_map={shape!r} is not the shape of one map; accepted is (h, w) or (1, 1, h, w).")
+        raise ValueError(f"saliency_map={shape!r} is not the shape of one map; expected (h, w) or (1, 1, h, w).")
     size = image.shape[-2:]
     values = display_range(saliency_map.reshape(1, 1, *saliency_map.shape[-2:]))
     values = F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)[0, 0]
@@ -234,7 +234,7 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def write_png(image: Tensor | Image.Image, path: str | Path) -> None:
-    """Write an image tensor (3, H, W) in [0, 1], or a picture, as a PNG file; missing folders are made."""
+    """Write an image tensor (3, H, W) in [0, 1], or a picture, as a PNG file; missing folders are created."""
     check_path("path", path)
     check_type("image", image, (Tensor, Image.Image), "a tensor (3, H, W) or a picture")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +251,7 @@ def _reduced(image: Image.Image) -> Image.Image:
         factor = math.ceil(math.sqrt(image.width * image.height / MOST_PIXELS))
     if factor == 1:
         return image
-    if image.mode in ("1", "P", "PA"):  # of which no means can be taken
+    if image.mode in ("1", "P", "PA"):  # pixels that cannot be averaged
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
     elif image.mode.startswith("I;"):
         image = image.convert("I")

@@ -29,7 +29,7 @@ MOST_PIXELS = 60_000  # matplotlib draws fewer than 2^16 pixels a side
 def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str] = ()) -> Figure:
     """Return a figure with a row for every image: the image, and a column for every method's map laid over it.
 
-    ``images`` are N tensors (3, H, W) in [0, 1], of any size, or what else :func:`saliency.images.as_image` takes;
+    ``images`` are N tensors (3, H, W) in [0, 1], of any size, or anything that :func:`saliency.images.as_image` takes;
     ``maps`` holds for every method N maps (…, h, w) at any resolution and scale; ``titles`` are N texts at the left, or
     none. Each map is normalised on its own, for display.
     Raises :class:`ValueError` where the numbers differ, :class:`ImportError` where the extra ``plot`` is missing.
@@ -47,7 +47,7 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
         if isinstance(given, Tensor) and not given.ndim:
             raise ValueError(f"{name}={shown(given)} is a single number; expected one for every image.")
         if not len(images) or len(given) != len(images):
-            raise ValueError(f"{name}={len(given)!r} entries do not fit; accepted is one for every image.")
+            raise ValueError(f"{name}={len(given)!r} entries do not fit; expected one for every image.")
     if isinstance(images, Tensor) and images.ndim != 4:
         raise ValueError(f"images={shown(images)} is not a batch; expected (N, 3, H, W), or a list of images.")
     for title in titles:
@@ -66,7 +66,7 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
 
 
 def tiles(groups: Sequence[Sequence[tuple[str, Image]]], heading: str = "") -> Figure:
-    """Return a figure of pictures, each under its title, as large as a screen shows them; a group begins a row.
+    """Return a figure of pictures, each under its title, as large as fits on a screen; each group starts a new row.
 
     It has at most 1600 x 900 pixels, unless the pictures would be narrower than 100. Raises :class:`ValueError` where
     there are none, :class:`ImportError` where the extra ``plot`` is missing.
@@ -115,7 +115,7 @@ def _tiling(counts: Sequence[int], shape: float, above: int, head: int) -> tuple
 def contact_sheet(
     images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str], path: str | Path
 ) -> None:
-    """Write the figure of :func:`show` as an image file; missing folders are made. Same errors."""
+    """Write the figure of :func:`show` as an image file; missing folders are created. Same errors."""
     check_path("path", path)
     figure = show(images, maps, titles)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def _grid(shapes: Sequence[float], columns: int, titles: Sequence[str]) -> "tupl
 
 
 def display(figure: "Figure") -> None:
-    """Open a window with the figure, where matplotlib has one to open."""
+    """Open a window with the figure, if matplotlib has an interactive backend."""
     from matplotlib import pyplot
 
     manager = pyplot.figure().canvas.manager
@@ -151,7 +151,7 @@ def display(figure: "Figure") -> None:
 
 
 def _figure(width: float, height: float, dpi: int) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure of the given size in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

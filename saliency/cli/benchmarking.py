@@ -27,10 +27,10 @@ DESCRIPTION = """How good are the maps? Every case of a data set, explained by e
     torchrun --nproc-per-node=4 -m saliency benchmark --dataset voc2007 --root ~/data --arch resnet50_voc
 
 On the CPU a process has one thread: start as many processes as there are cores. Results do not depend on their number;
-those of another --threads may differ in their last digits.
+with another --threads they may differ in their last digits.
 
-A case is an image and a class in it. Every result is on disk at once; a run that ended is resumed by the same command.
-The exit code is 0, 1 where a case failed or nothing more could be written, 2 for wrong usage, 130 after Ctrl-C.
+A case is an image and a class in it. Every result is on disk at once; the same command resumes an interrupted run.
+The exit code is 0, 1 if a case failed or nothing more could be written, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 
@@ -44,16 +44,16 @@ def add_benchmark(parser: Parser) -> None:
     add("--metric-option", action="append", metavar="METRIC.NAME=VALUE", help="repeatable")
     add("--tolerance", type=float, metavar="PIXELS", help="of the pointing game (15)")
     add("--limit", type=positive, metavar="N", help="only the first N cases")
-    add("--batch-size", type=positive, metavar="N", default=8, help="most images at once (8)")
+    add("--batch-size", type=positive, metavar="N", default=8, help="largest number of images at once (8)")
     add("--gallery", type=int, metavar="N", default=24, help="pictures of the first N images (24)")
     add("--out", metavar="DIR", help="where the results go, and a run is resumed (bench_out/DATASET-ARCH)")
-    add("--retry-errors", action="store_true", help="try cases again that failed in an earlier run")
-    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where there is one, shared by ranks")
+    add("--retry-errors", action="store_true", help="retry the cases that failed in an earlier run")
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where available, shared by ranks")
     add(
         "--threads",
         type=positive,
         metavar="N",
-        help="of a process on the CPU (1: results are then the same for any number of processes)",
+        help="per process on the CPU (1: results are then the same for any number of processes)",
     )
     parser.set_defaults(run=benchmark)
 
@@ -62,14 +62,14 @@ def _add_data_and_network(parser: Parser) -> None:
     add = parser.add_argument
     add("--dataset", default="scenes", metavar="NAME", help=f"{', '.join(DATASETS)} (scenes)")
     add("--root", metavar="DIR", help="where the data set is")
-    add("--split", help="another part of the data set than the usual one")
-    add("--annotations", metavar="FILE", help="JSON of COCO's form")
+    add("--split", help="part of the data set, if not the usual one")
+    add("--annotations", metavar="FILE", help="a JSON file in COCO's format")
     add("--scenes", type=positive, metavar="N", help="number of embedded scenes (200)")
     add("--on-error", choices=["skip", "refuse"], default="skip", help="what to do with broken files and annotations")
     add(
         "--arch", help="'scenes[_vit]', a classifier of torchvision, or one of TorchRay's (scenes; resnet50 for photos)"
     )
-    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="the published ones, or the file of a state dict")
+    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="published weights, or the file of a state dict")
     add(
         "--import",
         dest="imported",
@@ -96,14 +96,14 @@ def _add_methods(parser: Parser) -> None:
         "--method-version",
         action="append",
         metavar="METHOD=TEXT",
-        help="what your own method does: results of the same text are reused by a later run; repeatable",
+        help="version of your own method: later runs reuse results with the same text; repeatable",
     )
-    add("--layer", action="append", metavar="[METHOD=]NAME", help="where to look (each method's own)")
+    add("--layer", action="append", metavar="[METHOD=]NAME", help="the layer to explain (each method's own)")
     add("--option", action="append", metavar="[METHOD.]NAME=VALUE", help="for the methods that have it; repeatable")
 
 
 def benchmark(arguments: Namespace) -> int:
-    """Run what is asked for, print the table, and return the exit code."""
+    """Run the benchmark, print the table, and return the exit code."""
     with terminated_as_interrupted():
         setup = make_setup(arguments)
         if own_rank() == 0:
@@ -137,11 +137,11 @@ def tell_of_problems(setup: Setup) -> None:
 
 
 def tell(outcome: Outcome) -> None:
-    """Say what was found."""
+    """Print the results."""
     for problem in outcome.problems:
         sys.stderr.write(f"no row, left out: {printable(problem)}\n")
     say(outcome.table)
     for remark in ["", *outcome.remarks, *outcome.places]:
         say(remark)
     if outcome.failed:
-        say("--retry-errors tries again what failed")
+        say("--retry-errors tries the failed cases again")

@@ -1,4 +1,4 @@
-"""Which methods and metrics a benchmark plays, with which options: its own, those of a paper, and those asked for."""
+"""Which methods and metrics a benchmark runs, with which options: the defaults, a paper's, and the user's."""
 
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
@@ -33,7 +33,7 @@ CENTRE = "centre"
 def choose_names(asked: Sequence[str] | None) -> list[str]:
     """The names of the methods, and of groups: ``'all'``, ``'torchray'``, ``'attention'``, ``'baselines'``.
 
-    None is the centre and all that are quick. Left out of that and of ``'all'`` are :data:`BATCHED` and
+    None is the centre and all quick ones. Left out of that and of ``'all'`` are :data:`BATCHED` and
     :data:`ATTENTION`.
 
     >>> choose_names(["centre", "grad_cam", "torchray"])[:3]
@@ -60,9 +60,9 @@ def make_methods(
 ) -> Methods:
     """The methods with their options; ``layers`` are [METHOD=]NAME, ``given`` [METHOD.]NAME=VALUE.
 
-    What is asked for of one method comes before what is asked for of all, then TorchRay's layers where they are to be
-    played, then the layer where the CAMs of the network look. Some baselines look at the ``dataset``. ``versions`` are
-    METHOD=VERSION. ``ValueError`` for an option that no method has.
+    In order of precedence: options for one method, options for all, TorchRay's layers if ``torchray``, the layer of
+    the network's CAMs. Some baselines depend on the ``dataset``. ``versions`` are METHOD=VERSION. ``ValueError`` for an
+    option that no method has.
     """
     found = {name: find_method(name) for name in names if name not in BASELINES}
     options = {name: _own_options(method, arch, cam_layer, torchray) for name, method in found.items()}
@@ -88,8 +88,8 @@ def _check_played(argument: str, name: str, names: Collection[str]) -> None:
     if name not in names:
         near = get_close_matches(name, names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        accepted = ", ".join(filter(None, names))
-        raise ValueError(f"{argument}={name!r} is none of the methods that play{hint}; {accepted} are accepted.")
+        expected = ", ".join(filter(None, names))
+        raise ValueError(f"{argument}={name!r} is not a method of this run{hint}; expected one of {expected}.")
 
 
 def _baseline(name: str, dataset: Dataset | None) -> tuple[Function, Options]:
@@ -137,7 +137,7 @@ def _own_options(method: Named, arch: str, cam_layer: str | None, torchray: bool
 def choose_metrics(
     asked: Sequence[str] | None, pairs: Iterable[str], tolerance: float | None
 ) -> dict[str, dict[str, object]]:
-    """The metrics with their options; ``pairs`` are METRIC.NAME=VALUE. ``ValueError`` where the metric does not play.
+    """The metrics with their options; ``pairs`` are METRIC.NAME=VALUE. ``ValueError`` for a metric that is not run.
 
     >>> choose_metrics(["pointing_game"], ["pointing_game.tolerance=5"], None)
     {'pointing_game': {'tolerance': 5}}
@@ -145,7 +145,7 @@ def choose_metrics(
     names = [metric for name in asked or ["pointing_game"] for metric in (METRICS if name == "all" else [name])]
     for name in names:
         if name not in METRICS:
-            raise unknown("metric", name, list(METRICS), f"accepted are 'all' and {', '.join(METRICS)}")
+            raise unknown("metric", name, list(METRICS), f"expected 'all' or one of {', '.join(METRICS)}")
     metrics: dict[str, dict[str, object]] = {name: {} for name in names}
     given = [] if tolerance is None else [f"pointing_game.tolerance={tolerance}"]
     for pair in [*given, *pairs]:
@@ -153,10 +153,12 @@ def choose_metrics(
         metric, _, name = option.partition(".")
         if metric not in metrics or not name or not value:
             known = ", ".join(metrics)
-            raise ValueError(f"metric_option={pair!r} is for no metric; METRIC.NAME=VALUE of {known} is accepted.")
+            raise ValueError(
+                f"metric_option={pair!r} is not for a metric of this run; expected METRIC.NAME=VALUE of {known}."
+            )
         defaults = list(METRICS[metric].defaults)
         if name not in defaults:
             hint = f" (did you mean {near[0]!r}?)" if (near := get_close_matches(name, defaults, n=1)) else ""
-            raise ValueError(f"metric_option={name!r} is no option of {metric}{hint}; {defaults} are accepted.")
+            raise ValueError(f"metric_option={name!r} is not an option of {metric}{hint}; expected one of {defaults}.")
         metrics[metric][name] = read_value(value)
     return metrics

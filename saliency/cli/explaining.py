@@ -29,13 +29,13 @@ from saliency.networks.models import DEFAULT, EMBEDDED, SCENES, load_network, re
 from saliency.networks.own import import_network
 from saliency.networks.preprocessing import Recipe
 
-TOLD = 3  # so many predictions are told of a photo
+TOLD = 3  # predictions printed for a photo
 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``saliency explain``."""
     parser.description = (
-        "Write a picture of every photo: what the network sees in it, by method and target. Without a photo, embedded "
+        "Write a picture for every photo: what the network sees in it, by method and target. Without a photo, embedded "
         "scenes and their network are explained."
     )
     add = parser.add_argument
@@ -43,7 +43,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     _add_network(add)
     _add_asked(add)
     add("--save", action="append", choices=("maps", "overlays"), help="also .npy of the raw maps, or a PNG of each")
-    add("--html", action="store_true", help="also viewer.html, in which all of it can be compared")
+    add("--html", action="store_true", help="also viewer.html, to compare all maps")
     add("--json", action="store_true", help="print what was done as JSON")
     add("--scenes", type=positive, metavar="N", default=4, help="number of embedded scenes (4)")
     add("--seed", type=int, metavar="N", default=0, help="seed of the first embedded scene (0)")
@@ -52,9 +52,9 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_network(add: Callable[..., object]) -> None:
-    """The network, and what it is given of a photo."""
+    """The network, and its preprocessing."""
     add("--arch", help="a classifier of torchvision, timm:NAME, hf:NAME|FOLDER, scenes[_vit] (resnet50; or scenes)")
-    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="the published ones, or the file of a state dict")
+    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="published weights, or the file of a state dict")
     add(
         "--import",
         dest="imported",
@@ -66,11 +66,11 @@ def _add_network(add: Callable[..., object]) -> None:
     add("--crop", action=argparse.BooleanOptionalAction, help="cut off borders as the network's own transform does")
     add("--mean", type=numbers, metavar="M[,M,M]", help="of the normalisation, RGB in [0, 1] (the network's own)")
     add("--std", type=numbers, metavar="S[,S,S]", help="of the normalisation (the network's own)")
-    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where there is one")
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where available")
 
 
 def _add_asked(add: Callable[..., object]) -> None:
-    """What is asked: methods, layers, options and targets."""
+    """Methods, layers, options and targets."""
     add(
         "--method", action="append", metavar="NAME", help="repeatable; 'all', my_module:function, smooth_grad(gradient)"
     )
@@ -115,7 +115,7 @@ def explain(arguments: argparse.Namespace) -> None:
 
 
 def find_network(arguments: argparse.Namespace, own: str | None) -> tuple[Recipe, str, Callable[[], Module]]:
-    """What the network expects of a photo, what it is called, and what builds it, which may take a download."""
+    """The network's recipe, its name, and the function that builds it, which may download weights."""
     if own is not None:
         if arguments.arch is not None:
             raise ValueError(f"arch={arguments.arch!r} does not go with import={own!r}; expected one of them.")
@@ -125,7 +125,7 @@ def find_network(arguments: argparse.Namespace, own: str | None) -> tuple[Recipe
     arch = arguments.arch or ("resnet50" if arguments.photos else SCENES)
     wanted = normalising(recipe(arch, arguments.size), arguments.mean, arguments.std)
     if not arguments.photos and arch not in EMBEDDED:
-        raise ValueError(f"photo=[] is empty; arch={arch!r} needs photos; {' or '.join(EMBEDDED)} does not.")
+        raise ValueError(f"photo=[] is empty; expected photos for arch={arch!r}, or {' or '.join(EMBEDDED)}.")
     return wanted, arch, lambda: load_network(arch, arguments.weights)
 
 
@@ -167,7 +167,7 @@ def write(found: Explanation, also: Sequence[str], out: Path) -> list[str]:
 
 
 def told(found: Explanation, files: list[str]) -> dict[str, Any]:
-    """What was done with a photo, for JSON."""
+    """The record of a photo, for JSON."""
     return {
         "photo": found.photo,
         "input": list(found.input.shape),
@@ -246,7 +246,7 @@ def output_folder(path: str) -> Path:
         Path(path).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ValueError(f"out={path!r} cannot be made ({why}); accepted is a folder.") from error
+        raise ValueError(f"out={path!r} cannot be made ({why}); expected a folder.") from error
     return Path(path)
 
 

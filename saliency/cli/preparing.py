@@ -1,4 +1,4 @@
-"""What the arguments of ``saliency benchmark`` come to: data set, network, methods and metrics, all checked."""
+"""From the arguments of ``saliency benchmark`` to its data set, network, methods and metrics, all checked."""
 
 import ctypes
 import os
@@ -57,7 +57,7 @@ class Setup(NamedTuple):
 
 
 def make_setup(arguments: Namespace) -> Setup:
-    """Load what is asked for, and check the choices."""
+    """Load the data set and the network, and check the choices."""
     own_network = import_modules(arguments.imported or ())
     device = own_device(arguments.device)
     keep_freed_memory()
@@ -96,7 +96,7 @@ def run_setup(setup: Setup) -> Outcome:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what a batch frees for the next one: to get it anew from the system takes long."""
+    """Have the C library keep what a batch frees for the next one: requesting it from the system again is slow."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for parameter, value in MALLOC.items():
@@ -106,7 +106,7 @@ def keep_freed_memory() -> None:
 def read_dataset(arguments: Namespace) -> Dataset:
     """The data set."""
     if arguments.scenes and arguments.dataset != "scenes":
-        raise ValueError(f"scenes={arguments.scenes!r} is for the data set of scenes only; --limit is accepted.")
+        raise ValueError(f"scenes={arguments.scenes!r} is for the data set of scenes only; expected --limit.")
     options = {"split": arguments.split, "annotations": arguments.annotations}
     if arguments.dataset == "scenes":
         options["scenes"] = arguments.scenes or 200
@@ -117,7 +117,7 @@ def read_network(arguments: Namespace, own_network: str | None, arch: str) -> tu
     """The network, on the CPU, and what it expects."""
     if own_network:
         if arguments.arch or arguments.weights != DEFAULT:
-            raise ValueError(f"import={arch!r} goes without --arch and --weights; a function that loads is accepted.")
+            raise ValueError(f"import={arch!r} goes without --arch and --weights; expected a function that loads.")
         model, wanted = import_network(arch)
         return model, wanted if arguments.size is None else wanted._replace(size=arguments.size)
     options = {} if arch not in CAFFE_ARCHS else {"pooled": arguments.pooled}
@@ -127,7 +127,7 @@ def read_network(arguments: Namespace, own_network: str | None, arch: str) -> tu
 def choose_suited(
     arguments: Namespace, names: list[str], arch: str, dataset: Dataset, model: Module, wanted: Recipe
 ) -> Methods:
-    """The methods, without those of a group that the network lacks what they explain."""
+    """The methods, without those of a group that cannot explain this network."""
     asked = arguments.method or ()
     names = [name for name in names if name in asked or suits(name, model, wanted)]
     if not names:
@@ -138,7 +138,7 @@ def choose_suited(
 
 
 def suits(name: str, model: Module, wanted: Recipe) -> bool:
-    """Does a network have what a method explains? Of a group, one that it lacks is left out, in a line on stderr."""
+    """Can a method explain a network? One of a group that cannot is left out, with a line on stderr."""
     if name not in METHODS or not METHODS[name].is_for_some:
         return True
     try:
@@ -156,7 +156,7 @@ def count_outputs(model: Module, wanted: Recipe) -> int:
         scores = main_output(model(make_noise(model, wanted)))
     if not isinstance(scores, torch.Tensor) or scores.ndim < 2:
         shown = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise ValueError(f"output={shown!r} of the network holds no classes; (N, classes) or more is accepted.")
+        raise ValueError(f"output={shown!r} of the network does not hold classes; expected (N, classes, ...).")
     return scores.shape[1]
 
 
@@ -167,7 +167,7 @@ def make_noise(model: Module, wanted: Recipe) -> torch.Tensor:
 
 
 def default_layer(model: Module, wanted: Recipe) -> str | None:
-    """Where the CAMs look: what the network's recipe says, or else its last layer with spatial output, if any."""
+    """The layer of the CAMs: the recipe's, or else the network's last layer with spatial output, if any."""
     if wanted.layer is not None:
         return wanted.layer
     try:

@@ -11,10 +11,10 @@ from saliency.evaluation.report import write_report
 def add_report(parser: Parser) -> None:
     """Add the arguments of ``saliency report``."""
     parser.description = (
-        "Report a run as CSV, Markdown and one HTML page. Exit code 2 says that the folder holds no run."
+        "Report a run as CSV, Markdown and one HTML page. The exit code is 2 if the folder holds no run."
     )
     add = parser.add_argument
-    add("folder", metavar="DIR", help="what 'saliency benchmark' was told to write to")
+    add("folder", metavar="DIR", help="the --out folder of 'saliency benchmark'")
     add("--method", action="append", metavar="NAME", help="a row of the report, repeatable (all)")
     add("--out", metavar="DIR", help="where to write the report (the same folder)")
     parser.set_defaults(run=report)
@@ -26,11 +26,11 @@ def report(arguments: Namespace) -> None:
     if not folder.is_dir():
         near = get_close_matches(str(folder), [str(path) for path in folder.parent.glob("*/")], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"folder={arguments.folder!r} is no folder{hint}; the folder of a run is accepted.")
+        raise ValueError(f"folder={arguments.folder!r} is not a folder{hint}; expected the folder of a run.")
     try:
         paths = write_report(folder, arguments.out, arguments.method)
     except OSError as error:
         out, reason = arguments.out or arguments.folder, error.strerror or error
-        raise ValueError(f"out={out!r} cannot be written to ({reason}); a folder of one's own is accepted.") from error
+        raise ValueError(f"out={out!r} cannot be written to ({reason}); expected a folder of one's own.") from error
     for path in paths:
         say(str(path))

@@ -1,4 +1,4 @@
-"""What is known about an image, and the cases it makes: every class that is in it."""
+"""An image's annotations, and its cases: one for every class in it."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from saliency.networks.preprocessing import Recipe, preprocess
 class Thing(NamedTuple):
     """One object: its class, its box x0, y0, x1, y1, half-open in pixels, and what draws its mask (H, W), bool.
 
-    Without a mask the box counts. ``difficult`` is VOC's mark of what is hard to see, ``crowd`` COCO's of a group.
+    Without a mask the box counts. ``difficult`` is VOC's flag for what is hard to see, ``crowd`` COCO's for groups.
     """
 
     label: int
@@ -32,7 +32,7 @@ class Thing(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """An image's name, unique in its data set, its size (height, width), and what is in it."""
+    """An image's name, unique in its data set, its size (height, width), and its objects."""
 
     name: str
     size: tuple[int, int]
@@ -83,7 +83,7 @@ class Case:
         return self.annotation.name, self.label
 
     def error_of(self, *methods: str) -> str | None:
-        """What went wrong with the case, or with its map by one of the methods."""
+        """The error of the case, or of its map by one of the methods."""
         return next((self.errors[name] for name in ("", *methods) if name in self.errors), None)
 
 
@@ -91,7 +91,7 @@ Images: TypeAlias = Sequence[Sequence[Case]]  # each image as its cases
 
 
 def labels_of(annotation: Annotation) -> list[int]:
-    """The classes that make a case of the image, in order; one of which all objects are difficult makes none.
+    """The classes that make a case of the image, in order; a class with difficult objects alone does not count.
 
     >>> labels_of(Annotation("a", (9, 9), (Thing(3, (0, 0, 2, 2)), Thing(1, (0, 0, 1, 1), difficult=True))))
     [3]
@@ -117,7 +117,7 @@ def class_mask(annotation: Annotation, label: int) -> Tensor:
 def thing_mask(thing: Thing, size: tuple[int, int]) -> Tensor:
     """Where the object is, (H, W) bool: its mask, or else its box.
 
-    Of one so small that no pixel is left of it, the pixels that its box touches.
+    For an object too small to cover a pixel, the pixels that its box touches.
 
     >>> thing_mask(Thing(0, (0.2, 0.1, 0.8, 0.9)), (1, 2))
     tensor([[ True, False]])
@@ -130,7 +130,7 @@ def thing_mask(thing: Thing, size: tuple[int, int]) -> Tensor:
 def is_difficult(annotation: Annotation, label: int, mask: Tensor | None = None) -> bool:
     """Is it a difficult case: do the objects of the class cover less than a quarter of a photo of several classes?
 
-    What counts is :func:`class_mask`, which need not be drawn again where it is given as ``mask``: the union of the
+    The area is that of :func:`class_mask`, which is not drawn again if given as ``mask``: the union of the
     masks, or else boxes, with difficult objects and crowds.
     Zhang et al., Top-down Neural Attention by Excitation Backprop, IJCV 2018.
 
@@ -145,7 +145,7 @@ def is_difficult(annotation: Annotation, label: int, mask: Tensor | None = None)
 
 
 def load_cases(dataset: Dataset, recipe: Recipe, planned: Sequence[Case]) -> list[Case]:
-    """The planned cases of an image, each a new one with what is read of it, or else with what went wrong."""
+    """The planned cases of an image, each a new object with the data read, or else the error."""
     index, annotation = planned[0].index, planned[0].annotation
     cases = [Case(index, annotation, case.label) for case in planned]
     try:
@@ -153,7 +153,7 @@ def load_cases(dataset: Dataset, recipe: Recipe, planned: Sequence[Case]) -> lis
         if image.shape[1:] != annotation.size:
             raise ValueError(
                 f"image={annotation.name!r} is {tuple(image.shape[1:])}, not {tuple(annotation.size)} as annotated; "
-                "an image of its annotation's (height, width) is accepted."
+                "expected an image of its annotation's (height, width)."
             )
         input = preprocess(image, recipe)
         for case in cases:
@@ -171,7 +171,7 @@ def load_cases(dataset: Dataset, recipe: Recipe, planned: Sequence[Case]) -> lis
 def outputs_of(
     classes: Sequence[str], outputs: int, class_map: Mapping[str, Sequence[int]] | None = None
 ) -> list[tuple[int, ...]]:
-    """The outputs of a network that each class of a data set stands for; ``()`` where there is none to explain.
+    """The outputs of a network that correspond to each class of a data set; ``()`` where there is none.
 
     Without a ``class_map`` the classes are the network's own ``outputs``, one by one. Raises ``ValueError`` where the
     numbers differ then, and for a map with an unknown class or an output that the network does not have.
@@ -185,23 +185,23 @@ def outputs_of(
         if len(classes) != outputs:
             raise ValueError(
                 f"class_map=None takes {len(classes)} classes of the data set for the network's {outputs} outputs; "
-                "a map from class names to lists of outputs is accepted."
+                "expected a map from class names to lists of outputs."
             )
         return [(index,) for index in range(outputs)]
     check_type("class_map", class_map, Mapping, "lists of outputs by the names of the classes")
     for name, indices in class_map.items():
         check_type("class_map", indices, (list, tuple), "lists of outputs by the names of the classes")
         if name not in classes:
-            raise ValueError(f"class_map={name!r} is no class of the data set; one of {list(classes)} is accepted.")
+            raise ValueError(f"class_map={name!r} is not a class of the data set; expected one of {list(classes)}.")
         if not all(isinstance(index, int) and 0 <= index < outputs for index in indices):
             raise ValueError(
-                f"class_map={list(indices)!r} of {name!r} are no outputs; 0 to {outputs - 1} are accepted."
+                f"class_map={list(indices)!r} of {name!r} are not outputs of the network; expected 0 to {outputs - 1}."
             )
     return [tuple(class_map.get(name, ())) for name in classes]
 
 
 def left_out(dataset: Dataset, outputs: Sequence[Sequence[int]]) -> list[str]:
-    """What of the data set is not played, and why: its problems, and classes that the network has no output for."""
+    """What the benchmark leaves out, and why: problems of the data set, and classes without an output."""
     classes = zip(dataset.classes, outputs, strict=True)
     return [*dataset.problems, *(f"class {name!r} has no output" for name, own in classes if not own)]
 
@@ -212,14 +212,14 @@ def read_class_map(path: str | Path) -> dict[str, list[int]]:
     try:
         found = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"class_map={str(path)!r} cannot be read ({error}); a JSON file is accepted.") from error
+        raise ValueError(f"class_map={str(path)!r} cannot be read ({error}); expected a JSON file.") from error
     if not isinstance(found, dict) or not all(isinstance(indices, list) for indices in found.values()):
-        raise ValueError(f"class_map={str(path)!r} holds no map; class names with lists of outputs are accepted.")
+        raise ValueError(f"class_map={str(path)!r} is not a class map; expected class names with lists of outputs.")
     return found
 
 
 def describe(dataset: Dataset) -> dict[str, object]:
-    """What tells data sets apart, fit for JSON: name, root, classes, numbers of images and things, and a digest.
+    """What identifies a data set, as JSON: name, root, classes, numbers of images and things, and a digest.
 
     The digest is a sha256 of all names, sizes and objects, and of the file of the masks, but not of the photos.
     """

@@ -102,7 +102,7 @@ def network_of(
     size: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> Network:
-    """The network and what it expects: as is said here, else as it says itself. ``ValueError`` where nobody does."""
+    """The network and its preprocessing, as given, or else its own; ``ValueError`` where neither is known."""
     known = (as_recipe(preprocessing, model), "as asked") if preprocessing is not None else recipe_of(model)
     if size is not None:
         check_count("size", size)
@@ -142,7 +142,7 @@ def _numbers(argument: str, given: Numbers | None, known: tuple[float, ...], cha
 
 
 def _numbered(models: Sequence[Module]) -> dict[str, Module]:
-    """Networks by what they are, numbered where two are alike."""
+    """Networks by their class names, numbered where two are the same."""
     named: dict[str, Module] = {}
     for model in models:
         check_model(model)
@@ -153,7 +153,7 @@ def _numbered(models: Sequence[Module]) -> dict[str, Module]:
 
 
 def _same_target(target: object, found: Explanation) -> object:
-    """What the next network is to explain: the classes that were chosen, by name where they have one."""
+    """The target of the next network: the classes that were chosen, by name where they have one."""
     if any(one.class_index is None for one in found.scores):
         return target
     known = bool(found.preprocessing.classes)

@@ -1,4 +1,4 @@
-"""From what the user has of an image to what is shown of it, and what goes into the network."""
+"""From an image in any form to the picture that is shown and the input of the network."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 from saliency.images import as_image, read_image, resize_image
 from saliency.networks.preprocessing import Recipe, preprocess, seen
 
-SHOWN = 448  # shorter side, in pixels, of what is shown of a larger photo
+SHOWN = 448  # shorter side, in pixels, at which a larger photo is shown
 
 
 class Photo(NamedTuple):
@@ -42,7 +42,7 @@ def prepare(image: object, wanted: Recipe, crop: bool, name: str | None = None) 
 
 
 def _is_input(image: object, wanted: Recipe) -> TypeGuard[Tensor]:
-    """Is it a tensor of numbers, a number a channel, of which some are no shares of a colour?"""
+    """Is it a tensor of one number per channel, some of them outside [0, 1]?"""
     if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim not in (3, 4):
         return False
     fits = image.shape[-3] == len(wanted.mean) and (image.ndim == 3 or len(image) == 1) and image.numel() > 0

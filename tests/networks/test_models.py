@@ -72,7 +72,7 @@ def test_pooling_rounds_up_and_the_first_convolution_strides():
 
 
 def test_only_these_score_every_place():
-    with pytest.raises(ValueError, match=r"pooled=False does not go with arch='resnet50'; one of vgg16_voc"):
+    with pytest.raises(ValueError, match=r"pooled=False does not go with arch='resnet50'; expected one of vgg16_voc"):
         load_network("resnet50", pooled=False)
 
 
@@ -122,7 +122,7 @@ class TestFiles:
         torch.save(load_network("squeezenet1_1").state_dict(), tmp_path / "weights.pth")
         with pytest.raises(ValueError, match=r"weights='.*weights\.pth' do not fit arch='resnet50_voc'"):
             load_network("resnet50_voc", tmp_path / "weights.pth")
-        with pytest.raises(ValueError, match=r"weights='nowhere\.pth\.tar' is no file"):
+        with pytest.raises(ValueError, match=r"weights='nowhere\.pth\.tar' is not a file"):
             load_network("resnet50_voc", "nowhere.pth.tar")
 
     def test_default_is_what_torchray_publishes(self, monkeypatch):

@@ -31,7 +31,7 @@ def coco_entries(root: Path, split: str, annotations: str | Path | None = None) 
 
 
 def folder_entries(root: Path, split: str = "", annotations: str | Path | None = None) -> Listing:
-    """The photos of a folder and one JSON file; the classes are its categories, by rising id.
+    """The photos of a folder and one JSON file; the classes are its categories, by ascending id.
 
     The photos lie in ``root/<split>``, or else in ``root`` or the folder in it that has most of them.
     """
@@ -51,7 +51,7 @@ def read_index(file: Path) -> Any:
     from torchvision.datasets import CocoDetection
 
     if not file.is_file():
-        raise ValueError(f"annotations={str(file)!r} is no file; a JSON file in COCO's format is accepted.")
+        raise ValueError(f"annotations={str(file)!r} is not a file; expected a JSON file in COCO's format.")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
             index = CocoDetection(str(file.parent), str(file)).coco
@@ -63,7 +63,7 @@ def read_index(file: Path) -> Any:
     except Exception as error:  # a file of another format is indexed as far as that goes
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
-            f"annotations={str(file)!r} cannot be read ({reason}); a JSON file in COCO's format is accepted."
+            f"annotations={str(file)!r} cannot be read ({reason}); expected a JSON file in COCO's format."
         ) from error
     return index
 
@@ -76,7 +76,7 @@ def find_json(root: Path) -> Path:
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise ValueError(
-            f"annotations=None leaves open which JSON file of {str(root)!r} counts ({names}); its path is accepted."
+            f"annotations=None does not say which JSON file of {str(root)!r} to read ({names}); expected its path."
         )
     return found[0]
 
@@ -101,7 +101,7 @@ def digest(path: Path) -> str:
 
 
 def _photos(index: Any, folder: Path, labels: Mapping[Hashable, int]) -> Iterator[Entry | str]:
-    """The photos by rising id, and what is wrong with the index as a whole."""
+    """The photos by ascending id, and the problems of the index as a whole."""
     for key, times in Counter(image["id"] for image in index.dataset["images"]).items():
         if times > 1:
             yield f"image id {key}: it is listed {times} times; the last time counts"

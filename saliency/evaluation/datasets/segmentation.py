@@ -11,7 +11,7 @@ LONGEST_NUMBER = 60  # bits
 
 
 def segmentation_problem(segmentation: object, size: tuple[int, int]) -> str:
-    """What is wrong with a segmentation in an image of ``size`` = (height, width), or ''; None and [] are none.
+    """The problem with a segmentation in an image of ``size`` = (height, width), or ''; None and [] are none.
 
     >>> segmentation_problem([[1, 0, 3, 0, 3, 2]], (2, 4)), segmentation_problem([[1, 0, 3, 0]], (2, 4))
     ('', 'has a segmentation that is neither polygons nor a run-length code')
@@ -72,7 +72,7 @@ def run_lengths(counts: Sequence[int] | str | bytes) -> list[int]:
     for character in counts.encode() if isinstance(counts, str) else counts:
         bits = character - 48
         if shift > LONGEST_NUMBER:
-            raise ValueError(f"counts={counts[:40]!r} holds a number of no image; COCO's text is accepted.")
+            raise ValueError(f"counts={counts[:40]!r} holds a number too large for an image; expected COCO's text.")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

@@ -14,7 +14,7 @@ def rank_correlation(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
 
     ``a`` and ``b`` are (N, 1, h, w), or any (N, ...) of one shape. Equal values share the mean of their ranks.
     A constant map orders nothing: its correlation is 0, also with itself. ``absolute`` ranks :math:`|a|` and
-    :math:`|b|`, for which a change of sign is no change.
+    :math:`|b|`, which ignores the sign.
     Raises ``ValueError`` for shapes that differ and for NaN or infinity.
 
     >>> rank_correlation(torch.tensor([[1.0, 2.0, 30.0], [7.0, 7.0, 7.0]]), torch.tensor([[0.0, -1.0, -2.0]] * 2))
@@ -25,10 +25,10 @@ def rank_correlation(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
     check_flag("absolute", absolute)
     if a.shape != b.shape or a.ndim < 2 or not a[:1].numel():
         raise ValueError(
-            f"a={tuple(a.shape)} and b={tuple(b.shape)} are no pair; two tensors (N, 1, h, w) are accepted."
+            f"a={tuple(a.shape)} and b={tuple(b.shape)} are not a pair; expected two tensors (N, 1, h, w)."
         )
     if not (a.isfinite().all() and b.isfinite().all()):
-        raise ValueError("a, b=NaN or infinity has no rank; finite maps are accepted.")
+        raise ValueError("a, b=NaN or infinity cannot be ranked; expected finite maps.")
     a, b = (_centred_ranks(map.abs() if absolute else map) for map in (a, b))
     spread = ((a * a).sum(1) * (b * b).sum(1)).sqrt()
     return safe_divide((a * b).sum(1), spread).clamp(-1, 1)

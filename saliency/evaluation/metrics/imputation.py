@@ -1,4 +1,4 @@
-"""ROAD's imputation: removed pixels are filled in from what is left around them, so that they tell nothing."""
+"""ROAD's imputation: removed pixels are filled in from those around them, so that they carry no information."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ _CPU_BLOCK = 2**18  # elements solved together: on a CPU they should stay in the
 
 
 class _Level(NamedTuple):
-    """The system on one grid of the pyramid: what is unknown, the row sums, and what a Jacobi step multiplies with."""
+    """The system on one grid of the pyramid: the unknown cells, the row sums, and the factors of a Jacobi step."""
 
     removed: Tensor
     total: Tensor
@@ -31,7 +31,7 @@ def linear_imputation(input: Tensor, removed: Tensor) -> Tensor:
     with w = 1/6 for a neighbour in the row or column, 1/12 for a diagonal one; neighbours outside the image do not
     count. ``input`` is (N, C, H, W), ``removed`` (N, 1, H, W) bool; pixels that are kept stay as they are. Solved for
     all images at once, in float32 at least, until every residual is below 1e-7 of the image's largest value.
-    Raises ``ValueError`` for an image that is not finite or of which all is removed.
+    Raises ``ValueError`` for an image that is not finite, or with all of its pixels removed.
     Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods, ICML 2022.
 
     >>> linear_imputation(torch.tensor([[[[0.0, 9.0, 3.0]]]]), torch.tensor([[[[False, True, False]]]]))
@@ -57,16 +57,16 @@ def _check(input: Tensor, removed: Tensor) -> None:
     check_tensor("removed", removed)
     if input.ndim != 4 or not input.numel() or not input.is_floating_point() or not input.isfinite().all():
         raise ValueError(
-            f"input={tuple(input.shape)} of {input.dtype} is no batch of finite images; "
-            "a finite floating-point tensor (N, C, H, W) is accepted."
+            f"input={tuple(input.shape)} of {input.dtype} is not a batch of finite images; "
+            "expected a finite floating-point tensor (N, C, H, W)."
         )
     if removed.dtype != torch.bool or removed.shape != (len(input), 1, *input.shape[2:]):
         raise ValueError(
             f"removed={tuple(removed.shape)} of {removed.dtype} does not fit input of shape {tuple(input.shape)}; "
-            "a bool tensor (N, 1, H, W) is accepted."
+            "expected a bool tensor (N, 1, H, W)."
         )
     if removed.flatten(1).all(1).any():
-        raise ValueError("removed=True everywhere leaves nothing to fill in from; a pixel kept per image is accepted.")
+        raise ValueError("removed=True everywhere leaves nothing to fill in from; expected a pixel kept per image.")
 
 
 def _blur(x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _conjugate_gradients(levels: list[_Level], right: Tensor, scale: Tensor) -> Tensor:
-    """The solution for right-hand sides (N, C, H, W), of which each stops by itself: no image depends on the others."""
+    """The solution for right-hand sides (N, C, H, W), each stopped on its own, so no image depends on the others."""
     solution, residual = torch.zeros_like(right), right
     direction, old = torch.zeros_like(right), torch.zeros_like(scale)
     for _ in range(_MAX_STEPS):

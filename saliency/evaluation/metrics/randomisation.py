@@ -1,4 +1,4 @@
-"""Sanity checks: does a map change with the parameters it is to explain, and with the class? The lower the better."""
+"""Sanity checks: does a map change with the model's parameters and with the class? Lower is better."""
 
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +45,7 @@ def parameter_groups(
 
     Without ``layers`` each module with parameters of its own is a group, the last registered one first, together with
     what is behind its parametrisations; with them each of these layers is, with all that is in it, in the order given.
-    ``steps`` joins neighbours into that many groups, as equal as can be. Raises ``ValueError`` for an unknown layer,
+    ``steps`` joins neighbours into that many groups, as equal as possible. Raises ``ValueError`` for an unknown layer,
     one without parameters, no ``steps``.
 
     >>> parameter_groups(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2)))
@@ -62,11 +62,11 @@ def parameter_groups(
         found = [resolve_layer(inner, layer, "layers") for layer in layers]
         groups = [tuple(owners[part] for part in layer.modules() if part in owners) for layer in found]
     if not groups or not all(groups):
-        raise ValueError(f"layers={layers!r} hold no parameter; layers with parameters are accepted.")
+        raise ValueError(f"layers={layers!r} hold no parameters; expected layers with parameters.")
     if steps is None:
         return groups
     if not is_int(steps) or steps < 1:
-        raise ValueError(f"steps={shown(steps)} is no number of steps; an int >= 1 or None is accepted.")
+        raise ValueError(f"steps={shown(steps)} is not a number of steps; expected an int >= 1 or None.")
     steps = min(steps, len(groups))
     ends = [len(groups) * step // steps for step in range(steps + 1)]
     return [tuple(chain(*groups[start:end])) for start, end in pairwise(ends)]
@@ -94,7 +94,7 @@ def parameter_randomisation(
     same values in both kinds, on every device. ``explain(model, input, target)`` is given copies, and has to find its
     layer there by name.
     Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018.
-    Raises ``ValueError`` as :func:`parameter_groups`, and for a ``seed`` that is none.
+    Raises ``ValueError`` as :func:`parameter_groups`, and for an invalid ``seed``.
     """
     check_seed(seed)
     check_flag("cascading", cascading)
@@ -121,7 +121,7 @@ def random_logit(
     ``seed`` draws for each class one of the others, so a case has the same one in every batch. ``classes`` is their
     number; None counts the model's outputs with a forward pass of the first image.
     Sixt et al., When Explanations Lie, ICML 2020. Raises ``ValueError`` for fewer than two classes, and for a
-    ``target`` or ``seed`` that is none.
+    ``target`` or ``seed`` that is invalid.
     """
     check_seed(seed)
     check_model(model)
@@ -132,11 +132,11 @@ def random_logit(
             output = main_output(model(input[:1].detach().clone()))
         classes = output.shape[1] if isinstance(output, Tensor) and output.ndim > 1 else 0
     if not is_positive_int(classes) or classes < 2:
-        raise ValueError(f"classes={shown(classes)} leaves no other class; an int >= 2 is accepted.")
+        raise ValueError(f"classes={shown(classes)} leaves no other class; expected an int >= 2.")
     fits = target.shape == input.shape[:1] and not target.is_floating_point()
     if not fits or not ((target >= 0) & (target < classes)).all():
         given = reprlib.repr(target.tolist()) if target.ndim == 1 else describe(target)
-        raise ValueError(f"target={given} is no class each; {len(input)} ints below {classes} are accepted.")
+        raise ValueError(f"target={given} is not one class per sample; expected {len(input)} ints below {classes}.")
     shift = _drawn(1, classes, (classes,), seed).to(target.device)
     return similarity(saliency, explain(model, own_copy(input), (target + shift[target]) % classes))
 
@@ -147,7 +147,7 @@ def _check_asked(explain: object, input: object, saliency: object) -> None:
     check_tensor("input", input)
     check_maps_type("saliency", saliency)
     if isinstance(input, Tensor) and input.ndim < 2:
-        raise ValueError(f"input={describe(input)} is no batch; expected (N, C, ...).")
+        raise ValueError(f"input={describe(input)} is not a batch; expected (N, C, ...).")
 
 
 def _randomised_networks(
@@ -171,7 +171,7 @@ def _drawn(low: int, high: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _copy(model: Module) -> Module:
-    """A copy. Old hooks leave the weight that they made on their layer, with its graph, which cannot be copied."""
+    """A copy. Old hooks leave a computed weight on their layer, with its graph, which cannot be copied."""
     with torch.inference_mode(False):  # a copy made in inference mode has no gradients
         kept = [value for module in model.modules() for value in tree_leaves(vars(module)) if _is_made(value)]
         return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
@@ -189,7 +189,7 @@ def _take_values(module: Module, source: Module) -> None:
 
 
 def _parts(module: Module) -> list[Module]:
-    """What is randomised with a module: a parametrisation's own state belongs to the parameter behind it."""
+    """The parts randomised with a module: a parametrisation's own state belongs to the parameter behind it."""
     return list(module.modules()) if isinstance(module, ParametrizationList) else [module]
 
 

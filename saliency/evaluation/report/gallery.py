@@ -31,7 +31,7 @@ def read_gallery(folder: str | Path, analysis: Analysis) -> tuple[list[dict[str,
     """Return the cases of ``folder/gallery`` for JSON, pictures as data URIs, and what could not be read.
 
     A case is an image and a class, with every method's map, point, scores, and hit or miss of the pointing game; where
-    several configurations of a method played, the hit is None unless they agree.
+    several configurations of a method ran, the hit is None unless they agree.
     """
     rows: Found = {}
     for series in analysis.series:
@@ -120,7 +120,7 @@ def _data_uri(path: Path) -> str:
 def write_gallery(
     out: Path, index: int, annotation: Annotation, image: Tensor, maps: Mapping[tuple[int, str], Tensor]
 ) -> None:
-    """Write the picture of an image (3, H, W) and of its maps (h, w), by target and method, and what is known of it.
+    """Write the picture of an image (3, H, W) and of its maps (h, w), by target and method, and its metadata.
 
     Maps that an earlier run has written stay, but for those of the same target and method.
     """
