@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def take(dataset: Dataset, start: int, count: int) -> ImageSet:
     """The photos of a round. ``ValueError`` for a data set of one's own."""
     if not isinstance(dataset, ImageSet):
-        raise ValueError(f"dataset={dataset.name!r} cannot be divided; one of the table is accepted.")
+        raise ValueError(f"dataset={dataset.name!r} cannot be divided; expected one of the table.")
     part = slice(start, start + count)
     return replace(dataset, annotations=dataset.annotations[part], places=dataset.places[part])
 

@@ -68,14 +68,14 @@ def read_image(path: str | Path) -> Tensor:
     """
     check_path("path", path)
     if not is_file(path):
-        raise ValueError(f"photo={str(path)!r} is no file; accepted is an image that Pillow reads.")
+        raise ValueError(f"photo={str(path)!r} is not a file; expected an image that Pillow reads.")
     try:
         with Image.open(path) as image:
             pixels = _rgb(ImageOps.exif_transpose(_reduced(image)))
     except Exception as error:  # on a broken file, decoders raise whatever comes up
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"photo={str(path)!r} cannot be read ({reason}); accepted is an image that Pillow reads."
+            f"photo={str(path)!r} cannot be read ({reason}); expected an image that Pillow reads."
         ) from error
     return pixels_to_tensor(pixels)
 
@@ -133,7 +133,7 @@ def _from_array(pixels: NDArray[np.generic]) -> Tensor:
 
 
 def _no_image(image: object) -> ValueError:
-    return ValueError(f"image={describe(image)} is no image; expected (3, H, W), values in [0, 1].")
+    return ValueError(f"image={describe(image)} is not an image; expected (3, H, W), values in [0, 1].")
 
 
 def resize_image(image: Tensor, size: int, square: bool = False) -> Tensor:
@@ -206,7 +206,7 @@ def overlay(image: Tensor, saliency_map: Tensor, alpha: float = 0.85) -> Image.I
         raise ValueError(f"alpha={shown(alpha)} is not a weight of the colours; expected a number, 0 to 1.")
     if saliency_map.ndim < 2 or saliency_map.shape[-2:].numel() != saliency_map.numel() or not saliency_map.numel():
         shape = tuple(saliency_map.shape)
-        raise ValueError(f"saliency_map={shape!r} is not the shape of one map; accepted is (h, w) or (1, 1, h, w).")
+        raise ValueError(f"saliency_map={shape!r} is not the shape of one map; expected (h, w) or (1, 1, h, w).")
     size = image.shape[-2:]
     values = display_range(saliency_map.reshape(1, 1, *saliency_map.shape[-2:]))
     values = F.interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)[0, 0]

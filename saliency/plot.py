@@ -47,7 +47,7 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
         if isinstance(given, Tensor) and not given.ndim:
             raise ValueError(f"{name}={shown(given)} is a single number; expected one for every image.")
         if not len(images) or len(given) != len(images):
-            raise ValueError(f"{name}={len(given)!r} entries do not fit; accepted is one for every image.")
+            raise ValueError(f"{name}={len(given)!r} entries do not fit; expected one for every image.")
     if isinstance(images, Tensor) and images.ndim != 4:
         raise ValueError(f"images={shown(images)} is not a batch; expected (N, 3, H, W), or a list of images.")
     for title in titles:

@@ -314,7 +314,7 @@ def test_head_of_another_number_of_classes(folder, tmp_path, capsys):
     assert main([*given, "--target", "2", "--size", "64", *EACH, "--out", str(tmp_path)]) == 0
     assert contents(tmp_path, ".npy") == ["wide_2_class_2_grad_cam.npy"]
     assert main([*given, "--target", "3", "--size", "64", "--out", str(tmp_path)]) == 2
-    assert "target='3' is no class of the network; accepted is 0 to 2." in capsys.readouterr().err
+    assert "target='3' is not a class of the network; expected 0 to 2." in capsys.readouterr().err
 
 
 def test_without_matplotlib_all_else_is_written(tmp_path, monkeypatch, capsys):
@@ -327,11 +327,11 @@ def test_without_matplotlib_all_else_is_written(tmp_path, monkeypatch, capsys):
 
 
 ERRORS = {
-    "photo missing": (["{folder}/nowhere.png"], "photo='{folder}/nowhere.png' is no file"),
+    "photo missing": (["{folder}/nowhere.png"], "photo='{folder}/nowhere.png' is not a file"),
     "photo broken": (["{folder}/broken.png"], "photo='{folder}/broken.png' cannot be read"),
     "second photo broken": (["{folder}/wide.png", "{folder}/broken.png"], "photo='{folder}/broken.png' cannot be read"),
     "no photo": (["--arch", "resnet18"], "needs photos"),
-    "weights missing": (["--weights", "{folder}/nowhere.pth"], "weights='{folder}/nowhere.pth' is no file"),
+    "weights missing": (["--weights", "{folder}/nowhere.pth"], "weights='{folder}/nowhere.pth' is not a file"),
     "weights broken": (["--weights", "{folder}/broken.pth"], "weights='{folder}/broken.pth' cannot be read"),
     "weights of another": (["--weights", "{folder}/half.pth"], "do not fit arch='scenes'"),
     "arch": (["{folder}/wide.png", "--arch", "resnet5O"], "arch='resnet5O' is unknown; did you mean 'resnet50'?"),
@@ -340,13 +340,13 @@ ERRORS = {
     "layer": (["--layer", "layr4"], "layer='layr4' is not a layer of the model (did you mean 'layer4'?)"),
     "class": (["--target", "sqare"], "target='sqare' is unknown; did you mean 'square'?"),
     "class of no letters": (["--target", ""], "target='' is unknown"),
-    "index": (["--target", "8"], "target='8' is no class of the network; accepted is 0 to 7."),
-    "negative index": (["--target", "-1"], "target='-1' is no class of the network"),
-    "top": (["--target", "top9"], "target='top9' asks for 9 classes; accepted is 'top1' to 'top8'."),
-    "top of none": (["--target", "top0"], "accepted is 'top1' to 'top8'."),
+    "index": (["--target", "8"], "target='8' is not a class of the network; expected 0 to 7."),
+    "negative index": (["--target", "-1"], "target='-1' is not a class of the network"),
+    "top": (["--target", "top9"], "target='top9' asks for 9 classes; expected 'top1' to 'top8'."),
+    "top of none": (["--target", "top0"], "expected 'top1' to 'top8'."),
     "device": (["--device", "cdua"], "device='cdua' is unknown; did you mean 'cuda'?"),
-    "size": (["--size", "4"], "size=4 does not fit arch='scenes'; accepted is 16 or more."),
-    "size of ViT": (["{folder}/wide.png", "--arch", "vit_b_16", "--size", "256"], "accepted is 224 only."),
+    "size": (["--size", "4"], "size=4 does not fit arch='scenes'; expected 16 or more."),
+    "size of ViT": (["{folder}/wide.png", "--arch", "vit_b_16", "--size", "256"], "expected 224."),
     "no number": (["--scenes", "none"], "--scenes: 'none' is no whole number"),
     "seed": (["--seed", "-1"], "seed=-1"),
     "out": (["--out", "{folder}/wide.png"], "out='{folder}/wide.png' cannot be made (File exists)"),
@@ -475,7 +475,7 @@ def test_state_dicts_of_every_form_load(tmp_path, wrap):
 )
 def test_file_without_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"weights='.*weights\.pth' (holds no state dict|cannot be read)"):
+    with pytest.raises(ValueError, match=r"weights='.*weights\.pth' (does not hold a state dict|cannot be read)"):
         load_network("scenes", tmp_path / "weights.pth")
 
 

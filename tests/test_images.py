@@ -89,13 +89,13 @@ def jpeg(height=64, width=64):
 def test_what_is_no_image_is_named(tmp_path, content):
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"photo='.*photo\.jpg' cannot be read \(.+\); accepted is"):
+    with pytest.raises(ValueError, match=r"photo='.*photo\.jpg' cannot be read \(.+\); expected"):
         read_image(path)
 
 
 @pytest.mark.parametrize("name", ["nowhere.jpg", "."])
 def test_missing_file_is_named(tmp_path, name):
-    with pytest.raises(ValueError, match=r"^photo='.*' is no file"):
+    with pytest.raises(ValueError, match=r"^photo='.*' is not a file"):
         read_image(tmp_path / name)
 
 

@@ -88,8 +88,8 @@ def _check_played(argument: str, name: str, names: Collection[str]) -> None:
     if name not in names:
         near = get_close_matches(name, names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        accepted = ", ".join(filter(None, names))
-        raise ValueError(f"{argument}={name!r} is none of the methods that play{hint}; {accepted} are accepted.")
+        expected = ", ".join(filter(None, names))
+        raise ValueError(f"{argument}={name!r} is not a method of this run{hint}; expected one of {expected}.")
 
 
 def _baseline(name: str, dataset: Dataset | None) -> tuple[Function, Options]:
@@ -145,7 +145,7 @@ def choose_metrics(
     names = [metric for name in asked or ["pointing_game"] for metric in (METRICS if name == "all" else [name])]
     for name in names:
         if name not in METRICS:
-            raise unknown("metric", name, list(METRICS), f"accepted are 'all' and {', '.join(METRICS)}")
+            raise unknown("metric", name, list(METRICS), f"expected 'all' or one of {', '.join(METRICS)}")
     metrics: dict[str, dict[str, object]] = {name: {} for name in names}
     given = [] if tolerance is None else [f"pointing_game.tolerance={tolerance}"]
     for pair in [*given, *pairs]:
@@ -153,10 +153,12 @@ def choose_metrics(
         metric, _, name = option.partition(".")
         if metric not in metrics or not name or not value:
             known = ", ".join(metrics)
-            raise ValueError(f"metric_option={pair!r} is for no metric; METRIC.NAME=VALUE of {known} is accepted.")
+            raise ValueError(
+                f"metric_option={pair!r} is not for a metric of this run; expected METRIC.NAME=VALUE of {known}."
+            )
         defaults = list(METRICS[metric].defaults)
         if name not in defaults:
             hint = f" (did you mean {near[0]!r}?)" if (near := get_close_matches(name, defaults, n=1)) else ""
-            raise ValueError(f"metric_option={name!r} is no option of {metric}{hint}; {defaults} are accepted.")
+            raise ValueError(f"metric_option={name!r} is not an option of {metric}{hint}; expected one of {defaults}.")
         metrics[metric][name] = read_value(value)
     return metrics

@@ -246,7 +246,7 @@ def output_folder(path: str) -> Path:
         Path(path).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ValueError(f"out={path!r} cannot be made ({why}); accepted is a folder.") from error
+        raise ValueError(f"out={path!r} cannot be made ({why}); expected a folder.") from error
     return Path(path)
 
 

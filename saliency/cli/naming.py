@@ -63,9 +63,7 @@ class Named(NamedTuple):
         columns = [self.function(model, input, target, **options) for target in targets.unbind(1)]
         for column in columns:
             if not isinstance(column, Tensor) or column.ndim != 4 or column.shape[:2] != (len(input), 1):
-                raise ValueError(
-                    f"method returned {describe(column)}; maps of shape ({len(input)}, 1, h, w) are accepted."
-                )
+                raise ValueError(f"method returned {describe(column)}; expected maps of shape ({len(input)}, 1, h, w).")
         return torch.cat(columns, 1).detach()
 
 
@@ -84,14 +82,14 @@ def find_method(name: str, others: Collection[str] = ()) -> Named:
         wrapper, inner = expression.groups()
         if wrapper not in WRAPPERS:
             known = [f"{one}({inner})" for one in WRAPPERS]
-            raise unknown("method", name, known, f"accepted wrappers are {', '.join(WRAPPERS)}")
+            raise unknown("method", name, known, f"expected one of {', '.join(WRAPPERS)}")
         return _wrapped(WRAPPERS[wrapper], find_method(inner))
     if ":" in name:
         function = find_function("method", name, "my_module:method", "a function of (model, input, target)")
         return _own(name, function)
     if name not in METHODS:
-        accepted = "accepted are 'all', what 'saliency methods' lists, module:function and wrapper(method)"
-        raise unknown("method", name, [*METHODS, *others], accepted)
+        expected = "expected 'all', a name that 'saliency methods' lists, module:function or wrapper(method)"
+        raise unknown("method", name, [*METHODS, *others], expected)
     return Named(METHODS[name].function, METHODS[name].options, _written_options(name), name)
 
 
@@ -102,7 +100,7 @@ def _own(name: str, function: Function) -> Named:
         signature(function).bind_partial(None, None, None)
     except TypeError as error:
         raise ValueError(
-            f"method={name!r} is a function of ({', '.join(parameters)}); one of (model, input, target) is accepted."
+            f"method={name!r} is a function of ({', '.join(parameters)}); expected one of (model, input, target)."
         ) from error
     by_name = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
     names = [option for option, parameter in parameters.items() if parameter.kind in by_name]

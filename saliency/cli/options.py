@@ -35,17 +35,17 @@ def import_modules(names: Iterable[str]) -> str | None:
             import_module("import", name)
     networks = [name for name in names if ":" in name]
     if len(networks) > 1:
-        raise ValueError(f"import={networks[1]!r} is a second network, after {networks[0]!r}; one is accepted.")
+        raise ValueError(f"import={networks[1]!r} is a second network, after {networks[0]!r}; expected one.")
     return networks[0] if networks else None
 
 
 def choose_device(name: str) -> torch.device:
     """Return the device; ``'auto'`` is CUDA where there is one."""
     if name not in ("auto", "cpu", "cuda"):
-        raise unknown("device", name, ["auto", "cpu", "cuda"], "accepted are 'auto', 'cpu' and 'cuda'")
+        raise unknown("device", name, ["auto", "cpu", "cuda"], "expected 'auto', 'cpu' or 'cuda'")
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise ValueError("device='cuda' is not available on this machine; accepted are 'auto' and 'cpu'.")
+        raise ValueError("device='cuda' is not available on this machine; expected 'auto' or 'cpu'.")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
@@ -58,7 +58,7 @@ def choose_options(methods: Sequence[str], layer: str | None, pairs: Iterable[st
     found = {name: find_method(name) for name in methods}
     chosen: dict[str, object] = {} if layer is None else {"saliency_layer": layer}
     if layer is not None and not any("saliency_layer" in method.options for method in found.values()):
-        raise ValueError(f"layer={layer!r} is an option of none of the methods; one of theirs is accepted.")
+        raise ValueError(f"layer={layer!r} is an option of none of the methods; expected one of theirs.")
     for pair in pairs:
         option, _, text = pair.partition("=")
         if not any(option in method.written for method in found.values()):
@@ -94,7 +94,7 @@ def split_layers(layers: Sequence[str], methods: Sequence[str]) -> tuple[list[st
         elif method not in methods:
             raise unknown("layer", text, [f"{known}={name}" for known in methods], "expected [METHOD=]NAME")
         elif "saliency_layer" not in find_method(method).options:
-            raise ValueError(f"layer={text!r} is no option of {method}; expected a method that explains layers.")
+            raise ValueError(f"layer={text!r} is not an option of {method}; expected a method that explains layers.")
         else:
             own.setdefault(method, []).append(name)
     return common, own

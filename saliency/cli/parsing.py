@@ -32,13 +32,13 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             argument = action.option_strings[0].strip("-").replace("-", "_") if action.option_strings else "command"
             names = [*map(str, action.choices)]
-            raise unknown(argument, value, names, f"accepted are {', '.join(names)}")
+            raise unknown(argument, value, names, f"expected one of {', '.join(names)}")
 
 
 def positive(text: str) -> int:
     """Return the whole number of at least 1 that an argument of the command line stands for."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 

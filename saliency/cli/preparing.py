@@ -106,7 +106,7 @@ def keep_freed_memory() -> None:
 def read_dataset(arguments: Namespace) -> Dataset:
     """The data set."""
     if arguments.scenes and arguments.dataset != "scenes":
-        raise ValueError(f"scenes={arguments.scenes!r} is for the data set of scenes only; --limit is accepted.")
+        raise ValueError(f"scenes={arguments.scenes!r} is for the data set of scenes only; expected --limit.")
     options = {"split": arguments.split, "annotations": arguments.annotations}
     if arguments.dataset == "scenes":
         options["scenes"] = arguments.scenes or 200
@@ -117,7 +117,7 @@ def read_network(arguments: Namespace, own_network: str | None, arch: str) -> tu
     """The network, on the CPU, and what it expects."""
     if own_network:
         if arguments.arch or arguments.weights != DEFAULT:
-            raise ValueError(f"import={arch!r} goes without --arch and --weights; a function that loads is accepted.")
+            raise ValueError(f"import={arch!r} goes without --arch and --weights; expected a function that loads.")
         model, wanted = import_network(arch)
         return model, wanted if arguments.size is None else wanted._replace(size=arguments.size)
     options = {} if arch not in CAFFE_ARCHS else {"pooled": arguments.pooled}
@@ -156,7 +156,7 @@ def count_outputs(model: Module, wanted: Recipe) -> int:
         scores = main_output(model(make_noise(model, wanted)))
     if not isinstance(scores, torch.Tensor) or scores.ndim < 2:
         shown = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise ValueError(f"output={shown!r} of the network holds no classes; (N, classes) or more is accepted.")
+        raise ValueError(f"output={shown!r} of the network does not hold classes; expected (N, classes, ...).")
     return scores.shape[1]
 
 

@@ -26,11 +26,11 @@ def report(arguments: Namespace) -> None:
     if not folder.is_dir():
         near = get_close_matches(str(folder), [str(path) for path in folder.parent.glob("*/")], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"folder={arguments.folder!r} is no folder{hint}; the folder of a run is accepted.")
+        raise ValueError(f"folder={arguments.folder!r} is not a folder{hint}; expected the folder of a run.")
     try:
         paths = write_report(folder, arguments.out, arguments.method)
     except OSError as error:
         out, reason = arguments.out or arguments.folder, error.strerror or error
-        raise ValueError(f"out={out!r} cannot be written to ({reason}); a folder of one's own is accepted.") from error
+        raise ValueError(f"out={out!r} cannot be written to ({reason}); expected a folder of one's own.") from error
     for path in paths:
         say(str(path))

@@ -153,7 +153,7 @@ def load_cases(dataset: Dataset, recipe: Recipe, planned: Sequence[Case]) -> lis
         if image.shape[1:] != annotation.size:
             raise ValueError(
                 f"image={annotation.name!r} is {tuple(image.shape[1:])}, not {tuple(annotation.size)} as annotated; "
-                "an image of its annotation's (height, width) is accepted."
+                "expected an image of its annotation's (height, width)."
             )
         input = preprocess(image, recipe)
         for case in cases:
@@ -185,17 +185,17 @@ def outputs_of(
         if len(classes) != outputs:
             raise ValueError(
                 f"class_map=None takes {len(classes)} classes of the data set for the network's {outputs} outputs; "
-                "a map from class names to lists of outputs is accepted."
+                "expected a map from class names to lists of outputs."
             )
         return [(index,) for index in range(outputs)]
     check_type("class_map", class_map, Mapping, "lists of outputs by the names of the classes")
     for name, indices in class_map.items():
         check_type("class_map", indices, (list, tuple), "lists of outputs by the names of the classes")
         if name not in classes:
-            raise ValueError(f"class_map={name!r} is no class of the data set; one of {list(classes)} is accepted.")
+            raise ValueError(f"class_map={name!r} is not a class of the data set; expected one of {list(classes)}.")
         if not all(isinstance(index, int) and 0 <= index < outputs for index in indices):
             raise ValueError(
-                f"class_map={list(indices)!r} of {name!r} are no outputs; 0 to {outputs - 1} are accepted."
+                f"class_map={list(indices)!r} of {name!r} are not outputs of the network; expected 0 to {outputs - 1}."
             )
     return [tuple(class_map.get(name, ())) for name in classes]
 
@@ -212,9 +212,9 @@ def read_class_map(path: str | Path) -> dict[str, list[int]]:
     try:
         found = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"class_map={str(path)!r} cannot be read ({error}); a JSON file is accepted.") from error
+        raise ValueError(f"class_map={str(path)!r} cannot be read ({error}); expected a JSON file.") from error
     if not isinstance(found, dict) or not all(isinstance(indices, list) for indices in found.values()):
-        raise ValueError(f"class_map={str(path)!r} holds no map; class names with lists of outputs are accepted.")
+        raise ValueError(f"class_map={str(path)!r} is not a class map; expected class names with lists of outputs.")
     return found
 
 

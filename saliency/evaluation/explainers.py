@@ -92,7 +92,7 @@ class Explainer:
         check_map_options(False, self.options.get("resize_mode", "bilinear"), self.options.get("smooth", 0), None)
         for option, value in self.options.items():
             if option in DECIDED:
-                raise ValueError(f"options={option!r} of {name} is not for a benchmark to choose; others are accepted.")
+                raise ValueError(f"options={option!r} of {name} is set by the benchmark; expected another option.")
             if option.endswith("_layer") and isinstance(value, str):
                 resolve_layer(model, value, option)
         if self._parameters:

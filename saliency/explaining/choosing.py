@@ -76,9 +76,9 @@ def named_methods(methods: Methods) -> dict[str, Function]:
                 raise ValueError(f"methods={name!r} is the name of two of them; expected a dict of methods by names.")
     for name, function in found.items():
         if not isinstance(name, str) or not callable(function) or isinstance(function, (type, Module)):
-            raise ValueError(f"methods={shown({name: function})} holds no method; expected functions such as grad_cam.")
+            raise ValueError(f"methods={shown({name: function})} is not a method; expected functions such as grad_cam.")
     if not found:
-        raise ValueError(f"methods={shown(methods)} names no method; expected one or more.")
+        raise ValueError(f"methods={shown(methods)} is empty; expected one or more methods.")
     return found
 
 
@@ -92,8 +92,8 @@ def _named(method: object) -> Iterator[tuple[str, Function]]:
     elif isinstance(method, str) and method in METHODS:
         yield method, METHODS[method].function
     else:
-        accepted = "expected 'all', a name in saliency.METHODS, or a function"
-        raise unknown("methods", method if isinstance(method, str) else shown(method), list(METHODS), accepted)
+        expected = "expected 'all', a name in saliency.METHODS, or a function"
+        raise unknown("methods", method if isinstance(method, str) else shown(method), list(METHODS), expected)
 
 
 def choose(methods: Methods, layers: LayersOf, options: Mapping[str, object]) -> list[Asked]:
@@ -143,7 +143,7 @@ def _layers_of(name: str, layers: LayersOf, taken: Mapping[str, frozenset[str] |
         raise ValueError(f"saliency_layer={shown(layers)} is an option of none of the methods; expected None.")
     own: Sequence[Layer] = [*layers] if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
     if not own:
-        raise ValueError(f"saliency_layer={shown(layers)} names no layer; expected a layer or a list of layers.")
+        raise ValueError(f"saliency_layer={shown(layers)} does not name a layer; expected a layer or a list of layers.")
     return own if name in takers else [None]
 
 

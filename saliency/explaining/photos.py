@@ -42,7 +42,7 @@ def prepare(image: object, wanted: Recipe, crop: bool, name: str | None = None) 
 
 
 def _is_input(image: object, wanted: Recipe) -> TypeGuard[Tensor]:
-    """Is it a tensor of numbers, a number a channel, of which some are no shares of a colour?"""
+    """Is it a tensor of one number per channel, some of them outside [0, 1]?"""
     if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim not in (3, 4):
         return False
     fits = image.shape[-3] == len(wanted.mean) and (image.ndim == 3 or len(image) == 1) and image.numel() > 0

@@ -72,7 +72,7 @@ def load_network(arch: str, weights: str | Path | None = None, *, pooled: bool =
     check_flag("pooled", pooled)
     check_type("weights", weights, (str, Path, type(None)), "None, 'DEFAULT' or the file of a state dict")
     if not pooled and arch not in CAFFE_ARCHS:
-        raise ValueError(f"pooled=False does not go with arch={arch!r}; one of {', '.join(CAFFE_ARCHS)} is accepted.")
+        raise ValueError(f"pooled=False does not go with arch={arch!r}; expected one of {', '.join(CAFFE_ARCHS)}.")
     with torch.random.fork_rng(devices=[], enabled=weights is not None):  # what is drawn is overwritten
         if arch in CAFFE_ARCHS:
             return _load_caffe(arch, weights, pooled)
@@ -89,7 +89,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     check_path("weights", path)
     if not is_file(path):
-        raise ValueError(f"weights={str(path)!r} is no file; accepted are 'DEFAULT' and a file with a state dict.")
+        raise ValueError(f"weights={str(path)!r} is not a file; expected 'DEFAULT' or a file with a state dict.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # an unpickler raises whatever the bytes make it raise
@@ -97,7 +97,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     for key in CHECKPOINT_KEYS:
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights={str(path)!r} holds no state dict; accepted is a dict of tensors by name.")
+        raise ValueError(f"weights={str(path)!r} does not hold a state dict; expected a dict of tensors by name.")
     if not all(isinstance(name, str) for name in state):
         raise ValueError(f"weights={str(path)!r} has a key that is not a text; expected a dict of tensors by name.")
     return {plain_name(name).removeprefix("module."): tensor for name, tensor in state.items()}
@@ -107,8 +107,8 @@ def check_arch(arch: str) -> None:
     """Raise :class:`ValueError`, with the nearest name, where no network has this name."""
     check_type("arch", arch, str, "the name of a network")
     if not is_elsewhere(arch) and arch not in EMBEDDED and arch not in networks():
-        accepted = "accepted are 'scenes', 'scenes_vit', torchvision's classification networks and TorchRay's"
-        raise unknown("arch", arch, networks(), accepted)
+        expected = "expected 'scenes', 'scenes_vit', torchvision's classification networks or TorchRay's"
+        raise unknown("arch", arch, networks(), expected)
 
 
 def _build(arch: str, weights: str | Path | None, state: dict[str, Tensor]) -> Module:
@@ -177,4 +177,4 @@ def _download_error(arch: str, error: Exception) -> ValueError:
 
 def _weights_error(weights: str | Path, problem: str, error: Exception) -> ValueError:
     reason = textwrap.shorten(" ".join(str(error).split()), 160) or type(error).__name__
-    return ValueError(f"weights={str(weights)!r} {problem} ({reason}); accepted are 'DEFAULT' and a state dict's file.")
+    return ValueError(f"weights={str(weights)!r} {problem} ({reason}); expected 'DEFAULT' or a state dict's file.")

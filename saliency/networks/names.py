@@ -37,7 +37,7 @@ def find_class(name: str, classes: Sequence[str]) -> int:
             meant = ", ".join(f"{index} {classes[index]!r}" for index in found[:8])
             raise ValueError(f"target={shown(name)} may mean several classes; give the index or the name: {meant}.")
     words = sorted({part for entry in classes for part in re.findall(r"\w+", entry)})
-    raise unknown("target", name, [*classes, *words], "accepted are a class index, a class name and 'top' or 'topK'")
+    raise unknown("target", name, [*classes, *words], "expected a class index, a class name, 'top' or 'topK'")
 
 
 def find_targets(text: str, classes: Sequence[str], scores: Tensor) -> list[int]:
@@ -56,26 +56,24 @@ def find_targets(text: str, classes: Sequence[str], scores: Tensor) -> list[int]
     if top := re.fullmatch(r"top(\d*)", text):
         count = int(top[1] or 1)
         if not 1 <= count <= len(scores):
-            raise ValueError(
-                f"target={shown(text)} asks for {count} classes; accepted is 'top1' to 'top{len(scores)}'."
-            )
+            raise ValueError(f"target={shown(text)} asks for {count} classes; expected 'top1' to 'top{len(scores)}'.")
         return scores.argsort(descending=True)[:count].tolist()
     if re.fullmatch(r"-?\d+", text):
         if not 0 <= int(text) < len(scores):
-            raise ValueError(f"target={shown(text)} is no class of the network; accepted is 0 to {len(scores) - 1}.")
+            raise ValueError(f"target={shown(text)} is not a class of the network; expected 0 to {len(scores) - 1}.")
         return [int(text)]
     return [find_class(text, classes)]
 
 
-def unknown(argument: str, value: str, names: Sequence[str], accepted: str) -> ValueError:
+def unknown(argument: str, value: str, names: Sequence[str], expected: str) -> ValueError:
     """Return the error for a name that is none of ``names``, with the nearest one.
 
-    >>> unknown("arch", "resnet5", ["resnet50", "vgg16"], "accepted are networks")
-    ValueError("arch='resnet5' is unknown; did you mean 'resnet50'? accepted are networks.")
+    >>> unknown("arch", "resnet5", ["resnet50", "vgg16"], "expected a network")
+    ValueError("arch='resnet5' is unknown; did you mean 'resnet50'? expected a network.")
     """
     nearest = difflib.get_close_matches(value.lower(), [name.lower() for name in names], n=1, cutoff=0.0)
     hint = f"did you mean {_spelling(nearest[0], names)!r}? " if nearest else ""
-    return ValueError(f"{argument}={shown(value)} is unknown; {hint}{accepted}.")
+    return ValueError(f"{argument}={shown(value)} is unknown; {hint}{expected}.")
 
 
 def _spelling(lowered: str, names: Sequence[str]) -> str:

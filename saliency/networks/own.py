@@ -33,8 +33,8 @@ def import_network(name: str) -> tuple[Module, Recipe]:
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Module) and isinstance(made[1], Recipe):
         return made[0].eval(), made[1]
     raise ValueError(
-        f"import={name!r} returned what is of type {type(made).__name__}; a torch.nn.Module, or one with its Recipe, "
-        "is accepted."
+        f"import={name!r} returned an object of type {type(made).__name__}; expected a torch.nn.Module, "
+        "or one with its Recipe."
     )
 
 
@@ -50,18 +50,18 @@ def find_function(argument: str, name: str, example: str, expected: str) -> Call
     check_type(argument, name, str, repr(example))
     module_name, _, function = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), *function.split(".")]):
-        raise ValueError(f"{argument}={shown(name)} names no function of a module; {example!r} is accepted.")
+        raise ValueError(f"{argument}={shown(name)} does not name a function of a module; expected {example!r}.")
     found: object = import_module(argument, module_name, name)
     for part in function.split("."):
         if not hasattr(found, part):
             near = get_close_matches(part, dir(found), n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(
-                f"{argument}={name!r} is not in {module_name}: it has no {part!r}; {hint}a function of it is accepted."
+                f"{argument}={name!r} is not in {module_name}: it has no {part!r}; {hint}expected a function of it."
             )
         found = getattr(found, part)
     if not callable(found):
-        raise ValueError(f"{argument}={name!r} is of type {type(found).__name__}; {expected} is accepted.")
+        raise ValueError(f"{argument}={name!r} is of type {type(found).__name__}; expected {expected}.")
     return found
 
 
@@ -71,7 +71,7 @@ def import_module(argument: str, module_name: str, given: str | None = None) -> 
     ``given`` is what the user wrote, for the error. What the module itself raises is passed on.
     """
     if not all(part.isidentifier() for part in module_name.split(".")):
-        raise ValueError(f"{argument}={shown(given or module_name)} is not a module's name; 'my_module' is accepted.")
+        raise ValueError(f"{argument}={shown(given or module_name)} is not a module's name; expected 'my_module'.")
     here = str(Path.cwd())
     if here not in sys.path:  # and it stays there: what is imported may import more while it runs
         sys.path.insert(0, here)
@@ -80,5 +80,5 @@ def import_module(argument: str, module_name: str, given: str | None = None) -> 
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{argument}={given or module_name!r} cannot be imported ({error}); "
-            f"a module in {here} or installed is accepted."
+            f"expected a module in {here} or installed."
         ) from error

@@ -36,8 +36,8 @@ class Recipe(NamedTuple):
     def resized(self, size: int, name: str) -> "Recipe":
         """The same with another shorter side. Raises ``ValueError`` for one that the network, by ``name``, refuses."""
         if size != self.size and (self.square or size < self.min_size):
-            accepted = f"{self.size} only" if self.square else f"{self.min_size} or more"
-            raise ValueError(f"size={size!r} does not fit {name}; accepted is {accepted}.")
+            expected = f"{self.size}" if self.square else f"{self.min_size} or more"
+            raise ValueError(f"size={size!r} does not fit {name}; expected {expected}.")
         return self._replace(size=size)
 
 

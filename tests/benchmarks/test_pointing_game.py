@@ -149,13 +149,16 @@ def test_a_wider_disc_hits_more(played):
 WRONG = {
     "scenes": (["--scenes", "0"], "'0' is no whole number"),
     "scenes of photos": (["--dataset", "voc2007", "--scenes", "5"], "scenes=5"),
-    "root": (["--dataset", "voc2007"], "root=None is no folder"),
+    "root": (["--dataset", "voc2007"], "root=None is not a folder"),
     "method": (["--method", "gradcam"], "did you mean 'grad_cam'?"),
     "metric": (["--metric", "pointing_gam"], "did you mean 'pointing_game'?"),
     "option of no method": (["--method", "grad_cam", "--option", "num_masks=3"], "option='num_masks=3'"),
     "option of another": (["--method", "grad_cam", "--option", "rise.num_masks=3"], "option='rise'"),
     "size of maps": (["--method", "grad_cam", "--option", "resize=True"], "'resize' of grad_cam"),
-    "metric option": (["--metric-option", "insertion.steps=3"], "metric_option='insertion.steps=3' is for no metric"),
+    "metric option": (
+        ["--metric-option", "insertion.steps=3"],
+        "metric_option='insertion.steps=3' is not for a metric of this run",
+    ),
     "unknown metric option": (["--metric-option", "pointing_game.radius=3"], "'radius' is no option"),
     "tolerance": (["--tolerance", "x"], "--tolerance"),
     "limit": (["--limit", "0"], "--limit"),
@@ -165,7 +168,7 @@ WRONG = {
     "network": (["--import", "nowhere:build"], "import='nowhere:build'"),
     "two networks": (["--import", "torch.nn:Identity", "--arch", "scenes"], "import='torch.nn:Identity' goes without"),
     "class map": (["--class-map", "nowhere.json"], "class_map='nowhere.json'"),
-    "nothing to compare": (["--metric", "agreement", "--method", "grad_cam"], "make no pair"),
+    "nothing to compare": (["--metric", "agreement", "--method", "grad_cam"], "leave no pair"),
     "out": (["--out", "setup.py/out"], "out='setup.py/out' cannot be used"),
     "argument": (["--nonsense"], "--nonsense"),
 }

@@ -98,13 +98,13 @@ class TestOwn:
         ("name", "message"),
         [
             ("my_methods:powred", "has no 'powred'; did you mean 'powered'"),
-            ("my_methods:short", r"is a function of \(model, input\); one of \(model, input, target\) is accepted"),
+            ("my_methods:short", r"is a function of \(model, input\); expected one of \(model, input, target\)"),
             ("my_methods:number", "is of type int"),
-            ("my_methods:", "names no function of a module; 'my_module:method' is accepted"),
+            ("my_methods:", "does not name a function of a module; expected 'my_module:method'"),
             ("my_metods:powered", "cannot be imported"),
             ("smoth_grad(gradient)", r"did you mean 'smooth_grad\(gradient\)'\?"),
             ("smooth_grad(gradiet)", r"'gradiet' is unknown; did you mean 'gradient'\?"),
-            ("fused(layer_cam)", "accepted wrappers are smooth_grad, augmented, low_pass, normalised"),
+            ("fused(layer_cam)", "expected one of smooth_grad, augmented, low_pass, normalised"),
         ],
     )
     def test_what_is_no_method(self, name, message):
@@ -127,10 +127,7 @@ class TestOwn:
             np.testing.assert_allclose(np.load(path), maps[0, 0].numpy(), rtol=1e-4, atol=1e-6)
         capsys.readouterr()
         assert main(["explain", "--scenes", "1", "--method", "my_methods:flat", "--out", "out"]) == 2
-        assert (
-            "method returned a tensor of shape (1,); maps of shape (1, 1, h, w) are accepted."
-            in capsys.readouterr().err
-        )
+        assert "method returned a tensor of shape (1,); expected maps of shape (1, 1, h, w)." in capsys.readouterr().err
 
     def test_a_network_and_rows_of_a_module(self, capsys):
         arguments = ["--scenes", "1", "--import", "my_methods", "--method", "my_row"]

@@ -75,7 +75,7 @@ def test_difficult_counts_the_union_of_masks_with_crowds_and_difficult_objects()
 
 def test_outputs_of_the_own_classes_are_one_by_one():
     assert outputs_of(["a", "b"], 2) == [(0,), (1,)]
-    with pytest.raises(ValueError, match=r"class_map=None takes 2 classes .* 3 outputs; .* accepted"):
+    with pytest.raises(ValueError, match=r"class_map=None takes 2 classes .* 3 outputs; .*expected"):
         outputs_of(["a", "b"], 3)
 
 
@@ -83,10 +83,10 @@ def test_outputs_of_a_map(tmp_path):
     (tmp_path / "map.json").write_text('{"b": [4, 2], "a": [0]}')
     found = outputs_of(["a", "b", "c"], 5, read_class_map(tmp_path / "map.json"))
     assert found == [(0,), (4, 2), ()]
-    with pytest.raises(ValueError, match=r"class_map='d' is no class of the data set"):
+    with pytest.raises(ValueError, match=r"class_map='d' is not a class of the data set"):
         outputs_of(["a"], 5, {"d": [1]})
     for wrong in ([5], [-1], ["cat"], [1.0]):
-        with pytest.raises(ValueError, match=r"class_map=.* of 'a' are no outputs; 0 to 4 are accepted"):
+        with pytest.raises(ValueError, match=r"class_map=.* of 'a' are not outputs of the network; expected 0 to 4"):
             outputs_of(["a"], 5, {"a": wrong})
 
 
@@ -94,7 +94,7 @@ def test_outputs_of_a_map(tmp_path):
 def test_a_broken_map(tmp_path, content):
     if content is not None:
         (tmp_path / "map.json").write_text(content)
-    with pytest.raises(ValueError, match=r"class_map='.*map\.json' (cannot be read|holds no map)"):
+    with pytest.raises(ValueError, match=r"class_map='.*map\.json' (cannot be read|is not a class map)"):
         read_class_map(tmp_path / "map.json")
 
 

@@ -104,9 +104,9 @@ class TestVoc:
         voc_tree(tmp_path, {"000001": []})
         voc_tree(tmp_path, {"000005": [], "000007": []}, split="trainval")
         assert len(load_dataset("voc2007", tmp_path, split="trainval").annotations) == 2
-        with pytest.raises(ValueError, match=r"root=.* is no VOC 2007 .* accepted"):
+        with pytest.raises(ValueError, match=r"root=.* is not a VOC 2007 folder .* expected"):
             load_dataset("voc2007", tmp_path, split="val")
-        with pytest.raises(ValueError, match=r"root=.* is no VOC 2007 .* accepted"):
+        with pytest.raises(ValueError, match=r"root=.* is not a VOC 2007 folder .* expected"):
             load_dataset("voc2007", tmp_path, split="tset")
 
     def test_what_is_wrong_is_named_and_skipped(self, tmp_path):
@@ -250,7 +250,7 @@ class TestCoco:
         other = tmp_path / "annotations/instances_train2017.json"
         with pytest.raises(ValueError, match=r"no sound photo .* train2017\.jpg: its file .*val2014.* is missing"):
             load_dataset("coco2017", tmp_path, split="val2014", annotations=other)
-        with pytest.raises(ValueError, match=r"annotations='.*instances_test\.json' is no file; .* accepted"):
+        with pytest.raises(ValueError, match=r"annotations='.*instances_test\.json' is not a file; .*expected"):
             load_dataset("coco2014", tmp_path, split="test")
 
     def test_photos_come_by_rising_id(self, tmp_path):
@@ -402,7 +402,7 @@ class TestFolder:
         (tmp_path / "list.json").write_text("[]")
         assert load_dataset("folder", tmp_path).problems == ()
         self.make(tmp_path, photo, file="annotations/more.json")
-        with pytest.raises(ValueError, match=r"annotations=None .* \(labels\.json, more\.json\); its path is accepted"):
+        with pytest.raises(ValueError, match=r"annotations=None .* \(labels\.json, more\.json\); expected its path"):
             load_dataset("folder", tmp_path)
         assert load_dataset("folder", tmp_path, annotations=tmp_path / "labels.json").problems == ()
         with pytest.raises(ValueError, match=r"annotations=None .* \(none\)"):
@@ -451,7 +451,7 @@ class TestImageNet:
             r"^gone: its file .*gone\.JPEG is missing",
             r"^differs: .*differs\.xml and the solution 'n01440764 0 0 9 8 ' differ",
             r"^class: its solution .* has the unknown class 'n00000000'",
-            r"^words: its solution .* is no list of classes and boxes",
+            r"^words: its solution .* is not a list of classes and boxes",
             r"^cut: its annotation .* cannot be read",
             r"^neither: its annotation .* cannot be read",
         ]
@@ -463,7 +463,7 @@ class TestImageNet:
         listing, solution = tmp_path / "ILSVRC/ImageSets/CLS-LOC/val.txt", tmp_path / "LOC_val_solution.csv"
         listing.write_text(listing.read_text().replace("\n", "\n\n"))
         solution.write_text(re.sub("cut,.*\n", "cut\n", solution.read_text()))
-        expected = [r"^cut: its solution '' is no list of classes and boxes"]
+        expected = [r"^cut: its solution '' is not a list of classes and boxes"]
         assert [entry.name for entry in check_problems("imagenet", tmp_path, expected).annotations] == ["good"]
         listing.unlink()
         check_problems("imagenet", tmp_path, expected)
@@ -473,7 +473,7 @@ class TestImageNet:
         (tmp_path / "LOC_synset_mapping.txt").write_text("n01440764\n")
         with pytest.raises(ValueError, match=r"root=.* has no list of classes"):
             load_dataset("imagenet", tmp_path)
-        with pytest.raises(ValueError, match=r"split='train' .* 'val' is accepted"):
+        with pytest.raises(ValueError, match=r"split='train' .* expected 'val'"):
             load_dataset("imagenet", tmp_path, split="train")
 
 
@@ -539,12 +539,12 @@ def test_data_sets_are_named():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (["voc2006"], {}, r"dataset='voc2006' is unknown; did you mean 'voc2007'\? .* accepted"),
-        (["voc2007"], {}, r"root=None is no folder; .* accepted"),
-        (["coco2014", "nowhere"], {}, r"root='nowhere' is no folder; .* accepted"),
-        (["scenes"], {"on_error": "ignore"}, r"on_error='ignore' is unknown; .* accepted"),
-        (["scenes", "."], {}, r"root='\.' does not go with 'scenes'.* accepted"),
-        (["scenes"], {"scenes": 0}, r"scenes=0 is no number of scenes; .* accepted"),
+        (["voc2006"], {}, r"dataset='voc2006' is unknown; did you mean 'voc2007'\? expected one of"),
+        (["voc2007"], {}, r"root=None is not a folder; .*expected"),
+        (["coco2014", "nowhere"], {}, r"root='nowhere' is not a folder; .*expected"),
+        (["scenes"], {"on_error": "ignore"}, r"on_error='ignore' is unknown; .*expected"),
+        (["scenes", "."], {}, r"root='\.' does not go with 'scenes'.*; expected"),
+        (["scenes"], {"scenes": 0}, r"scenes=0 is not a number of scenes; .*expected"),
         (["scenes"], {"seed": -1}, r"seed=-1 is not a valid seed"),
     ],
 )

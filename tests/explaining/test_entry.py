@@ -130,7 +130,7 @@ REFUSED = {
     "mean='a' does not fit 3 channels": {**ASKED, "mean": "a"},
     "size=0 is not a positive number": {**ASKED, "size": 0},
     "methods='gradcam' is unknown; did you mean 'grad_cam'?": {**ASKED, "methods": "gradcam"},
-    "methods=[] names no method": {**ASKED, "methods": []},
+    "methods=[] is empty": {**ASKED, "methods": []},
     "n_step=3 is an option of none of the methods (did you mean 'n_steps'?)": {
         **ASKED,
         "methods": "conductance",
@@ -140,7 +140,7 @@ REFUSED = {
     "saliency_layer='gradcam' is unknown; did you mean 'grad_cam'?": {**ASKED, "saliency_layer": {"gradcam": "0"}},
     "target='tabbi' is unknown": {**ASKED, "target": "tabbi", "classes": ["tabby", "dog", "cow"]},
     "image=a tensor of shape (2, 3, 20, 20) holds 2 images": {**ASKED, "image": torch.rand(2, 3, 20, 20)},
-    "photo='nowhere.png' is no file": {**ASKED, "image": "nowhere.png"},
+    "photo='nowhere.png' is not a file": {**ASKED, "image": "nowhere.png"},
 }
 
 

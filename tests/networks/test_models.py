@@ -122,7 +122,7 @@ class TestFiles:
         torch.save(load_network("squeezenet1_1").state_dict(), tmp_path / "weights.pth")
         with pytest.raises(ValueError, match=r"weights='.*weights\.pth' do not fit arch='resnet50_voc'"):
             load_network("resnet50_voc", tmp_path / "weights.pth")
-        with pytest.raises(ValueError, match=r"weights='nowhere\.pth\.tar' is no file"):
+        with pytest.raises(ValueError, match=r"weights='nowhere\.pth\.tar' is not a file"):
             load_network("resnet50_voc", "nowhere.pth.tar")
 
     def test_default_is_what_torchray_publishes(self, monkeypatch):

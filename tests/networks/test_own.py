@@ -68,15 +68,15 @@ class TestImport:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("my_nets", "names no function of a module; 'my_module:build' is accepted"),
-            (":alone", "names no function of a module"),
-            ("my_nets:", "names no function of a module"),
-            ("my nets:alone", "names no function of a module"),
-            ("my_netz:alone", "cannot be imported .*No module named 'my_netz'.* is accepted"),
+            ("my_nets", "does not name a function of a module; expected 'my_module:build'"),
+            (":alone", "does not name a function of a module"),
+            ("my_nets:", "does not name a function of a module"),
+            ("my nets:alone", "does not name a function of a module"),
+            ("my_netz:alone", "cannot be imported .*No module named 'my_netz'.* expected a module"),
             ("needs_more:alone", "cannot be imported .*No module named 'a_module_that_nobody_has'"),
-            ("my_nets:alon", "is not in my_nets: it has no 'alon'; .* is accepted"),
-            ("my_nets:five", "is of type int; a function that returns a network is accepted"),
-            ("my_nets:number", "returned what is of type int; .* is accepted"),
+            ("my_nets:alon", "is not in my_nets: it has no 'alon'; .* expected a function of it"),
+            ("my_nets:five", "is of type int; expected a function that returns a network"),
+            ("my_nets:number", "returned an object of type int; expected"),
             ("my_nets:wrong_pair", "returned what is of type tuple"),
         ],
     )

@@ -88,11 +88,11 @@ def _check(name: str, root: str | Path | None, on_error: str) -> None:
     if root is not None:
         check_path("root", root)
     if name not in DATASETS:
-        raise unknown("dataset", name, list(DATASETS), f"one of {', '.join(DATASETS)} is accepted")
+        raise unknown("dataset", name, list(DATASETS), f"expected one of {', '.join(DATASETS)}")
     if not isinstance(on_error, str) or on_error not in ("skip", "refuse"):
-        raise ValueError(f"on_error={shown(on_error)} is unknown; 'skip' or 'refuse' is accepted.")
+        raise ValueError(f"on_error={shown(on_error)} is unknown; expected 'skip' or 'refuse'.")
     if DATASETS[name].has_root and (root is None or not Path(root).is_dir()):
         given = None if root is None else str(root)
-        raise ValueError(f"root={given!r} is no folder; the folder of the data set {name!r} is accepted.")
+        raise ValueError(f"root={given!r} is not a folder; expected the folder of the data set {name!r}.")
     if root is not None and not DATASETS[name].has_root:
-        raise ValueError(f"root={str(root)!r} does not go with {name!r}, which are drawn; None is accepted.")
+        raise ValueError(f"root={str(root)!r} does not go with {name!r}, which are drawn; expected None.")

@@ -51,7 +51,7 @@ def read_index(file: Path) -> Any:
     from torchvision.datasets import CocoDetection
 
     if not file.is_file():
-        raise ValueError(f"annotations={str(file)!r} is no file; a JSON file in COCO's format is accepted.")
+        raise ValueError(f"annotations={str(file)!r} is not a file; expected a JSON file in COCO's format.")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress there
             index = CocoDetection(str(file.parent), str(file)).coco
@@ -63,7 +63,7 @@ def read_index(file: Path) -> Any:
     except Exception as error:  # a file of another format is indexed as far as that goes
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(
-            f"annotations={str(file)!r} cannot be read ({reason}); a JSON file in COCO's format is accepted."
+            f"annotations={str(file)!r} cannot be read ({reason}); expected a JSON file in COCO's format."
         ) from error
     return index
 
@@ -76,7 +76,7 @@ def find_json(root: Path) -> Path:
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise ValueError(
-            f"annotations=None leaves open which JSON file of {str(root)!r} counts ({names}); its path is accepted."
+            f"annotations=None does not say which JSON file of {str(root)!r} to read ({names}); expected its path."
         )
     return found[0]
 

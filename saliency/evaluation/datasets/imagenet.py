@@ -20,7 +20,7 @@ def imagenet_entries(root: Path, split: str = "val") -> Listing:
     counts. A photo may lack one of them. Of the splits only ``val`` has its photos in one folder.
     """
     if split != "val":
-        raise ValueError(f"split={split!r} is not in one folder; 'val' is accepted.")
+        raise ValueError(f"split={split!r} is not in one folder; expected 'val'.")
     synsets = read_synsets(root / SYNSETS)
     labels = {synset: label for label, synset in enumerate(synsets)}
     return Listing(tuple(synsets.values()), _photos(root, split, labels))
@@ -33,7 +33,7 @@ def read_synsets(path: Path) -> dict[str, str]:
         return {synset: names.strip() for synset, names in lines}
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"root={str(path.parent)!r} has no list of classes ({error}); a folder with {path.name} is accepted."
+            f"root={str(path.parent)!r} has no list of classes ({error}); expected a folder with {path.name}."
         ) from error
 
 
@@ -62,7 +62,7 @@ def _rows(solution: Path) -> list[tuple[str, str]]:
     try:
         rows = list(csv.reader(io.StringIO(_read(solution), newline="")))[1:]
     except csv.Error as error:
-        raise ValueError(f"root has a broken {solution} ({error}); a file of the challenge is accepted.") from error
+        raise ValueError(f"root has a broken {solution} ({error}); expected a file of the challenge.") from error
     return [(row[0], row[1] if len(row) > 1 else "") for row in rows if row]
 
 
@@ -70,7 +70,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except (OSError, ValueError) as error:
-        raise ValueError(f"root has a broken {path} ({error}); a file of the challenge is accepted.") from error
+        raise ValueError(f"root has a broken {path} ({error}); expected a file of the challenge.") from error
 
 
 def _answered(answer: str, xml: Path, image: Path, labels: Mapping[str, int]) -> Iterator[Entry | str]:
@@ -94,7 +94,7 @@ def _things(answer: str, labels: Mapping[str, int]) -> tuple[Thing, ...]:
     """The objects in ``n02112137 52 61 199 215 …``: class and box of each, again and again."""
     words = answer.split()
     if len(words) % 5 or not words:
-        raise ValueError("is no list of classes and boxes")
+        raise ValueError("is not a list of classes and boxes")
     things = []
     for start in range(0, len(words), 5):
         synset, *corners = words[start : start + 5]

@@ -69,7 +69,7 @@ class ImageSet:
         if tuple(image.shape[1:]) != size:
             raise ValueError(
                 f"photo={str(place)!r} is of size {tuple(image.shape[1:])}, its annotation of size {size}; "
-                "a photo of the annotated height and width is accepted."
+                "expected a photo of the annotated height and width."
             )
         return image
 
@@ -99,10 +99,10 @@ def collect(name: str, root: Path | None, listing: Listing, loader: Loader, on_e
     problems = [printable(_shortened(problem)) for problem in problems]
     if problems and on_error == "refuse":
         shown = " ".join(f"({number}) {problem}" for number, problem in enumerate(problems[:SHOWN], 1))
-        raise ValueError(f"root={str(root)!r} holds {len(problems)} problems: {shown}; on_error='skip' is accepted.")
+        raise ValueError(f"root={str(root)!r} holds {len(problems)} problems: {shown}; expected on_error='skip'.")
     if not annotations:
         why = f" ({len(problems)} problems, the first: {problems[0]})" if problems else ""
-        raise ValueError(f"root={str(root)!r} holds no sound photo of {name!r}{why}; a folder with some is accepted.")
+        raise ValueError(f"root={str(root)!r} holds no sound photo of {name!r}{why}; expected a folder with some.")
     kept = tuple(annotations.values()), tuple(problems), tuple(places)
     return ImageSet(name, root, classes, *kept, loader, listing.source)
 
@@ -192,4 +192,4 @@ def stored_size(path: Path) -> tuple[int, int]:
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"photo={str(path)!r} cannot be read ({reason}); an image that Pillow reads is accepted.")
+    return ValueError(f"photo={str(path)!r} cannot be read ({reason}); expected an image that Pillow reads.")

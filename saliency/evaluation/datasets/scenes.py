@@ -14,7 +14,7 @@ from saliency.scenes import CLASSES, make_scene
 def scene_entries(scenes: int = 100, seed: int = 0) -> Listing:
     """The ``scenes`` scenes from ``seed`` on, named ``scene0``, ``scene1`` … after their seeds."""
     if not is_positive_int(scenes):
-        raise ValueError(f"scenes={shown(scenes)} is no number of scenes; a whole number of at least 1 is accepted.")
+        raise ValueError(f"scenes={shown(scenes)} is not a number of scenes; expected a whole number of at least 1.")
     check_type("seed", seed, int, "the seed of a scene")
     return Listing(CLASSES, map(_entry, range(seed, seed + scenes)))
 

@@ -72,7 +72,7 @@ def run_lengths(counts: Sequence[int] | str | bytes) -> list[int]:
     for character in counts.encode() if isinstance(counts, str) else counts:
         bits = character - 48
         if shift > LONGEST_NUMBER:
-            raise ValueError(f"counts={counts[:40]!r} holds a number of no image; COCO's text is accepted.")
+            raise ValueError(f"counts={counts[:40]!r} holds a number too large for an image; expected COCO's text.")
         value |= (bits & 31) << shift
         shift += 5
         if not bits & 32:

@@ -18,8 +18,8 @@ def voc_entries(root: Path, split: str = "test") -> Listing:
         listed = VOCDetection(str(root), year="2007", image_set=split)
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(
-            f"root={str(root)!r} is no VOC 2007 ({error}); "
-            f"a folder with VOCdevkit/VOC2007/ImageSets/Main/{split}.txt is accepted."
+            f"root={str(root)!r} is not a VOC 2007 folder ({error}); "
+            f"expected a folder with VOCdevkit/VOC2007/ImageSets/Main/{split}.txt."
         ) from error
     labels = {class_name: label for label, class_name in enumerate(VOC_CLASSES)}
     files = zip(map(Path, listed.images), map(Path, listed.annotations), strict=True)

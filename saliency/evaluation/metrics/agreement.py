@@ -25,10 +25,10 @@ def rank_correlation(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
     check_flag("absolute", absolute)
     if a.shape != b.shape or a.ndim < 2 or not a[:1].numel():
         raise ValueError(
-            f"a={tuple(a.shape)} and b={tuple(b.shape)} are no pair; two tensors (N, 1, h, w) are accepted."
+            f"a={tuple(a.shape)} and b={tuple(b.shape)} are not a pair; expected two tensors (N, 1, h, w)."
         )
     if not (a.isfinite().all() and b.isfinite().all()):
-        raise ValueError("a, b=NaN or infinity has no rank; finite maps are accepted.")
+        raise ValueError("a, b=NaN or infinity cannot be ranked; expected finite maps.")
     a, b = (_centred_ranks(map.abs() if absolute else map) for map in (a, b))
     spread = ((a * a).sum(1) * (b * b).sum(1)).sqrt()
     return safe_divide((a * b).sum(1), spread).clamp(-1, 1)

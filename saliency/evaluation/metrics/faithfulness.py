@@ -113,7 +113,7 @@ def curve_area(curve: Tensor) -> Tensor:
     if not curve.isfinite().all():
         raise ValueError("curve=NaN or infinity has no area; expected finite numbers.")
     if curve.ndim != 2 or curve.shape[1] < 2:
-        raise ValueError(f"curve={tuple(curve.shape)} has no area; a tensor (N, T) with T >= 2 is accepted.")
+        raise ValueError(f"curve={tuple(curve.shape)} has no area under it; expected a tensor (N, T) with T >= 2.")
     return torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)
 
 
@@ -184,7 +184,7 @@ def _check_road(percentages: object, noise: object) -> None:
     if not known or not percentages:
         raise ValueError(f"percentages={shown(percentages)} are none of pixels; expected numbers between 0 and 100.")
     if not is_number(noise) or noise < 0:
-        raise ValueError(f"noise={shown(noise)} is no standard deviation; a number >= 0 is accepted.")
+        raise ValueError(f"noise={shown(noise)} is not a standard deviation; expected a number >= 0.")
 
 
 def average_drop(

@@ -57,16 +57,16 @@ def _check(input: Tensor, removed: Tensor) -> None:
     check_tensor("removed", removed)
     if input.ndim != 4 or not input.numel() or not input.is_floating_point() or not input.isfinite().all():
         raise ValueError(
-            f"input={tuple(input.shape)} of {input.dtype} is no batch of finite images; "
-            "a finite floating-point tensor (N, C, H, W) is accepted."
+            f"input={tuple(input.shape)} of {input.dtype} is not a batch of finite images; "
+            "expected a finite floating-point tensor (N, C, H, W)."
         )
     if removed.dtype != torch.bool or removed.shape != (len(input), 1, *input.shape[2:]):
         raise ValueError(
             f"removed={tuple(removed.shape)} of {removed.dtype} does not fit input of shape {tuple(input.shape)}; "
-            "a bool tensor (N, 1, H, W) is accepted."
+            "expected a bool tensor (N, 1, H, W)."
         )
     if removed.flatten(1).all(1).any():
-        raise ValueError("removed=True everywhere leaves nothing to fill in from; a pixel kept per image is accepted.")
+        raise ValueError("removed=True everywhere leaves nothing to fill in from; expected a pixel kept per image.")
 
 
 def _blur(x: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def points_hit(points: Tensor, masks: Tensor, tolerance: float = 15) -> Tensor:
     if masks.ndim != 3 or masks.dtype != torch.bool or points.shape != (len(masks), 2):
         raise ValueError(
             f"masks={tuple(masks.shape)} of {masks.dtype} do not fit points of shape {tuple(points.shape)}; "
-            "bool masks (N, H, W) and points (N, 2) are accepted."
+            "expected bool masks (N, H, W) and points (N, 2)."
         )
     _check_not_empty(masks)
     height, width = masks.shape[1:]
@@ -64,7 +64,7 @@ def points_hit(points: Tensor, masks: Tensor, tolerance: float = 15) -> Tensor:
 def _squared_reach(tolerance: object, masks: Tensor) -> int:
     """The largest squared distance of two pixels within the tolerance; beyond the image it makes no difference."""
     if not is_number(tolerance) or tolerance < 0:
-        raise ValueError(f"tolerance={shown(tolerance)} is no radius in pixels; expected a number >= 0.")
+        raise ValueError(f"tolerance={shown(tolerance)} is not a radius in pixels; expected a number >= 0.")
     return int(min(tolerance, sum(masks.shape[1:])) ** 2)
 
 
@@ -131,7 +131,7 @@ def mask_iou(saliency: Tensor, masks: Tensor, thresholds: Thresholds = THRESHOLD
     .. math:: \frac{|\{u: s_{nu} \ge \tau_t\} \cap m_n|}{|\{u: s_{nu} \ge \tau_t\} \cup m_n|}
 
     Each map (N, 1, H, W) is shifted and scaled to [0, 1]; a constant one becomes 0. ``masks`` is (N, H, W) bool.
-    Raises ``ValueError`` as :func:`pointing_game`, and for ``thresholds`` that are no numbers from 0 to 1.
+    Raises ``ValueError`` as :func:`pointing_game`, and for ``thresholds`` that are not numbers from 0 to 1.
 
     >>> mask_iou(torch.tensor([[[[0.0, 1.0, 4.0]]]]), torch.tensor([[[False, True, True]]]), [0, 0.1, 0.9])
     tensor([[0.6667, 1.0000, 0.5000]])
@@ -159,7 +159,7 @@ def box_iou(
     ``components='all'`` the best (MaxBoxAccV2). ``boxes`` holds for each map the (K, 4) boxes x0, y0, x1, y1 of all
     objects, half-open in pixels; the best of them counts. Where nothing reaches the threshold it is 0.
     Choe et al., Evaluating Weakly Supervised Object Localization Methods Right, CVPR 2020; V2: TPAMI 2022.
-    Raises ``ValueError`` for a map without a box, ``thresholds`` that are no numbers from 0 to 1, NaN.
+    Raises ``ValueError`` for a map without a box, ``thresholds`` that are not numbers from 0 to 1, NaN.
 
     >>> box_iou(torch.tensor([[[[0.0, 1.0, 4.0, 0.0, 3.0]]]]), [torch.tensor([[1, 0, 4, 1]])], [0.0, 0.2, 0.9])
     tensor([[0.6000, 0.6667, 0.3333]])
@@ -167,7 +167,7 @@ def box_iou(
     _check_maps(saliency)
     _check_boxes(saliency, boxes)
     if not isinstance(components, str) or components not in ("largest", "all"):
-        raise ValueError(f"components={shown(components)} is unknown; 'largest' or 'all' is accepted.")
+        raise ValueError(f"components={shown(components)} is unknown; expected 'largest' or 'all'.")
     levels, order = _levels(saliency, thresholds)
     ious = _wide(saliency).new_zeros(len(order), len(saliency))
     truth = pad_sequence([box.to(ious) for box in boxes], batch_first=True)  # a box without a pixel has IoU 0
@@ -194,12 +194,12 @@ def max_box_accuracy(ious: Tensor, delta: float | Sequence[float] = 0.5) -> Tens
     """
     check_maps_type("ious", ious)
     if not ious.isfinite().all():
-        raise ValueError("ious=NaN or infinity is no overlap; expected finite numbers.")
+        raise ValueError("ious=NaN or infinity is not an overlap; expected finite numbers.")
     if ious.ndim != 2 or not ious.numel():
-        raise ValueError(f"ious={tuple(ious.shape)} is no table of cases; a tensor (N, T) is accepted.")
+        raise ValueError(f"ious={tuple(ious.shape)} is not a table of cases; expected a tensor (N, T).")
     deltas = tuple(delta) if isinstance(delta, Sequence) else (delta,)
     if not deltas or not all(is_number(value) and 0 < value <= 1 for value in deltas):
-        raise ValueError(f"delta={shown(delta)} is no IoU; numbers in (0, 1] are accepted.")
+        raise ValueError(f"delta={shown(delta)} is not an IoU; expected numbers in (0, 1].")
     return torch.stack([(ious >= value).to(_wide(ious).dtype).mean(0).max() for value in deltas]).mean()
 
 
@@ -212,9 +212,9 @@ def boxes_to_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     check_maps_type("boxes", boxes)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes={tuple(boxes.shape)} are no boxes; a tensor (K, 4) is accepted.")
+        raise ValueError(f"boxes={tuple(boxes.shape)} are not boxes; expected a tensor (K, 4).")
     if not boxes.isfinite().all():
-        raise ValueError("boxes=NaN or infinity is no place; expected finite numbers.")
+        raise ValueError("boxes=NaN or infinity is not a position; expected finite numbers.")
     if not isinstance(size, Sequence) or len(size) != 2 or not all(map(is_positive_int, size)):
         raise ValueError(f"size={shown(size)} is not a size of an image; expected (height, width).")
     height, width = size
@@ -239,7 +239,7 @@ def _levels(saliency: Tensor, thresholds: Thresholds) -> tuple[Tensor, Tensor]:
         edges = values.new_empty(0)
     if edges.ndim != 1 or not edges.numel() or not ((edges >= 0) & (edges <= 1)).all():
         given = reprlib.repr(thresholds) if isinstance(thresholds, Sequence) else shown(thresholds)
-        raise ValueError(f"thresholds={given} are no shares of the maximum; numbers from 0 to 1 are accepted.")
+        raise ValueError(f"thresholds={given} are not fractions of the maximum; expected numbers from 0 to 1.")
     values = values - values.amin((1, 2), keepdim=True)
     edges, order = edges.sort()
     share = safe_divide(values, values.amax((1, 2), keepdim=True))
@@ -259,9 +259,9 @@ def _overlap(box: Tensor, truth: Tensor) -> Tensor:
 def _check_maps(saliency: Tensor) -> None:
     check_maps_type("saliency", saliency)
     if saliency.ndim != 4 or saliency.shape[1] != 1 or not saliency[:1].numel():
-        raise ValueError(f"saliency={tuple(saliency.shape)} is no batch of maps; a tensor (N, 1, H, W) is accepted.")
+        raise ValueError(f"saliency={tuple(saliency.shape)} is not a batch of maps; expected a tensor (N, 1, H, W).")
     if not saliency.isfinite().all():
-        raise ValueError("saliency=NaN or infinity has no largest place; finite maps are accepted.")
+        raise ValueError("saliency=NaN or infinity has no maximum; expected finite maps.")
 
 
 def _check_size(saliency: Tensor, masks: Tensor) -> None:
@@ -270,21 +270,21 @@ def _check_size(saliency: Tensor, masks: Tensor) -> None:
     if saliency.ndim != 4 or saliency.shape[2:] != masks.shape[1:]:
         raise ValueError(
             f"saliency={tuple(saliency.shape)} is not at the masks' size {tuple(masks.shape[1:])}; "
-            "a map resized to the image is accepted."
+            "expected a map resized to the image."
         )
 
 
 def _check_not_empty(masks: Tensor) -> None:
     empty = ~masks.flatten(1).any(1)
     if empty.any():
-        raise ValueError(f"masks={empty.nonzero().flatten().tolist()} hold no pixel; masks of an object are accepted.")
+        raise ValueError(f"masks={empty.nonzero().flatten().tolist()} hold no pixel; expected masks of an object.")
 
 
 def _check_maps_and_masks(saliency: Tensor, masks: Tensor) -> None:
     _check_size(saliency, masks)
     _check_maps(saliency)
     if masks.dtype != torch.bool or len(masks) != len(saliency):
-        raise ValueError(f"masks={tuple(masks.shape)} of {masks.dtype} are no masks; bool (N, H, W) is accepted.")
+        raise ValueError(f"masks={tuple(masks.shape)} of {masks.dtype} are not masks; expected bool (N, H, W).")
     _check_not_empty(masks)
 
 
@@ -293,7 +293,7 @@ def _check_boxes(saliency: Tensor, boxes: Sequence[Tensor]) -> None:
     for box in boxes if not isinstance(boxes, Tensor) or boxes.ndim == 3 else [None]:
         check_tensor("boxes", box)
         if not box.isfinite().all():
-            raise ValueError("boxes=NaN or infinity is no place; expected finite numbers.")
+            raise ValueError("boxes=NaN or infinity is not a position; expected finite numbers.")
     shapes = [tuple(box.shape) for box in boxes]
     if len(shapes) != len(saliency) or any(len(shape) != 2 or shape[1] != 4 or not shape[0] for shape in shapes):
-        raise ValueError(f"boxes={shapes} do not fit {len(saliency)} maps; (K, 4) with K >= 1 for each is accepted.")
+        raise ValueError(f"boxes={shapes} do not fit {len(saliency)} maps; expected (K, 4) with K >= 1 for each.")

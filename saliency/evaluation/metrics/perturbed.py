@@ -66,7 +66,7 @@ def score_versions(
             case, version = rows // versions, rows % versions
             output = main_output(model(picture(case.to(input.device), version.to(input.device))))
             if not isinstance(output, Tensor):
-                raise ValueError(f"model={type(model).__name__} returned {describe(output)}; a tensor is accepted.")
+                raise ValueError(f"model={type(model).__name__} returned {describe(output)}; expected a tensor.")
             output = activation(output.to(torch.promote_types(output.dtype, torch.float32)))
             scores.append(targets.rows(case).scores(output))
             if scores[-1].shape[1] > 1:
@@ -75,32 +75,32 @@ def score_versions(
     broken = (~result.isfinite()).any(1)
     if broken.any():
         cases = broken.nonzero().flatten().tolist()
-        raise ValueError(f"model={type(model).__name__} gave NaN or infinity for cases {cases}; a score is accepted.")
+        raise ValueError(f"model={type(model).__name__} gave NaN or infinity for cases {cases}; expected a score.")
     return result
 
 
 def check_maps(input: Tensor, saliency: Tensor) -> Tensor:
     """The maps, detached, where the input is and in float32 at least.
 
-    Raises ``ValueError`` for an input that is no batch of images, maps that do not fit it, NaN and infinity.
+    Raises ``ValueError`` for an input that is not a batch of images, maps that do not fit it, NaN and infinity.
     """
     check_tensor("input", input)
     check_tensor("saliency", saliency)
     check_maps_type("saliency", saliency.float() if saliency.dtype == torch.bool else saliency)  # a mask is a map
     if input.ndim != 4 or not input.is_floating_point() or not input.numel():
         raise ValueError(
-            f"input={tuple(input.shape)} of {input.dtype} is no batch of images; "
-            "a floating-point tensor (N, C, H, W) is accepted."
+            f"input={tuple(input.shape)} of {input.dtype} is not a batch of images; "
+            "expected a floating-point tensor (N, C, H, W)."
         )
     if saliency.shape != (len(input), 1, *input.shape[2:]):
         raise ValueError(
             f"saliency={tuple(saliency.shape)} does not fit input of shape {tuple(input.shape)}; "
-            "maps (N, 1, H, W) of the input's size are accepted."
+            "expected maps (N, 1, H, W) of the input's size."
         )
     broken = (~saliency.isfinite()).flatten(1).any(1)
     if broken.any():
         cases = broken.nonzero().flatten().tolist()
-        raise ValueError(f"saliency=NaN or infinity in cases {cases} has no order; finite maps are accepted.")
+        raise ValueError(f"saliency=NaN or infinity in cases {cases} cannot be ranked; expected finite maps.")
     return saliency.detach().to(input.device, torch.promote_types(saliency.dtype, torch.float32))
 
 
@@ -116,7 +116,7 @@ def saliency_ranks(saliency: Tensor, seed: int = 0) -> Tensor:
     check_seed(seed)
     check_maps_type("saliency", saliency)
     if saliency.ndim < 2:
-        raise ValueError(f"saliency={describe(saliency)} is no batch of maps; expected (N, 1, H, W).")
+        raise ValueError(f"saliency={describe(saliency)} is not a batch of maps; expected (N, 1, H, W).")
     values = saliency.flatten(1)
     drawn = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(int(seed)), device="cpu")
     drawn = drawn.to(values.device)
@@ -136,14 +136,14 @@ def make_baseline(input: Tensor, baseline: Baseline) -> Tensor:
     """
     check_tensor("input", input)
     if input.ndim != 4 or not input.is_floating_point():
-        raise ValueError(f"input={describe(input)} of {input.dtype} is no batch of images; expected (N, C, H, W).")
+        raise ValueError(f"input={describe(input)} of {input.dtype} is not a batch of images; expected (N, C, H, W).")
     input = input.detach()
     if isinstance(baseline, Tensor):
         try:
             return baseline.detach().to(input).expand_as(input)
         except RuntimeError as error:
             given = describe(baseline)
-            raise ValueError(f"baseline={given} does not fit; one that broadcasts to the input is accepted.") from error
+            raise ValueError(f"baseline={given} does not fit; expected one that broadcasts to the input.") from error
     kind = baseline if isinstance(baseline, str) else None  # of an array, == is an array
     if kind == "blur":
         return _blur(input)
@@ -151,7 +151,7 @@ def make_baseline(input: Tensor, baseline: Baseline) -> Tensor:
         return input.mean((2, 3), keepdim=True).expand_as(input)
     if kind == "zero":
         return torch.zeros_like(input)
-    raise ValueError(f"baseline={shown(baseline)} is unknown; a tensor or one of {', '.join(BASELINES)} is accepted.")
+    raise ValueError(f"baseline={shown(baseline)} is unknown; expected a tensor or one of {', '.join(BASELINES)}.")
 
 
 def _blur(input: Tensor) -> Tensor:

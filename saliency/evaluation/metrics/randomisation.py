@@ -62,11 +62,11 @@ def parameter_groups(
         found = [resolve_layer(inner, layer, "layers") for layer in layers]
         groups = [tuple(owners[part] for part in layer.modules() if part in owners) for layer in found]
     if not groups or not all(groups):
-        raise ValueError(f"layers={layers!r} hold no parameter; layers with parameters are accepted.")
+        raise ValueError(f"layers={layers!r} hold no parameters; expected layers with parameters.")
     if steps is None:
         return groups
     if not is_int(steps) or steps < 1:
-        raise ValueError(f"steps={shown(steps)} is no number of steps; an int >= 1 or None is accepted.")
+        raise ValueError(f"steps={shown(steps)} is not a number of steps; expected an int >= 1 or None.")
     steps = min(steps, len(groups))
     ends = [len(groups) * step // steps for step in range(steps + 1)]
     return [tuple(chain(*groups[start:end])) for start, end in pairwise(ends)]
@@ -132,11 +132,11 @@ def random_logit(
             output = main_output(model(input[:1].detach().clone()))
         classes = output.shape[1] if isinstance(output, Tensor) and output.ndim > 1 else 0
     if not is_positive_int(classes) or classes < 2:
-        raise ValueError(f"classes={shown(classes)} leaves no other class; an int >= 2 is accepted.")
+        raise ValueError(f"classes={shown(classes)} leaves no other class; expected an int >= 2.")
     fits = target.shape == input.shape[:1] and not target.is_floating_point()
     if not fits or not ((target >= 0) & (target < classes)).all():
         given = reprlib.repr(target.tolist()) if target.ndim == 1 else describe(target)
-        raise ValueError(f"target={given} is no class each; {len(input)} ints below {classes} are accepted.")
+        raise ValueError(f"target={given} is not one class per sample; expected {len(input)} ints below {classes}.")
     shift = _drawn(1, classes, (classes,), seed).to(target.device)
     return similarity(saliency, explain(model, own_copy(input), (target + shift[target]) % classes))
 
@@ -147,7 +147,7 @@ def _check_asked(explain: object, input: object, saliency: object) -> None:
     check_tensor("input", input)
     check_maps_type("saliency", saliency)
     if isinstance(input, Tensor) and input.ndim < 2:
-        raise ValueError(f"input={describe(input)} is no batch; expected (N, C, ...).")
+        raise ValueError(f"input={describe(input)} is not a batch; expected (N, C, ...).")
 
 
 def _randomised_networks(

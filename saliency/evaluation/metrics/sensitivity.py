@@ -63,7 +63,7 @@ def _raw(output: Tensor) -> Tensor:
 def _check_size(n: object, pixels: int) -> int:
     count = n if is_int(n) else round(n * pixels) if is_number(n) and 0 < n < 1 else 0
     if not 0 < count < pixels:
-        raise ValueError(f"n={shown(n)} is no part of {pixels} pixels; expected a number of them or a share in (0, 1).")
+        raise ValueError(f"n={shown(n)} is not a part of {pixels} pixels; expected a number or a share in (0, 1).")
     return int(count)
 
 

@@ -162,7 +162,7 @@ def select(series: Sequence[Series], methods: Sequence[str] | None) -> list[Seri
     for name in methods:
         if name not in names:
             known = sorted(names)
-            raise unknown("method", str(name), known, f"accepted are {', '.join(known)}")
+            raise unknown("method", str(name), known, f"expected one of {', '.join(known)}")
     return [item for item in current if set(item.methods) <= set(methods)] + [
         item for item in series if item.line in methods and item.line != item.method and item.method not in methods
     ]

@@ -105,7 +105,7 @@ def read_series(folder: str | Path) -> tuple[list[Series], list[str]]:
     for row in read_results(folder, problems):
         groups.setdefault((row.method, row.metric, row.fingerprint), []).append(row)
     if not groups:
-        raise ValueError(f"folder={str(folder)!r} holds no rows; the folder of a run is accepted.")
+        raise ValueError(f"folder={str(folder)!r} holds no rows; expected the folder of a run.")
     configs = {key: _read_config(Path(folder), key[2], problems) for key in sorted(groups, key=_column_order)}
     keys, deltas, trials = list(configs), _read_deltas(Path(folder), {key[2] for key in configs}), find_trials(configs)
     lines, columns = _name_lines(configs, trials)

@@ -78,7 +78,7 @@ def written(value: object, unversioned: list[str] | None = None, version: str | 
     if callable(value):
         return _written_code(value, unversioned, version)
     raise ValueError(
-        f"options={value!r} cannot be written down; numbers, texts, tensors, functions and lists of them are accepted."
+        f"options={value!r} cannot be written down; expected numbers, texts, tensors, functions or lists of them."
     )
 
 

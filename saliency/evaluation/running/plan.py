@@ -130,7 +130,7 @@ def _tasks(explainers: Mapping[str, Explainer], metrics: Mapping[str, Options]) 
     kinds["data set"] = kinds["case"]
     tasks = [(own, one) for kind in kinds for own in kinds[kind] for one in metrics if METRICS[one].kind == kind]
     if not tasks:
-        raise ValueError(f"methods={[*explainers]!r} make no pair to compare; two that see the image are accepted.")
+        raise ValueError(f"methods={[*explainers]!r} leave no pair to compare; expected two that see the image.")
     return tasks
 
 
@@ -153,13 +153,13 @@ def named_metrics(metrics: Metrics) -> dict[str, Options]:
     named = dict(listed) if isinstance(listed, Mapping) else {name: {} for name in map(str, listed)}
     for metric, options in named.items():
         if metric not in METRICS:
-            raise unknown("metric", str(metric), list(METRICS), f"accepted are {', '.join(METRICS)}")
+            raise unknown("metric", str(metric), list(METRICS), f"expected one of {', '.join(METRICS)}")
         known = list(METRICS[metric].defaults)
         if not isinstance(options, Mapping):
             raise ValueError(f"metric_options={shown(options)} of {metric} is not a dict; expected some of {known}.")
         for option in options:
             if option not in known:
-                raise ValueError(f"metric_options={option!r} is no option of {metric}; {known} are accepted.")
+                raise ValueError(f"metric_options={option!r} is not an option of {metric}; expected one of {known}.")
     return named
 
 
@@ -184,7 +184,7 @@ def plan_batches(
     """
     for argument, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and not is_positive_int(value):
-            raise ValueError(f"{argument}={shown(value)} is no number of cases; a whole number >= 1 is accepted.")
+            raise ValueError(f"{argument}={shown(value)} is not a number of cases; expected a whole number >= 1.")
     cases_of = (
         Case(index, annotation, label)
         for index, annotation in enumerate(annotations)

@@ -82,7 +82,7 @@ def holding(path: Path) -> Iterator[IO[bytes]]:
         except BlockingIOError as error:
             raise ValueError(
                 f"out={str(path.parent)!r} is in use: another process holds {path.name}; "
-                "a folder that no run is writing to is accepted."
+                "expected a folder that no run is writing to."
             ) from error
         yield file
 
@@ -119,7 +119,7 @@ def _take(out: Path, stack: ExitStack) -> str:
     except OSError as error:
         reason, shown = error.strerror or type(error).__name__, str(out)
         raise UnwritableError(
-            f"out={shown!r} cannot be used ({reason}); a folder of one's own is accepted, or that of a finished run."
+            f"out={shown!r} cannot be used ({reason}); expected a new folder, or that of a finished run."
         ) from error
     token = secrets.token_hex(8)
     lock.truncate(0)
@@ -133,9 +133,9 @@ def _compare(out: Path, rank: int, said: Mapping[str, str], plan: str) -> None:
         raise UnwritableError(said["unwritable"]) if "unwritable" in said else ValueError(said["error"])
     lock = out / "lock"
     if not lock.is_file() or lock.read_text("utf-8") != said["token"]:
-        raise RankError(f"out={str(out)!r} of rank {rank} is not that of rank 0; a folder that all share is accepted.")
+        raise RankError(f"out={str(out)!r} of rank {rank} is not that of rank 0; expected a folder that all share.")
     if plan != said["plan"]:
         raise RankError(
             f"rank {rank} would compute other results than rank 0; "
-            "equal versions, devices, data and arguments on all ranks are accepted."
+            "expected equal versions, devices, data and arguments on all ranks."
         )

@@ -83,7 +83,7 @@ def run(
     without = {label for label, own in enumerate(outputs) if not own}
     batches = plan_batches(dataset.annotations, recipe, batch_size, limit, without)
     if not batches:
-        raise ValueError(f"dataset={dataset.name!r} holds no case with an output; one with some is accepted.")
+        raise ValueError(f"dataset={dataset.name!r} holds no case with an output; expected one with some.")
     planned = Run(dataset, model, recipe, outputs, explainers, jobs, batches, Path(out), gallery)
     return carry_out(planned, ranks, retry_errors)
 
@@ -92,7 +92,7 @@ def carry_out(run: Run, ranks: Ranks, retry_errors: bool) -> Outcome:
     """Do what is planned, in its folder, with the other ranks."""
     unversioned = ", ".join(sorted({name for job in run.jobs for name in job.unversioned}))
     if unversioned and ranks.rank == 0:
-        said = "no version of %s: a later process does not reuse these results; version= of the method is accepted"
+        said = "no version of %s: a later process does not reuse these results; expected a version= of the method"
         logging.getLogger(__name__).warning(said, unversioned)
     batches = [[case.key for case in chain.from_iterable(batch)] for batch in run.batches]
     plan = fingerprint_of({"jobs": [job.fingerprint for job in run.jobs], "batches": batches})

@@ -80,15 +80,15 @@ def decode(line: str) -> Result:
     """
     checked = _CHECKED.fullmatch(line.strip())
     if checked and _checksum(checked[1]) != checked[2]:
-        raise ValueError(f"line={line[:80]!r} has changed since it was written; a line as it was written is accepted.")
+        raise ValueError(f"line={line[:80]!r} has changed since it was written; expected a line as it was written.")
     try:
         result = Result(**json.loads(f"{checked[1]}}}" if checked else line))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"line={line[:80]!r} is no result ({error}); its fields as JSON are accepted.") from error
+        raise ValueError(f"line={line[:80]!r} is not a result ({error}); expected its fields as JSON.") from error
     result = result._replace(curve=_as_tuple(result.curve), point=_as_tuple(result.point))
     wrong = [name for name, fits in _checks(result).items() if not fits]
     if wrong:
-        raise ValueError(f"line={line[:80]!r} has a wrong {wrong[0]}; a result's fields as JSON are accepted.")
+        raise ValueError(f"line={line[:80]!r} has a wrong {wrong[0]}; expected a result's fields as JSON.")
     return result
 
 

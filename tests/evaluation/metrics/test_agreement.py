@@ -63,10 +63,10 @@ def test_dtypes(dtype):
 def test_what_is_no_pair_is_refused():
     a = torch.rand(2, 1, 3, 3)
     for b in (a[:1], a[..., :2], a[:, 0]):
-        with pytest.raises(ValueError, match="are no pair"):
+        with pytest.raises(ValueError, match="are not a pair"):
             rank_correlation(a, b)
     for value in (torch.nan, torch.inf):
-        with pytest.raises(ValueError, match="finite maps are accepted"):
+        with pytest.raises(ValueError, match="expected finite maps"):
             rank_correlation(a, a * value)
 
 

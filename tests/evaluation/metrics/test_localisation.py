@@ -218,7 +218,7 @@ def test_maps_and_masks_that_do_not_fit_are_refused(metric):
         ((maps, masks[:1]), r"masks=\(1, 5, 5\)"),
         ((maps, masks.float()), "bool"),
         ((maps[..., 1:], masks), "not at the masks' size"),
-        ((maps * torch.nan, masks), "finite maps are accepted"),
+        ((maps * torch.nan, masks), "expected finite maps"),
         ((maps.expand(2, 3, 5, 5), masks), "no batch of maps"),
     ]:
         with pytest.raises(ValueError, match=message):

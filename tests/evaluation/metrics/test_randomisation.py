@@ -286,8 +286,8 @@ def test_what_does_not_fit_is_refused():
     logit = partial(random_logit, model, explain, INPUT)
     for call, message in [
         (partial(run, layers=["7"]), r"layers='7' is not a layer of the model \(did you mean"),
-        (partial(run, layers=["2"]), "hold no parameter"),
-        (partial(run, layers=[]), "hold no parameter"),
+        (partial(run, layers=["2"]), "hold no parameters"),
+        (partial(run, layers=[]), "hold no parameters"),
         (partial(run, steps=0), "steps=0"),
         (partial(run, seed=-1), "seed=-1"),
         (partial(logit, TARGET, maps, classes=1), "classes=1"),

@@ -66,7 +66,7 @@ def test_a_metric_of_the_data_set_brings_the_one_that_it_looks_at(tmp_path):
     again = play(tmp_path, {"max_box_accuracy": {"delta": 0.9}}, ["grad_cam"])
     assert again.lines[0] == outcome.lines[0]
     assert again.lines[1].mean < outcome.lines[1].mean
-    with pytest.raises(ValueError, match="'components' is no option of max_box_accuracy"):
+    with pytest.raises(ValueError, match="'components' is not an option of max_box_accuracy"):
         play(tmp_path, {"max_box_accuracy": {"components": "all"}})
 
 

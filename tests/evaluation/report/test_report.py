@@ -192,7 +192,7 @@ def test_the_files(tmp_path):
 
 
 def test_a_folder_without_rows_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no rows; the folder of a run is accepted"):
+    with pytest.raises(ValueError, match="holds no rows; expected the folder of a run"):
         write_report(tmp_path)
     assert not list(tmp_path.iterdir())
 
