@@ -1,4 +1,4 @@
-"""What is measured of methods of one pass: the baselines, our own candidates and other libraries'."""
+"""The measurements of one-pass methods: the baselines, our own candidates and other libraries'."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -14,7 +14,7 @@ import saliency
 
 
 class Workload(NamedTuple):
-    """What every candidate is given: a class for each image, and several classes (N, K) for each image.
+    """The arguments of every candidate: a class for each image, and several classes (N, K) for each image.
 
     ``layer`` is where the CAMs look, ``earlier`` a layer with some network behind it.
     """
@@ -29,7 +29,7 @@ class Workload(NamedTuple):
 
 Explain: TypeAlias = Callable[[list[int]], Any]  # a class for each image -> what the library returns
 Library: TypeAlias = Callable[[Workload], Explain]  # imports the library and gives it the workload
-Run: TypeAlias = Callable[[], Any]  # what is timed
+Run: TypeAlias = Callable[[], Any]  # the timed call
 Candidate: TypeAlias = Callable[[Workload], Run]
 
 

@@ -1,4 +1,4 @@
-"""The table of comparisons; what is compared stands in ``candidates.py`` and ``many_passes.py``."""
+"""The table of comparisons; the candidates are in ``candidates.py`` and ``many_passes.py``."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

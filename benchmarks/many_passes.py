@@ -1,4 +1,4 @@
-"""What is measured of methods of many passes and of kept passes, each of one image; fewer passes than by default."""
+"""The measurements of methods of many or kept passes, each of one image, with fewer passes than by default."""
 
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr

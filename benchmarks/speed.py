@@ -5,7 +5,7 @@
 Only ratios are reported, and only of runs that took turns: every candidate is timed right after its baseline, round by
 round; the first round is dropped and the median of the others is shown, with the range. Where a baseline does only a
 part of its work, its time is that of the whole. Peak memory is the most that
-the model, the batch and what a run allocates take together, and is measured once. What is compared stands in
+the model, the batch and what a run allocates take together, and is measured once. The candidates are in
 ``comparisons.py``; ``--only`` chooses from it by words of the names.
 """
 
@@ -92,7 +92,7 @@ def highest_sum(changes: Sequence[int]) -> int:
 
 
 def measure(result: Result, work: Workload, rounds: int, progress: Callable[[str], None]) -> None:
-    """Fill in a result, step by step, so that what is there can be shown after an interruption."""
+    """Fill in a result, step by step, so that a partial one can be shown after an interruption."""
     comparison, device = result.comparison, work.input.device
     work = work if comparison.workload is None else comparison.workload(work)
     with warnings.catch_warnings():
@@ -131,7 +131,7 @@ def _build(result: Result, work: Workload) -> dict[str, Run]:
 
 
 def verdict(result: Result, name: str) -> str:
-    """Whether our own candidate keeps within the goals of its comparison."""
+    """Whether our own candidate meets the goals of its comparison."""
     comparison, times = result.comparison, result.times.get(name)
     measured = [
         (comparison.time_goal, statistics.median(times) if times else None),
@@ -156,7 +156,7 @@ def shown(ratio: float) -> str:
 
 
 def table(results: Sequence[Result]) -> str:
-    """A Markdown table of what has been measured."""
+    """A Markdown table of the measurements."""
     lines = [
         "| comparison | candidate | time (range) | peak memory | goal: time | goal: memory | |",
         "|---|---|---|---|---|---|---|",
@@ -189,7 +189,7 @@ def _figures(result: Result, name: str) -> tuple[str, str]:
 
 
 def as_json(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
-    """All ratios of all rounds, and what they were measured on."""
+    """All ratios of all rounds, and the machine that they were measured on."""
     rows = [
         {
             "comparison": result.comparison.name,
@@ -235,7 +235,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None, comparisons: Sequence[Comparison] = COMPARISONS) -> int:
-    """Measure, print the table, and return the exit status: 130 where the user has stopped it."""
+    """Measure, print the table, and return the exit status: 130 after Ctrl-C."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler says on stderr when it starts and stops

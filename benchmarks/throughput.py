@@ -36,7 +36,7 @@ class Round(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, and print what was found."""
+    """Measure, and print the results."""
     parser = build_parser()
     parser.add_argument("--images", type=int, default=32, help="photos of a round (32)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (5), after one on the same photos to warm up")
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def take(dataset: Dataset, start: int, count: int) -> ImageSet:
-    """The photos of a round. ``ValueError`` for a data set of one's own."""
+    """The photos of a round. ``ValueError`` for a user's own data set."""
     if not isinstance(dataset, ImageSet):
         raise ValueError(f"dataset={dataset.name!r} cannot be divided; expected one of the table.")
     part = slice(start, start + count)

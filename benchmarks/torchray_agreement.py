@@ -3,7 +3,7 @@
     python -m benchmarks.torchray_agreement ARGUMENTS
 
 takes the arguments of ``saliency benchmark``, finishes that run, and explains every case again with TorchRay in
-the settings of its benchmark. TorchRay's verdicts are kept in the run's folder; what is there is not computed again.
+the settings of its benchmark. TorchRay's verdicts are kept in the run's folder and reused.
 """
 
 import json
@@ -29,7 +29,7 @@ Key = tuple[str, int, str]  # image, target and method
 
 
 class Verdict(NamedTuple):
-    """What TorchRay says of a case."""
+    """TorchRay's verdict on a case."""
 
     image: str
     target: int
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_verdicts(path: Path) -> Iterator[Verdict]:
-    """The verdicts of earlier runs. A last line that is cut off is taken away."""
+    """The verdicts of earlier runs. An incomplete last line is removed."""
     if not path.is_file():
         return
     whole, newline, _ = path.read_text("utf-8").rpartition("\n")
@@ -90,7 +90,7 @@ def judge(setup: Setup, networks: Networks, missing: Collection[Key]) -> Iterato
 
 
 def print_table(pairs: dict[Key, tuple[Result, Verdict]]) -> int:
-    """Print how many cases agree, and those that do not; 0 where it is almost all, but for the edge of the disc.
+    """Print how many cases agree, and those that do not; 0 if almost all agree apart from the edge of the disc.
 
     TorchRay's disc is open: at a distance of exactly the tolerance, one maximum is a hit here and a miss there.
     """
@@ -112,7 +112,7 @@ def print_table(pairs: dict[Key, tuple[Result, Verdict]]) -> int:
 
 
 class Comparison(NamedTuple):
-    """Our verdict on a case and TorchRay's, and what of them is equal."""
+    """Our verdict on a case and TorchRay's, and which parts of them are equal."""
 
     ours: bool
     theirs: bool

@@ -20,7 +20,7 @@ class Networks(NamedTuple):
 
 
 def make_networks(model: Module) -> Networks:
-    """Copies of a network for TorchRay, which changes flags of what it is given."""
+    """Copies of a network for TorchRay, which changes flags of its network."""
     from torchray.attribution.excitation_backprop import update_resnet
 
     model = deepcopy(model).to(memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""What is measured of methods that explain by attention, of a ViT in the place of the workload's network."""
+"""The measurements of attention methods, on a ViT in place of the workload's network."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -3,7 +3,7 @@
     python -m benchmarks.zoo --library timm --network 'swin*' --method gradient --method grad_cam --out zoo.jsonl
 
 A line a network is appended to ``--out``; networks that are there already are not run again. The table shows which
-layer was found and its grid, whether what is planted in a corner of the input is found in that corner of the grid, and
+layer was found and its grid, whether a pattern planted in a corner of the input shows in that corner of the grid, and
 which methods gave values that are not finite, or another map for an image in a batch of two than alone. ``--document``
 writes a page of it, with the time of every method.
 """
@@ -114,7 +114,7 @@ def is_in_corner(change: Tensor) -> bool:
 
 
 def _of_batches(model: nn.Module, input: Tensor) -> str:
-    """Whether the model itself makes something else of an image in a batch."""
+    """Whether the model's own output for an image changes in a batch."""
     with torch.no_grad():
         both, *each = (main_output(model(x)) for x in (input, *input.split(1)))
     off = difference(both, torch.cat(each))

@@ -23,7 +23,7 @@ OTHER_GRID = ("guided_grad_cam", "refine_cam", "contrastive_excitation_backprop"
 
 
 class Found(NamedTuple):
-    """What came of a method: its time, a problem, or the reason why the network has nothing for it to explain."""
+    """The outcome of a method: its time, a problem, or the reason why the network has nothing for it to explain."""
 
     seconds: float = 0.0
     problem: str = ""

@@ -1,4 +1,4 @@
-"""What was seen of the networks of the sweep: rows, a table of them, and a page with the time of every method."""
+"""The findings about the networks of the sweep: rows, a table of them, and a page with the time of every method."""
 
 import json
 import platform
@@ -37,7 +37,7 @@ _COLUMNS = 8  # networks beside each other on the page
 
 
 class Row(NamedTuple):
-    """What was seen of one network; ``error`` where it could not be explained at all.
+    """The findings about one network; ``error`` where it could not be explained at all.
 
     ``forward`` and ``times`` are seconds of processor time, of the network and of the methods, for the same two inputs;
     ``reasons`` say of a method why the network has nothing for it to explain.
@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Nothing, or what is wrong, in words."""
+        """The problems in words, or an empty text."""
         return self.error or "; ".join(([] if self.corner else ["planted corner not found"]) + list(self.problems))
 
 

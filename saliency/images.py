@@ -47,12 +47,12 @@ ROUNDING = 1e-3  # how far from [0, 1] the values of an image may be: half preci
 
 
 def check_path(argument: str, value: object) -> None:
-    """Raise ``ValueError`` for what is not the path of a file."""
+    """Raise ``ValueError`` for anything but the path of a file."""
     check_type(argument, value, (str, os.PathLike), "the path of a file")
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Is there such a file? Of a name that no file can have, there is none."""
+    """Does the file exist? A name that no file can have does not."""
     try:
         return Path(path).is_file()
     except OSError:
@@ -62,9 +62,9 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 def read_image(path: str | Path) -> Tensor:
     """Return the photo as an RGB tensor (3, H, W) in [0, 1], turned upright as its EXIF orientation says.
 
-    Grey, palette, CMYK and 16-bit files are converted; what is transparent becomes white; of an animation the first
+    Grey, palette, CMYK and 16-bit files are converted; transparent areas become white; of an animation the first
     frame counts. One of more than 16 megapixels is read reduced by a whole number, so that it fits in memory.
-    Raises :class:`ValueError` where the file is missing, truncated, broken or no image.
+    Raises :class:`ValueError` where the file is missing, truncated, broken or not an image.
     """
     check_path("path", path)
     if not is_file(path):
@@ -251,7 +251,7 @@ def _reduced(image: Image.Image) -> Image.Image:
         factor = math.ceil(math.sqrt(image.width * image.height / MOST_PIXELS))
     if factor == 1:
         return image
-    if image.mode in ("1", "P", "PA"):  # of which no means can be taken
+    if image.mode in ("1", "P", "PA"):  # pixels that cannot be averaged
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
     elif image.mode.startswith("I;"):
         image = image.convert("I")

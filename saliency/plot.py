@@ -29,7 +29,7 @@ MOST_PIXELS = 60_000  # matplotlib draws fewer than 2^16 pixels a side
 def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str] = ()) -> Figure:
     """Return a figure with a row for every image: the image, and a column for every method's map laid over it.
 
-    ``images`` are N tensors (3, H, W) in [0, 1], of any size, or what else :func:`saliency.images.as_image` takes;
+    ``images`` are N tensors (3, H, W) in [0, 1], of any size, or anything that :func:`saliency.images.as_image` takes;
     ``maps`` holds for every method N maps (…, h, w) at any resolution and scale; ``titles`` are N texts at the left, or
     none. Each map is normalised on its own, for display.
     Raises :class:`ValueError` where the numbers differ, :class:`ImportError` where the extra ``plot`` is missing.

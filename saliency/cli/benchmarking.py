@@ -44,16 +44,16 @@ def add_benchmark(parser: Parser) -> None:
     add("--metric-option", action="append", metavar="METRIC.NAME=VALUE", help="repeatable")
     add("--tolerance", type=float, metavar="PIXELS", help="of the pointing game (15)")
     add("--limit", type=positive, metavar="N", help="only the first N cases")
-    add("--batch-size", type=positive, metavar="N", default=8, help="most images at once (8)")
+    add("--batch-size", type=positive, metavar="N", default=8, help="largest number of images at once (8)")
     add("--gallery", type=int, metavar="N", default=24, help="pictures of the first N images (24)")
     add("--out", metavar="DIR", help="where the results go, and a run is resumed (bench_out/DATASET-ARCH)")
-    add("--retry-errors", action="store_true", help="try cases again that failed in an earlier run")
-    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where there is one, shared by ranks")
+    add("--retry-errors", action="store_true", help="retry the cases that failed in an earlier run")
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where available, shared by ranks")
     add(
         "--threads",
         type=positive,
         metavar="N",
-        help="of a process on the CPU (1: results are then the same for any number of processes)",
+        help="per process on the CPU (1: results are then the same for any number of processes)",
     )
     parser.set_defaults(run=benchmark)
 
@@ -62,14 +62,14 @@ def _add_data_and_network(parser: Parser) -> None:
     add = parser.add_argument
     add("--dataset", default="scenes", metavar="NAME", help=f"{', '.join(DATASETS)} (scenes)")
     add("--root", metavar="DIR", help="where the data set is")
-    add("--split", help="another part of the data set than the usual one")
-    add("--annotations", metavar="FILE", help="JSON of COCO's form")
+    add("--split", help="part of the data set, if not the usual one")
+    add("--annotations", metavar="FILE", help="a JSON file in COCO's format")
     add("--scenes", type=positive, metavar="N", help="number of embedded scenes (200)")
     add("--on-error", choices=["skip", "refuse"], default="skip", help="what to do with broken files and annotations")
     add(
         "--arch", help="'scenes[_vit]', a classifier of torchvision, or one of TorchRay's (scenes; resnet50 for photos)"
     )
-    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="the published ones, or the file of a state dict")
+    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="published weights, or the file of a state dict")
     add(
         "--import",
         dest="imported",
@@ -103,7 +103,7 @@ def _add_methods(parser: Parser) -> None:
 
 
 def benchmark(arguments: Namespace) -> int:
-    """Run what is asked for, print the table, and return the exit code."""
+    """Run the benchmark, print the table, and return the exit code."""
     with terminated_as_interrupted():
         setup = make_setup(arguments)
         if own_rank() == 0:

@@ -1,4 +1,4 @@
-"""Which methods and metrics a benchmark plays, with which options: its own, those of a paper, and those asked for."""
+"""Which methods and metrics a benchmark runs, with which options: the defaults, a paper's, and the user's."""
 
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
@@ -60,7 +60,7 @@ def make_methods(
 ) -> Methods:
     """The methods with their options; ``layers`` are [METHOD=]NAME, ``given`` [METHOD.]NAME=VALUE.
 
-    What is asked for of one method comes before what is asked for of all, then TorchRay's layers where they are to be
+    Options for one method take precedence over options for all, then TorchRay's layers where they are to be
     played, then the layer where the CAMs of the network look. Some baselines look at the ``dataset``. ``versions`` are
     METHOD=VERSION. ``ValueError`` for an option that no method has.
     """
@@ -137,7 +137,7 @@ def _own_options(method: Named, arch: str, cam_layer: str | None, torchray: bool
 def choose_metrics(
     asked: Sequence[str] | None, pairs: Iterable[str], tolerance: float | None
 ) -> dict[str, dict[str, object]]:
-    """The metrics with their options; ``pairs`` are METRIC.NAME=VALUE. ``ValueError`` where the metric does not play.
+    """The metrics with their options; ``pairs`` are METRIC.NAME=VALUE. ``ValueError`` for a metric that is not run.
 
     >>> choose_metrics(["pointing_game"], ["pointing_game.tolerance=5"], None)
     {'pointing_game': {'tolerance': 5}}

@@ -22,7 +22,7 @@ def run_command(parser: Parser, argv: Sequence[str] | None) -> int:
     """Parse the arguments, run what they ask for, and return the exit code.
 
     It is the command's own, or 2 after one line about wrong arguments on stderr, 1 after one about a disk or a device
-    that failed, 130 after Ctrl-C. Of several ranks, the first says what is wrong with the arguments.
+    that failed, 130 after Ctrl-C. Of several ranks, the first reports faulty arguments.
     """
     try:
         with warnings.catch_warnings():

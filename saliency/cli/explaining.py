@@ -43,7 +43,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     _add_network(add)
     _add_asked(add)
     add("--save", action="append", choices=("maps", "overlays"), help="also .npy of the raw maps, or a PNG of each")
-    add("--html", action="store_true", help="also viewer.html, in which all of it can be compared")
+    add("--html", action="store_true", help="also viewer.html, to compare all maps")
     add("--json", action="store_true", help="print what was done as JSON")
     add("--scenes", type=positive, metavar="N", default=4, help="number of embedded scenes (4)")
     add("--seed", type=int, metavar="N", default=0, help="seed of the first embedded scene (0)")
@@ -54,7 +54,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
 def _add_network(add: Callable[..., object]) -> None:
     """The network, and what it is given of a photo."""
     add("--arch", help="a classifier of torchvision, timm:NAME, hf:NAME|FOLDER, scenes[_vit] (resnet50; or scenes)")
-    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="the published ones, or the file of a state dict")
+    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="published weights, or the file of a state dict")
     add(
         "--import",
         dest="imported",
@@ -66,7 +66,7 @@ def _add_network(add: Callable[..., object]) -> None:
     add("--crop", action=argparse.BooleanOptionalAction, help="cut off borders as the network's own transform does")
     add("--mean", type=numbers, metavar="M[,M,M]", help="of the normalisation, RGB in [0, 1] (the network's own)")
     add("--std", type=numbers, metavar="S[,S,S]", help="of the normalisation (the network's own)")
-    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where there is one")
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where available")
 
 
 def _add_asked(add: Callable[..., object]) -> None:

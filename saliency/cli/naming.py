@@ -111,7 +111,7 @@ def _own(name: str, function: Function) -> Named:
 def _wrapped(wrapper: Callable[..., Function], method: Named) -> Named:
     """A wrapped method, which takes the wrapper's options beside its own.
 
-    A partial function of what is known by name: a result depends on both, and a closure could be any.
+    A partial function of named functions, both of which a result's fingerprint includes; a closure could be anything.
     """
     hints = get_type_hints(wrapper)
     own = frozenset(name for name in [*signature(wrapper).parameters][1:] if _is_written(hints[name]))

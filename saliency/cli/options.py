@@ -40,7 +40,7 @@ def import_modules(names: Iterable[str]) -> str | None:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device; ``'auto'`` is CUDA where there is one."""
+    """Return the device; ``'auto'`` is CUDA where it is available."""
     if name not in ("auto", "cpu", "cuda"):
         raise unknown("device", name, ["auto", "cpu", "cuda"], "expected 'auto', 'cpu' or 'cuda'")
     available = torch.cuda.is_available()

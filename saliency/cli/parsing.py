@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # of a command too, whose options are not its parser's parent's
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse; what is left over is a mistake, named with the nearest option."""
+        """Parse; an unknown argument is an error that names the nearest option."""
         found, rest = super().parse_known_args(args, namespace)
         if rest:
             near = get_close_matches(rest[0].partition("=")[0], [*self._option_string_actions], n=1)
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
     def _check_value(self, action: argparse.Action, value: str) -> None:
-        """Raise ``ValueError`` for what is not one of the choices, with the nearest."""
+        """Raise ``ValueError`` for anything but the choices, with the nearest one."""
         if action.choices is not None and value not in action.choices:
             argument = action.option_strings[0].strip("-").replace("-", "_") if action.option_strings else "command"
             names = [*map(str, action.choices)]

@@ -1,4 +1,4 @@
-"""What the arguments of ``saliency benchmark`` come to: data set, network, methods and metrics, all checked."""
+"""From the arguments of ``saliency benchmark`` to its data set, network, methods and metrics, all checked."""
 
 import ctypes
 import os
@@ -57,7 +57,7 @@ class Setup(NamedTuple):
 
 
 def make_setup(arguments: Namespace) -> Setup:
-    """Load what is asked for, and check the choices."""
+    """Load the data set and the network, and check the choices."""
     own_network = import_modules(arguments.imported or ())
     device = own_device(arguments.device)
     keep_freed_memory()

@@ -14,7 +14,7 @@ def add_report(parser: Parser) -> None:
         "Report a run as CSV, Markdown and one HTML page. Exit code 2 says that the folder holds no run."
     )
     add = parser.add_argument
-    add("folder", metavar="DIR", help="what 'saliency benchmark' was told to write to")
+    add("folder", metavar="DIR", help="the --out folder of 'saliency benchmark'")
     add("--method", action="append", metavar="NAME", help="a row of the report, repeatable (all)")
     add("--out", metavar="DIR", help="where to write the report (the same folder)")
     parser.set_defaults(run=report)

@@ -26,7 +26,7 @@ class Baseline(NamedTuple):
 
 
 def centre(model: Module, input: Tensor, target: Tensor, map_size: tuple[int, int] | None = None) -> Tensor:
-    """The baseline that looks at nothing: 1 at the centre pixel, falling with the distance to 0 at the farthest.
+    """The baseline that ignores the image: 1 at the centre pixel, falling with the distance to 0 at the farthest.
 
     >>> centre(None, torch.zeros(1, 1, 3, 3), torch.tensor([0]))[0, 0, 1]
     tensor([0.2929, 1.0000, 0.2929])
@@ -54,7 +54,7 @@ def random_map(
 
 
 def edges(model: Module, input: Tensor, target: Tensor) -> Tensor:
-    r"""Sobel's edge filter: :math:`\sum_c \sqrt{(S_x * x_c)^2 + (S_y * x_c)^2}`, which knows no model and no class."""
+    r"""Sobel's edge filter: :math:`\sum_c \sqrt{(S_x * x_c)^2 + (S_y * x_c)^2}`, without model or class."""
     kernel = input.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
     padded = F.pad(input.detach().flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
     slopes = F.conv2d(padded, torch.stack((kernel, kernel.T))[:, None])
@@ -64,7 +64,7 @@ def edges(model: Module, input: Tensor, target: Tensor) -> Tensor:
 def mean_map(
     model: Module, input: Tensor, target: Tensor, prior: Tensor, map_size: tuple[int, int] | None = None
 ) -> Tensor:
-    """One map ``prior`` (h, w) for every image: with that of :func:`mean_boxes`, where objects are on the average."""
+    """One map ``prior`` (h, w) for every image: with that of :func:`mean_boxes`, where objects are on average."""
     size = map_size or tuple(input.shape[2:])
     drawn = F.interpolate(prior.to(input.device)[None, None], size, mode="bilinear", align_corners=False)
     return _for_each(drawn[0, 0].to(input.dtype), input, target)

@@ -1,4 +1,4 @@
-"""What is known about an image, and the cases it makes: every class that is in it."""
+"""An image's annotations, and its cases: one for every class in it."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from saliency.networks.preprocessing import Recipe, preprocess
 class Thing(NamedTuple):
     """One object: its class, its box x0, y0, x1, y1, half-open in pixels, and what draws its mask (H, W), bool.
 
-    Without a mask the box counts. ``difficult`` is VOC's mark of what is hard to see, ``crowd`` COCO's of a group.
+    Without a mask the box counts. ``difficult`` is VOC's flag for what is hard to see, ``crowd`` COCO's for groups.
     """
 
     label: int
@@ -32,7 +32,7 @@ class Thing(NamedTuple):
 
 
 class Annotation(NamedTuple):
-    """An image's name, unique in its data set, its size (height, width), and what is in it."""
+    """An image's name, unique in its data set, its size (height, width), and its objects."""
 
     name: str
     size: tuple[int, int]
@@ -61,7 +61,7 @@ class Case:
     """An image, by its index in the data set, and a class in it, from the plan to the results.
 
     Reading adds the image (3, H, W), the network's ``input`` (C, h, w), and where the class is; explaining adds the
-    network's output ``target``, and of every method its map (h, w) or error, and its seconds. Error ``""`` is of all.
+    network's output ``target``, and of every method its map (h, w) or error, and its seconds. Error ``""`` concerns the case as a whole.
     """
 
     index: int
@@ -83,7 +83,7 @@ class Case:
         return self.annotation.name, self.label
 
     def error_of(self, *methods: str) -> str | None:
-        """What went wrong with the case, or with its map by one of the methods."""
+        """The error of the case, or of its map by one of the methods."""
         return next((self.errors[name] for name in ("", *methods) if name in self.errors), None)
 
 
@@ -91,7 +91,7 @@ Images: TypeAlias = Sequence[Sequence[Case]]  # each image as its cases
 
 
 def labels_of(annotation: Annotation) -> list[int]:
-    """The classes that make a case of the image, in order; one of which all objects are difficult makes none.
+    """The classes that make a case of the image, in order; a class whose objects are all difficult does not.
 
     >>> labels_of(Annotation("a", (9, 9), (Thing(3, (0, 0, 2, 2)), Thing(1, (0, 0, 1, 1), difficult=True))))
     [3]
@@ -117,7 +117,7 @@ def class_mask(annotation: Annotation, label: int) -> Tensor:
 def thing_mask(thing: Thing, size: tuple[int, int]) -> Tensor:
     """Where the object is, (H, W) bool: its mask, or else its box.
 
-    Of one so small that no pixel is left of it, the pixels that its box touches.
+    For an object too small to cover a pixel, the pixels that its box touches.
 
     >>> thing_mask(Thing(0, (0.2, 0.1, 0.8, 0.9)), (1, 2))
     tensor([[ True, False]])
@@ -130,7 +130,7 @@ def thing_mask(thing: Thing, size: tuple[int, int]) -> Tensor:
 def is_difficult(annotation: Annotation, label: int, mask: Tensor | None = None) -> bool:
     """Is it a difficult case: do the objects of the class cover less than a quarter of a photo of several classes?
 
-    What counts is :func:`class_mask`, which need not be drawn again where it is given as ``mask``: the union of the
+    The area is that of :func:`class_mask`, which is not drawn again if given as ``mask``: the union of the
     masks, or else boxes, with difficult objects and crowds.
     Zhang et al., Top-down Neural Attention by Excitation Backprop, IJCV 2018.
 
@@ -145,7 +145,7 @@ def is_difficult(annotation: Annotation, label: int, mask: Tensor | None = None)
 
 
 def load_cases(dataset: Dataset, recipe: Recipe, planned: Sequence[Case]) -> list[Case]:
-    """The planned cases of an image, each a new one with what is read of it, or else with what went wrong."""
+    """The planned cases of an image, each a new object with the data read, or else the error."""
     index, annotation = planned[0].index, planned[0].annotation
     cases = [Case(index, annotation, case.label) for case in planned]
     try:
@@ -171,7 +171,7 @@ def load_cases(dataset: Dataset, recipe: Recipe, planned: Sequence[Case]) -> lis
 def outputs_of(
     classes: Sequence[str], outputs: int, class_map: Mapping[str, Sequence[int]] | None = None
 ) -> list[tuple[int, ...]]:
-    """The outputs of a network that each class of a data set stands for; ``()`` where there is none to explain.
+    """The outputs of a network that correspond to each class of a data set; ``()`` where there is none.
 
     Without a ``class_map`` the classes are the network's own ``outputs``, one by one. Raises ``ValueError`` where the
     numbers differ then, and for a map with an unknown class or an output that the network does not have.
@@ -201,7 +201,7 @@ def outputs_of(
 
 
 def left_out(dataset: Dataset, outputs: Sequence[Sequence[int]]) -> list[str]:
-    """What of the data set is not played, and why: its problems, and classes that the network has no output for."""
+    """What the benchmark leaves out, and why: problems of the data set, and classes without an output."""
     classes = zip(dataset.classes, outputs, strict=True)
     return [*dataset.problems, *(f"class {name!r} has no output" for name, own in classes if not own)]
 
@@ -219,7 +219,7 @@ def read_class_map(path: str | Path) -> dict[str, list[int]]:
 
 
 def describe(dataset: Dataset) -> dict[str, object]:
-    """What tells data sets apart, fit for JSON: name, root, classes, numbers of images and things, and a digest.
+    """What identifies a data set, as JSON: name, root, classes, numbers of images and things, and a digest.
 
     The digest is a sha256 of all names, sizes and objects, and of the file of the masks, but not of the photos.
     """

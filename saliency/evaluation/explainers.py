@@ -30,7 +30,7 @@ FATAL: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch,
 
 
 def attempt(compute: Callable[[], Found]) -> Found | Exception:
-    """What is computed, or the error, without the tensors in it. One that the device does not survive is raised."""
+    """The result, or the error without its tensors. An error after which the device is unusable is raised."""
     try:
         return compute()
     except FATAL:
@@ -71,7 +71,7 @@ class Explainer:
 
     @property
     def layers(self) -> list[Layer]:
-        """The layer that the method looks at, if that is said."""
+        """The layer that the method explains, if it is given."""
         default = self._parameters.get("saliency_layer")
         layer = self.options.get("saliency_layer", "" if default is None else default.default)
         return [layer] if layer is None or isinstance(layer, (str, Module)) else []
@@ -88,7 +88,7 @@ class Explainer:
         return {}
 
     def check(self, name: str, model: Module) -> None:
-        """Raise ``ValueError`` for an option that is the runner's or not the function's, and for a missing layer."""
+        """Raise ``ValueError`` for an option that the runner sets or the function lacks, and for a missing layer."""
         check_map_options(False, self.options.get("resize_mode", "bilinear"), self.options.get("smooth", 0), None)
         for option, value in self.options.items():
             if option in DECIDED:
@@ -105,7 +105,7 @@ class Explainer:
                 ) from None
 
     def maps(self, model: Module, input: Tensor, targets: Tensor, seed: int = 0, **options: object) -> Tensor:
-        """Maps (N, K, h, w) of the targets (N, K); ``ValueError`` for any other result, or what the function raises.
+        """Maps (N, K, h, w) of the targets (N, K). ``ValueError`` for another result; the function's errors pass through.
 
         Global random numbers are drawn from the ``seed``, for every call of the function anew.
         """
@@ -128,7 +128,7 @@ class Explainer:
         return maps
 
     def _ask(self, model: Module, input: Tensor, target: Tensor, seed: int, options: dict[str, object]) -> Tensor:
-        """The maps of a target (N, K) or (N,). What the function writes into its arguments, nobody else sees."""
+        """The maps of a target (N, K) or (N,). In-place changes by the function are not visible outside."""
         own = input if "shared" in options else own_copy(input)
         with drawing_from(seed, input.device):
             maps = self.function(model, own, own_copy(target), **self.passed, **options)
@@ -154,9 +154,9 @@ Methods: TypeAlias = Mapping[str, Given]
 
 
 def named_methods(methods: Methods | Given | list[Given]) -> dict[str, Explainer]:
-    """The methods by their names; a function that comes without one goes by its own.
+    """The methods by their names; a function given without a name goes by its own.
 
-    ``ValueError`` for what is not a method, and where two have the same name, or one with a ``|``.
+    ``ValueError`` for anything that is not a method, and where two have the same name, or one with a ``|``.
 
     >>> list(named_methods([torch.relu, partial(torch.mean, dim=1)])), list(named_methods({"mine": torch.relu}))
     (['relu', 'mean'], ['mine'])
@@ -196,7 +196,7 @@ def _checked_name(name: object) -> str:
 
 
 def name_of(function: object) -> str:
-    """What a function is called, or else its class; of a partial one, the function inside.
+    """The name of a function, or else of its class; for a partial function, of the function inside.
 
     >>> name_of(partial(torch.relu)), name_of(lambda: 0), name_of(torch.nn.ReLU())
     ('relu', 'lambda', 'ReLU')

@@ -1,4 +1,4 @@
-"""TorchRay's pointing game, class by class: for loops of one's own over images, classes and methods."""
+"""TorchRay's pointing game, class by class: for your own loops over images, classes and methods."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -114,7 +114,7 @@ class PointingGameBenchmark(PointingGame):
     ) -> int:
         """1 if the ``point`` (x, y) hits an object of the class in the image of the ``label``, -1 if not.
 
-        0 where that is no case: no object of the class, or only such as VOC calls difficult; or an easy case, where
+        0 where that is not a case: no object of the class, or only difficult ones by VOC's flag; or an easy case where
         difficult ones are played. ``aggregate`` does not count these.
         """
         annotation = self._read(label)
@@ -126,7 +126,7 @@ class PointingGameBenchmark(PointingGame):
         return super().evaluate(mask, point)
 
     def _read(self, label: Label) -> Annotation:
-        """What is in an image, by its label."""
+        """The contents of an image, by its label."""
         try:
             if isinstance(label, Annotation):
                 return label

@@ -60,7 +60,7 @@ def row_of(function: Function) -> Method | None:
 
 
 def named_methods(methods: Methods) -> dict[str, Function]:
-    """The methods by their names: of names, of functions, of what is named already, or ``'all'``.
+    """The methods by name, from names, functions, a mapping of both, or ``'all'``.
 
     >>> list(named_methods(["grad_cam", METHODS["gradient"].function]))
     ['grad_cam', 'gradient']

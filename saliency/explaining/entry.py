@@ -102,7 +102,7 @@ def network_of(
     size: int | None = None,
     classes: Sequence[str] | None = None,
 ) -> Network:
-    """The network and what it expects: as is said here, else as it says itself. ``ValueError`` where nobody does."""
+    """The network and its preprocessing, as given, or else its own; ``ValueError`` where neither is known."""
     known = (as_recipe(preprocessing, model), "as asked") if preprocessing is not None else recipe_of(model)
     if size is not None:
         check_count("size", size)

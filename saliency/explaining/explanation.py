@@ -87,7 +87,7 @@ class Explanation:
     def save(self, path: str | Path) -> None:
         """Write a file, which its suffix tells apart; missing folders are made.
 
-        ``.html``: a viewer that needs nothing else; ``.npz``: the maps by name; all else that matplotlib writes, as
+        ``.html``: a self-contained viewer; ``.npz``: the maps by name; all else that matplotlib writes, as
         ``.png`` and ``.pdf``: the figure.
         """
         check_path("path", path)

@@ -1,4 +1,4 @@
-"""From what the user has of an image to what is shown of it, and what goes into the network."""
+"""From an image in any form to the picture that is shown and the input of the network."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 from saliency.images import as_image, read_image, resize_image
 from saliency.networks.preprocessing import Recipe, preprocess, seen
 
-SHOWN = 448  # shorter side, in pixels, of what is shown of a larger photo
+SHOWN = 448  # shorter side, in pixels, at which a larger photo is shown
 
 
 class Photo(NamedTuple):

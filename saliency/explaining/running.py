@@ -28,7 +28,7 @@ Watched: TypeAlias = Callable[[str], AbstractContextManager[Mapping[str, object]
 
 
 class Network(NamedTuple):
-    """A network, what it expects of a photo, and who says so."""
+    """A network, the preprocessing that it expects, and where that comes from."""
 
     model: Module
     recipe: Recipe
@@ -78,7 +78,7 @@ def explain_photo(
 def _attempt(
     model: Module, input: Tensor, chosen: Chosen, column: Asked, shared: SharedForward | None, watched: Watched
 ) -> Tensor | ValueError:
-    """The maps (1, K, h, w) of a method, or why there are none: it refuses, or gives anything else, or NaN."""
+    """The maps (1, K, h, w) of a method, or the reason why there are none: an error, another type of result, or NaN."""
     options: dict[str, object] = {} if column.layer is None else {"saliency_layer": column.layer}
     if column.row is not None and "path" in column.row.sets:
         options["internal_batch_size"] = POINTS_AT_ONCE
@@ -99,7 +99,7 @@ def _attempt(
 
 
 def _layer(column: Asked, found: str | None) -> str | None:
-    """The layer of a column: that which was named or found, or the input; None where there is no single one."""
+    """The layer of a column, given or found, or the input; None where it is not a single layer."""
     if column.searches:
         return found
     return layer_name(column.default_layer if column.layer is None else column.layer)
@@ -122,7 +122,7 @@ def _share(model: Module, input: Tensor, asked: Sequence[Asked], found: str | No
     layers = dict.fromkeys(["", *(column.layer or column.default_layer or found or "" for column in sharers)])
     try:
         return shared_forward(model, input, [*layers])
-    except ValueError:  # then each runs on its own, and says what is wrong
+    except ValueError:  # then each runs on its own, and reports its error
         return None
 
 

@@ -42,10 +42,10 @@ def names_of(wanted: Recipe, scores: Tensor) -> Sequence[str]:
 
 
 def choose_target(target: object, output: object, wanted: Recipe) -> Chosen:
-    """Choose what is explained of an output: a class index, a class name, ``'top'`` or ``'topK'``, or a list of those.
+    """Choose the scores to explain: a class index, a class name, ``'top'`` or ``'topK'``, or a list of those.
 
     None is the class with the highest score; anything else is a target as a method takes it. Raises ``ValueError``
-    for a class that there is not, with the nearest name, and where an output without a row of scores needs a target.
+    for an unknown class, with the nearest name, and where an output without a row of scores needs a target.
     """
     scores = class_scores(output, wanted)
     if isinstance(target, Tensor) and target.dtype == torch.long and target.shape[:1] == (1,) and target.ndim <= 2:

@@ -1,4 +1,4 @@
-"""The viewer: one page that needs nothing else, to choose photos, targets, methods and layers, and compare them."""
+"""The viewer: one self-contained page, to choose photos, targets, methods and layers, and compare them."""
 
 import base64
 import html

@@ -1,1 +1,1 @@
-"""Networks: by name or of one's own, what they expect of a photo, and their classes."""
+"""Networks: by name or your own, the preprocessing that they expect, and their classes."""

@@ -73,7 +73,7 @@ def load_network(arch: str, weights: str | Path | None = None, *, pooled: bool =
     check_type("weights", weights, (str, Path, type(None)), "None, 'DEFAULT' or the file of a state dict")
     if not pooled and arch not in CAFFE_ARCHS:
         raise ValueError(f"pooled=False does not go with arch={arch!r}; expected one of {', '.join(CAFFE_ARCHS)}.")
-    with torch.random.fork_rng(devices=[], enabled=weights is not None):  # what is drawn is overwritten
+    with torch.random.fork_rng(devices=[], enabled=weights is not None):  # the drawn values are overwritten
         if arch in CAFFE_ARCHS:
             return _load_caffe(arch, weights, pooled)
         if weights is None or weights == DEFAULT:

@@ -43,7 +43,7 @@ def find_class(name: str, classes: Sequence[str]) -> int:
 def find_targets(text: str, classes: Sequence[str], scores: Tensor) -> list[int]:
     """Return the class indices of ``INDEX``, ``NAME`` or ``topK`` (``top`` is ``top1``).
 
-    Raises :class:`ValueError` for what is none of these, an index out of range, or a ``K`` beyond the classes.
+    Raises :class:`ValueError` for anything else, an index out of range, or a ``K`` beyond the classes.
 
     >>> import torch
     >>> [find_targets(text, ["cat", "dog"], torch.tensor([0.4, 0.6])) for text in ("top2", "0", "Dog")]

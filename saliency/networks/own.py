@@ -41,7 +41,7 @@ def import_network(name: str) -> tuple[Module, Recipe]:
 def find_function(argument: str, name: str, example: str, expected: str) -> Callable[..., object]:
     """Return what ``'my_module:function'`` names; the module may lie in the current folder.
 
-    ``argument``, an ``example`` and what is ``expected`` are words of the ``ValueError`` that is raised where there is
+    ``argument``, an ``example`` and what is ``expected`` appear in the ``ValueError`` that is raised where there is
     no such module or function.
 
     >>> find_function("method", "math:hypot", "my_module:method", "a function")(3, 4)
@@ -73,7 +73,7 @@ def import_module(argument: str, module_name: str, given: str | None = None) -> 
     if not all(part.isidentifier() for part in module_name.split(".")):
         raise ValueError(f"{argument}={shown(given or module_name)} is not a module's name; expected 'my_module'.")
     here = str(Path.cwd())
-    if here not in sys.path:  # and it stays there: what is imported may import more while it runs
+    if here not in sys.path:  # and it stays there: the module may import more while it runs
         sys.path.insert(0, here)
     try:
         return importlib.import_module(module_name)

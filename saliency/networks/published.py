@@ -62,7 +62,7 @@ def processor_recipe(processor: Any, classes: Sequence[str] = ()) -> Recipe:
 
 
 def as_recipe(preprocessing: object, model: Module) -> Recipe:
-    """The recipe that a description stands for: see :func:`saliency.explain`. ``ValueError`` for what is none."""
+    """The recipe that a description stands for: see :func:`saliency.explain`. ``ValueError`` for anything else."""
     found: Any = preprocessing
     if isinstance(found, Recipe):
         return found

@@ -1,4 +1,4 @@
-"""DATASETS: the table of data sets, all of whose annotations are read and checked before the first photo."""
+"""DATASETS: the table of data sets. All annotations are read and checked before the first photo."""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -18,10 +18,10 @@ from saliency.networks.names import unknown
 
 
 class Collection(NamedTuple):
-    """A row of the table: ``entries(root, **options)`` lists what is in a data set, ``loader(place)`` reads an image.
+    """A row of the table: ``entries(root, **options)`` lists its contents, ``loader(place)`` reads an image.
 
     Without a parameter ``root`` there is no folder to read from. ``options`` are defaults other than the function's.
-    ``package`` is what reads the annotations, where it is not installed with this one but by the extra ``benchmark``.
+    ``package`` reads the annotations, where it is installed by the extra ``benchmark`` alone.
     """
 
     entries: Callable[..., Listing]
@@ -59,7 +59,7 @@ DATASETS: dict[str, Collection] = {
 def load_dataset(
     name: str, root: str | Path | None = None, *, on_error: str = "skip", **options: str | Path | int | None
 ) -> ImageSet:
-    """Return a data set of :data:`DATASETS`. What is missing, broken or mislabelled is skipped and in ``problems``.
+    """Return a data set of :data:`DATASETS`. Missing, broken or mislabelled items are skipped, and in ``problems``.
 
     ``root`` holds ``VOCdevkit``, COCO's ``val2014`` and ``annotations``, ImageNet's ``ILSVRC``, or photos of your own
     with a JSON file in COCO's format. Its ``options`` are those of the row: ``split`` is another part (``trainval``,

@@ -31,7 +31,7 @@ def coco_entries(root: Path, split: str, annotations: str | Path | None = None) 
 
 
 def folder_entries(root: Path, split: str = "", annotations: str | Path | None = None) -> Listing:
-    """The photos of a folder and one JSON file; the classes are its categories, by rising id.
+    """The photos of a folder and one JSON file; the classes are its categories, by ascending id.
 
     The photos lie in ``root/<split>``, or else in ``root`` or the folder in it that has most of them.
     """
@@ -101,7 +101,7 @@ def digest(path: Path) -> str:
 
 
 def _photos(index: Any, folder: Path, labels: Mapping[Hashable, int]) -> Iterator[Entry | str]:
-    """The photos by rising id, and what is wrong with the index as a whole."""
+    """The photos by ascending id, and the problems of the index as a whole."""
     for key, times in Counter(image["id"] for image in index.dataset["images"]).items():
         if times > 1:
             yield f"image id {key}: it is listed {times} times; the last time counts"

@@ -56,7 +56,7 @@ def _photos(root: Path, split: str, labels: Mapping[str, int]) -> Iterator[Entry
 
 
 def _rows(solution: Path) -> list[tuple[str, str]]:
-    """The photos' names and what is in them, from the file of solutions, if there is one."""
+    """The photos' names and contents, from the file of solutions, if there is one."""
     if not solution.is_file():
         return []
     try:
@@ -74,7 +74,7 @@ def _read(path: Path) -> str:
 
 
 def _answered(answer: str, xml: Path, image: Path, labels: Mapping[str, int]) -> Iterator[Entry | str]:
-    """Yield the photo of which the solution says what is in it; its XML file, where there is one, has to agree."""
+    """Yield a photo with the objects of its solution; its XML file, where there is one, has to agree."""
     try:
         things = _things(answer, labels)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Photo files with annotations: what is wrong with a file or an object is named, and left out."""
+"""Photo files with annotations: faulty files and objects are reported and left out."""
 
 import math
 import os
@@ -108,7 +108,7 @@ def collect(name: str, root: Path | None, listing: Listing, loader: Loader, on_e
 
 
 def each_photo(names: Iterable[Name], read: Callable[[Name], Iterable[Entry | str]]) -> Iterator[Entry | str]:
-    """What is read of each; of one for which anything is raised, that it cannot be read, and why."""
+    """The entries read from each; for one that raises, a problem that says why it cannot be read."""
     for name in names:
         yield from _attempt(name, read)
 
@@ -126,7 +126,7 @@ def _shortened(problem: str) -> str:
 
 
 def _checked_size(entry: Entry, root: Path | None, taken: Container[str]) -> tuple[int, int]:
-    """The size of an image; ``ValueError`` where its name is taken, or its file missing, broken or of another size."""
+    """The size of an image; ``ValueError`` for a duplicate name, and a file missing, broken or of another size."""
     if entry.name in taken:
         raise ValueError("it is listed twice; the first time counts")
     path = entry.place
@@ -143,7 +143,7 @@ def _checked_size(entry: Entry, root: Path | None, taken: Container[str]) -> tup
 
 
 def box_problem(box: Box, size: tuple[int, int]) -> str:
-    """What is wrong with the box x0, y0, x1, y1 in an image of ``size`` = (height, width), or ''.
+    """The problem with the box x0, y0, x1, y1 in an image of ``size`` = (height, width), or ''.
 
     It must have an area, and leave the image by no more than a pixel.
 
@@ -159,7 +159,7 @@ def box_problem(box: Box, size: tuple[int, int]) -> str:
 
 
 def clip_box(box: Box, size: tuple[int, int]) -> Box:
-    """The box x0, y0, x1, y1 without what rounding put outside of the image of ``size`` = (height, width).
+    """The box x0, y0, x1, y1, clipped to the image of ``size`` = (height, width): rounding may exceed it.
 
     >>> clip_box((-1, 2, 4, 20.3), (20, 30))
     (0, 2, 4, 20)
@@ -171,7 +171,7 @@ def clip_box(box: Box, size: tuple[int, int]) -> Box:
 def read_stored(path: Path) -> Tensor:
     """The photo's pixels (3, H, W) in [0, 1] as they are stored: annotations know nothing of an EXIF orientation.
 
-    Raises ``ValueError`` where the file is missing, truncated, broken or no image.
+    Raises ``ValueError`` where the file is missing, truncated, broken or not an image.
     """
     try:
         with Image.open(path) as image:
@@ -182,7 +182,7 @@ def read_stored(path: Path) -> Tensor:
 
 
 def stored_size(path: Path) -> tuple[int, int]:
-    """Height and width of a photo file, of which the header alone is read; ``ValueError`` where it is no image."""
+    """Height and width of a photo file, from its header alone; ``ValueError`` where it is not an image."""
     try:
         with Image.open(path) as image:
             return image.height, image.width

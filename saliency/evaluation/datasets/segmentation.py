@@ -11,7 +11,7 @@ LONGEST_NUMBER = 60  # bits
 
 
 def segmentation_problem(segmentation: object, size: tuple[int, int]) -> str:
-    """What is wrong with a segmentation in an image of ``size`` = (height, width), or ''; None and [] are none.
+    """The problem with a segmentation in an image of ``size`` = (height, width), or ''; None and [] are none.
 
     >>> segmentation_problem([[1, 0, 3, 0, 3, 2]], (2, 4)), segmentation_problem([[1, 0, 3, 0]], (2, 4))
     ('', 'has a segmentation that is neither polygons nor a run-length code')

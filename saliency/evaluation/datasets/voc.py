@@ -28,7 +28,7 @@ def voc_entries(root: Path, split: str = "test") -> Listing:
 
 
 def read_xml(path: Path, image: Path, labels: Mapping[str, int], first: int) -> Iterator[Entry | str]:
-    """Yield the photo that an XML file describes, after a problem (str) for each object that makes no sense.
+    """Yield the photo that an XML file describes, after a problem (str) for each invalid object.
 
     Boxes are inclusive there, and the number of the first pixel is ``first``. A broken file is one problem.
     """
@@ -36,7 +36,7 @@ def read_xml(path: Path, image: Path, labels: Mapping[str, int], first: int) -> 
 
     try:
         root = ElementTree.parse(path).getroot()
-    except Exception as error:  # besides what is no XML: unknown encodings, entities, names that no file can have
+    except Exception as error:  # besides malformed XML: unknown encodings, entities, names that no file can have
         yield f"{image.stem}: its annotation {path} cannot be read ({' '.join(str(error).split())})"
         return
     described = Path(root.findtext("filename") or image.name).stem
@@ -53,7 +53,7 @@ def read_xml(path: Path, image: Path, labels: Mapping[str, int], first: int) -> 
 
 
 def _thing(element: Element, labels: Mapping[str, int], first: int) -> Thing | str:
-    """An object with its box made half-open, or what is wrong with it."""
+    """An object with its box made half-open, or the problem with it."""
     name = (element.findtext("name") or "").strip()
     if name not in labels:
         return f"is of the unknown class {name!r}"

@@ -14,7 +14,7 @@ def rank_correlation(a: Tensor, b: Tensor, absolute: bool = False) -> Tensor:
 
     ``a`` and ``b`` are (N, 1, h, w), or any (N, ...) of one shape. Equal values share the mean of their ranks.
     A constant map orders nothing: its correlation is 0, also with itself. ``absolute`` ranks :math:`|a|` and
-    :math:`|b|`, for which a change of sign is no change.
+    :math:`|b|`, which ignores the sign.
     Raises ``ValueError`` for shapes that differ and for NaN or infinity.
 
     >>> rank_correlation(torch.tensor([[1.0, 2.0, 30.0], [7.0, 7.0, 7.0]]), torch.tensor([[0.0, -1.0, -2.0]] * 2))

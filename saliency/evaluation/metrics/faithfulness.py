@@ -67,7 +67,7 @@ def deletion(
 
     .. math:: p_{nt} = f_{y_n}(x_n + m_{nt} (\tilde x_n - x_n)), \quad m_{ntu} = [r_{nu} < k_t]
 
-    Arguments and errors: see :func:`insertion`. What is taken becomes the ``baseline``, 0 unless said otherwise: the
+    Arguments and errors: see :func:`insertion`. Removed pixels become the ``baseline``, 0 by default: the
     mean colour of a network with normalised input. The score is :func:`curve_area`; lower is better.
     Petsiuk et al., RISE, BMVC 2018.
 
@@ -128,11 +128,11 @@ def road(
     activation: Activation = class_softmax,
     batch_size: int = 32,
 ) -> Tensor:
-    r"""ROAD (N,): how much more probability is left without the least salient pixels than without the most salient.
+    r"""ROAD (N,): the probability without the least salient pixels less that without the most salient.
 
     .. math:: s_n = \frac{1}{|P|} \sum_{p \in P} \tfrac{1}{2} (\mathrm{LeRF}_{np} - \mathrm{MoRF}_{np}) \in [-1/2, 1/2]
 
-    the combined score of both curves of :func:`road_curves`, which see for arguments and errors; higher is better.
+    the combined score of both curves of :func:`road_curves`; see there for arguments and errors; higher is better.
 
     >>> x = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]]]])
     >>> road(torch.nn.Flatten(), x, 0, x, [50], noise=0, activation=lambda output: output)
@@ -154,7 +154,7 @@ def road_curves(
     activation: Activation = class_softmax,
     batch_size: int = 32,
 ) -> tuple[Tensor, Tensor]:
-    r"""The target's probabilities, (N, P) and (N, P), after most and after least salient pixels were imputed.
+    r"""The target's probabilities, (N, P) and (N, P), after imputing the most and the least salient pixels.
 
     ``percentages`` of the pixels are removed, filled in by :func:`linear_imputation` and given Gaussian noise of
     standard deviation ``noise``, in the input's units; it and the order of equal pixels are drawn once for ``seed``,
@@ -237,7 +237,7 @@ def increase_in_confidence(
 def _seen_through(
     model: Module, input: Tensor, target: Target, saliency: Tensor, activation: Activation, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The target's probability of every image, and of what is left of it under its map, scaled to [0, 1]."""
+    """The target's probability of every image, and of the image times its map, scaled to [0, 1]."""
     saliency = check_maps(input, saliency)
     lowest, highest = saliency.amin((2, 3), keepdim=True), saliency.amax((2, 3), keepdim=True)
     scaled = safe_divide(saliency - lowest, highest - lowest).to(input.dtype)

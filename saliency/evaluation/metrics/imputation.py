@@ -1,4 +1,4 @@
-"""ROAD's imputation: removed pixels are filled in from what is left around them, so that they tell nothing."""
+"""ROAD's imputation: removed pixels are filled in from those around them, so that they carry no information."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ _CPU_BLOCK = 2**18  # elements solved together: on a CPU they should stay in the
 
 
 class _Level(NamedTuple):
-    """The system on one grid of the pyramid: what is unknown, the row sums, and what a Jacobi step multiplies with."""
+    """The system on one grid of the pyramid: the unknown cells, the row sums, and the factors of a Jacobi step."""
 
     removed: Tensor
     total: Tensor
@@ -31,7 +31,7 @@ def linear_imputation(input: Tensor, removed: Tensor) -> Tensor:
     with w = 1/6 for a neighbour in the row or column, 1/12 for a diagonal one; neighbours outside the image do not
     count. ``input`` is (N, C, H, W), ``removed`` (N, 1, H, W) bool; pixels that are kept stay as they are. Solved for
     all images at once, in float32 at least, until every residual is below 1e-7 of the image's largest value.
-    Raises ``ValueError`` for an image that is not finite or of which all is removed.
+    Raises ``ValueError`` for an image that is not finite, or with all of its pixels removed.
     Rong et al., A Consistent and Efficient Evaluation Strategy for Attribution Methods, ICML 2022.
 
     >>> linear_imputation(torch.tensor([[[[0.0, 9.0, 3.0]]]]), torch.tensor([[[[False, True, False]]]]))
@@ -111,7 +111,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _conjugate_gradients(levels: list[_Level], right: Tensor, scale: Tensor) -> Tensor:
-    """The solution for right-hand sides (N, C, H, W), of which each stops by itself: no image depends on the others."""
+    """The solution for right-hand sides (N, C, H, W), each stopped on its own, so no image depends on the others."""
     solution, residual = torch.zeros_like(right), right
     direction, old = torch.zeros_like(right), torch.zeros_like(scale)
     for _ in range(_MAX_STEPS):

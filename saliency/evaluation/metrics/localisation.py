@@ -38,7 +38,7 @@ def points_hit(points: Tensor, masks: Tensor, tolerance: float = 15) -> Tensor:
     .. math:: h_n = [\min_{u: m_{nu} = 1} \|u - p_n\| \le \mathrm{tolerance}]
 
     ``points`` is (N, 2) as (x, y), ``masks`` (N, H, W) bool with at least one pixel each; the result is (N,) bool.
-    Raises ``ValueError`` for a mask without a pixel: an image without the class is no case.
+    Raises ``ValueError`` for a mask without a pixel: an image without the class is not a case.
 
     >>> mask = torch.zeros(1, 40, 40, dtype=torch.bool)
     >>> mask[0, 0, 20] = True
@@ -69,7 +69,7 @@ def _squared_reach(tolerance: object, masks: Tensor) -> int:
 
 
 def _dilated(masks: Tensor, reach: int) -> Tensor:
-    """The pixels (N, H, W) of which a pixel of the mask is no farther away than the root of ``reach``."""
+    """The pixels (N, H, W) within a distance of the root of ``reach`` from a pixel of the mask."""
     height, width = masks.shape[1:]
     before = F.pad(masks.cumsum(2), (1, 0))  # how many of the row's pixels stand before each, all of them at the end
     x = torch.arange(width, device=masks.device)
@@ -126,7 +126,7 @@ def energy_pointing_game(saliency: Tensor, masks: Tensor) -> Tensor:
 
 
 def mask_iou(saliency: Tensor, masks: Tensor, thresholds: Thresholds = THRESHOLDS) -> Tensor:
-    r"""Intersection over union (N, T) of the object and what of the map reaches each threshold.
+    r"""Intersection over union (N, T) of the object and the part of the map that reaches each threshold.
 
     .. math:: \frac{|\{u: s_{nu} \ge \tau_t\} \cap m_n|}{|\{u: s_{nu} \ge \tau_t\} \cup m_n|}
 
@@ -152,7 +152,7 @@ def mask_iou(saliency: Tensor, masks: Tensor, thresholds: Thresholds = THRESHOLD
 def box_iou(
     saliency: Tensor, boxes: Sequence[Tensor], thresholds: Thresholds = THRESHOLDS, components: str = "largest"
 ) -> Tensor:
-    r"""Intersection over union (N, T) of an object's box and the box around what of the map reaches each threshold.
+    r"""Intersection over union (N, T) of an object's box and the box around the map above each threshold.
 
     Each map (N, 1, H, W) is shifted and scaled to [0, 1]; a constant one becomes 0. Of its 8-connected parts with
     :math:`s \ge \tau`, the one with most pixels counts (MaxBoxAcc; of equal ones the better), or with

@@ -1,4 +1,4 @@
-"""Perturbed versions of every case, a batch of them at a time, and what a map and a baseline are made of for them."""
+"""Perturbed versions of every case, a batch of them at a time, and the checks of the maps and baselines behind them."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -108,7 +108,7 @@ def saliency_ranks(saliency: Tensor, seed: int = 0) -> Tensor:
     """The rank of every pixel of (N, 1, H, W) maps: 0 for the most salient, equals in an order drawn for ``seed``.
 
     All maps draw the same order, so that a case does not depend on the others. In reading order a map of zeros would
-    take the background before what is in the middle of the photo, and be better than chance.
+    remove the background before the middle of the photo, and do better than chance.
 
     >>> saliency_ranks(torch.tensor([[[[1.0, 3.0, 2.0]]]]))
     tensor([[[[2, 0, 1]]]])
@@ -129,7 +129,7 @@ def make_baseline(input: Tensor, baseline: Baseline) -> Tensor:
     """The images without what they show: a blur, zeros, the mean of every channel, or a tensor that broadcasts.
 
     The blur is RISE's: a Gaussian of 5 pixels folded into a square of 11, for a shorter side of 224, and in proportion
-    for others; around the image are zeros. Raises ``ValueError`` for what is none of these.
+    for others; around the image are zeros. Raises ``ValueError`` for anything else.
 
     >>> make_baseline(torch.tensor([[[[1.0, 3.0]]]]), "mean")
     tensor([[[[2., 2.]]]])

@@ -1,4 +1,4 @@
-"""Sanity checks: does a map change with the parameters it is to explain, and with the class? The lower the better."""
+"""Sanity checks: does a map change with the model's parameters and with the class? Lower is better."""
 
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +45,7 @@ def parameter_groups(
 
     Without ``layers`` each module with parameters of its own is a group, the last registered one first, together with
     what is behind its parametrisations; with them each of these layers is, with all that is in it, in the order given.
-    ``steps`` joins neighbours into that many groups, as equal as can be. Raises ``ValueError`` for an unknown layer,
+    ``steps`` joins neighbours into that many groups, as equal as possible. Raises ``ValueError`` for an unknown layer,
     one without parameters, no ``steps``.
 
     >>> parameter_groups(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2)))
@@ -94,7 +94,7 @@ def parameter_randomisation(
     same values in both kinds, on every device. ``explain(model, input, target)`` is given copies, and has to find its
     layer there by name.
     Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018.
-    Raises ``ValueError`` as :func:`parameter_groups`, and for a ``seed`` that is none.
+    Raises ``ValueError`` as :func:`parameter_groups`, and for an invalid ``seed``.
     """
     check_seed(seed)
     check_flag("cascading", cascading)

@@ -26,7 +26,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, methods: Seq
     ``folder`` is that of a run, with its rows, configurations and gallery; ``out`` is the same folder by default. Of a
     method that was run several times with other options or versions, the last trial counts. ``methods`` are those that
     are shown and compared, by their names, or single trials, as ``"mine · 1"``; None is all.
-    Raises ``ValueError`` where there are no rows, and for a name of none.
+    Raises ``ValueError`` where there are no rows, and for an unknown name.
     """
     analysis = analyse(folder, methods)
     target = Path(folder if out is None else out)
@@ -71,7 +71,7 @@ def _summary_row(item: Summary, subset: str, cases: Estimate, classes: Estimate 
 
 
 def _csv(fields: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """CSV text; what is not known, None or NaN, is empty."""
+    """CSV text; unknown values (None or NaN) are empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(fields)

@@ -27,7 +27,7 @@ SIGNIFICANT = 0.05
 
 
 class Summary(NamedTuple):
-    """What a series comes to. ``share`` is of the seconds of the whole run, ``mark`` is 'best', 'tied' or ''.
+    """The summary of a series. ``share`` is of the seconds of the whole run, ``mark`` is 'best', 'tied' or ''.
 
     ``box_accuracy`` is MaxBoxAcc with its place on the curve, for curves of box IoU; ``constant`` the number of maps
     that are constant.

@@ -120,7 +120,7 @@ def _data_uri(path: Path) -> str:
 def write_gallery(
     out: Path, index: int, annotation: Annotation, image: Tensor, maps: Mapping[tuple[int, str], Tensor]
 ) -> None:
-    """Write the picture of an image (3, H, W) and of its maps (h, w), by target and method, and what is known of it.
+    """Write the picture of an image (3, H, W) and of its maps (h, w), by target and method, and its metadata.
 
     Maps that an earlier run has written stay, but for those of the same target and method.
     """

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: style, script, data and pictures are in it."""
+"""The report as one self-contained HTML page: style, script, data and pictures are in it."""
 
 import html
 import json

@@ -14,7 +14,7 @@ from saliency.evaluation.running.store import Result
 
 
 class Line(NamedTuple):
-    """A method and a metric: means over cases and over classes (of the difficult cases too), and what they are of.
+    """A method and a metric: means over cases and over classes (of the difficult cases too), with their numbers.
 
     A mean is None where there is no case. ``missing`` cases have no result yet. ``error`` is that of the first failure.
     ``constant`` cases have a map without a maximum. Of a metric of the whole data set ``mean`` is the result; what
@@ -34,9 +34,9 @@ class Line(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What the results on disk come to, on rank 0. ``problems`` are lines of their files that hold no result.
+    """A summary of the results on disk, on rank 0. ``problems`` are lines of their files that are not valid results.
 
-    ``str(outcome)`` is all that a run ends with: the table, what failed and why, and where results and report are.
+    ``str(outcome)`` is printed at the end of a run: the table, failures and reasons, the paths of results and report.
     """
 
     lines: list[Line]
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
 
     @property
     def remarks(self) -> list[str]:
-        """What the table leaves open: constant maps, results that are missing, and failures with their first error."""
+        """Notes on the table: constant maps, missing results, and failures with their first error."""
         constant = {line.method: line.constant for line in self.lines if line.constant}
         missing = sum(line.missing for line in self.lines)
         found = [f"constant maps: {', '.join(f'{count} of {name}' for name, count in constant.items())}"] * bool(

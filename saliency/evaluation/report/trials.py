@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 Config: TypeAlias = dict[str, Any]  # as JSON holds it
 Key: TypeAlias = tuple[str, str, str]  # method, metric, fingerprint
 
-EXPERIMENT = ("dataset", "network", "outputs")  # what trials are compared on: with another one it is no trial
+EXPERIMENT = ("dataset", "network", "outputs")  # trials are compared only where these are equal
 METHOD = ("function", "options", "session")
 AROUND = ("versions", "device", "dtype")
 _DIGEST = re.compile(r"[0-9a-f]{16,}")
@@ -50,7 +50,7 @@ def find_trials(configs: Mapping[Key, Config]) -> dict[Key, Trial]:
     """The trial of each configuration; none where no trial of a method has a date, as in runs of earlier releases."""
     known = {key: _read(key, config) for key, config in configs.items()}
     dates: dict[str, dict[str, str]] = defaultdict(dict)  # the last date of each trial of a method
-    latest: dict[str, str] = {}  # the last date of what is measured
+    latest: dict[str, str] = {}  # the last date of each measurement
     for own in known.values():
         latest[own.measured] = max(own.date, latest.get(own.measured, ""))
         for method, trial in own.trials.items():
@@ -126,7 +126,7 @@ def is_same_experiment(config: Config, other: Config) -> bool:
 
 
 def differences(config: Config, later: Config) -> str:
-    """What of a method was otherwise in an earlier trial than in a later one, in words."""
+    """How a method's earlier trial differed from a later one, in words."""
     old, new = (
         flatten({**one.get("options", {}), **{part: one[part] for part in ("function", *AROUND) if part in one}})
         for one in (config, later)

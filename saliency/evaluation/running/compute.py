@@ -1,4 +1,4 @@
-"""The cases of a batch read, explained by every method and scored by every metric; what fails, fails alone."""
+"""The cases of a batch read, explained by every method and scored by every metric; each failure is a case's own."""
 
 import time
 from collections import defaultdict, deque
@@ -35,7 +35,7 @@ READERS = 4  # threads
 
 
 def isolate(work: Callable[[list[Item]], None], items: list[Item], fail: Callable[[Item, str], None]) -> None:
-    """Do the work on all items at once; if it raises, on one after the other: what fails then is given its error."""
+    """Do the work on all items at once; if that raises, on one at a time; an item that fails then gets its error."""
     error = attempt(partial(work, items))
     if error is None:
         return
@@ -64,7 +64,7 @@ def load_batches(
 
 
 def choose_targets(model: Module, outputs: Sequence[Sequence[int]], images: Images) -> None:
-    """Give each case its output of the network: where several stand for its class, that which scores highest."""
+    """Give each case its output of the network: of several for its class, the one with the highest score."""
     scores = None
     if any(len(outputs[case.label]) > 1 for cases in images for case in cases):
         with evaluating(model):
@@ -110,7 +110,7 @@ def _stacked(run: Run, images: Images) -> tuple[Tensor, Tensor]:
 
 
 def _add_maps(run: Run, name: str, uses: int, drawn: dict[str, Drawn], images: Images) -> None:
-    """Give the cases their maps, those that are drawn the first time."""
+    """Give the cases their maps; a method that is not in ``drawn`` is run now."""
     if name not in drawn:
         drawn = explain_each(run.model, *_stacked(run, images), {name: run.explainers[name]}, images[0][0].index)
     maps, seconds = drawn.pop(name)
@@ -130,9 +130,9 @@ def _add_maps(run: Run, name: str, uses: int, drawn: dict[str, Drawn], images: I
 def explain_each(
     model: Module, input: Tensor, targets: Tensor, explainers: Mapping[str, Explainer], seed: int = 0
 ) -> dict[str, Drawn]:
-    """Maps (N, K, h, w) of every method, or the exception that it raised, and its seconds.
+    """Maps (N, K, h, w) of every method, or the exception that it raised, and the seconds it took.
 
-    Those that can share one forward pass do, and each has its part of the seconds of that. Every method draws global
+    Those that can share a forward pass do so, each charged its part of that time. Every method draws global
     random numbers from the ``seed``, whatever the others draw.
     """
     found: dict[str, Drawn] = {}
@@ -152,7 +152,7 @@ def explain_each(
 
 
 def since(begin: float, device: torch.device) -> float:
-    """The seconds since then, what the device was asked to do included."""
+    """The seconds since then, including work still queued on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - begin
@@ -246,7 +246,7 @@ def apply_metric(job: Job, cases: Sequence[Case], evidence: Sequence[Evidence]) 
 
 
 def _maxima(maps: Tensor) -> list[tuple[tuple[int, int] | None, bool]]:
-    """Where (x, y) the maps are largest, and whether they are constant: such a one is so nowhere."""
+    """The positions (x, y) of the maps' maxima, and which maps are constant: those have no maximum."""
     constant = (maps.amax((1, 2, 3)) == maps.amin((1, 2, 3))).tolist()
     points = saliency_points(maps).tolist()
     return [(None if same else (x, y), same) for (x, y), same in zip(points, constant, strict=True)]

@@ -1,4 +1,4 @@
-"""What a result depends on, written down, and the fingerprint that stands for it in every row."""
+"""What a result depends on, written down, and the fingerprint that identifies it in every row."""
 
 import hashlib
 import inspect
@@ -44,12 +44,12 @@ def fingerprint_of(configuration: Mapping[str, object]) -> str:
 
 
 def canonical(value: Json) -> str:
-    """JSON in the one form that equal values have."""
+    """JSON in canonical form: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def written(value: object, unversioned: list[str] | None = None, version: str | None = None) -> Json:
-    """A value as JSON can hold it. ``ValueError`` for one that two runs could not be told apart by.
+    """A value in a form that JSON can hold. ``ValueError`` for one that could not tell two runs apart.
 
     Tensors, arrays and networks become digests, functions and classes their name and version: ``version``, or that of
     the installed package that they are in. A function that has none, or that its name does not lead to (a closure, a
@@ -97,7 +97,7 @@ def _written_code(code: Code, unversioned: list[str] | None, version: str | None
 
 
 def _version_of(code: Code, module: str | None) -> str | None:
-    """The version that stands for all that the function does, where there is one and its name leads to it."""
+    """The version that covers the function's behaviour; None without one, or where its name leads elsewhere."""
     if inspect.isbuiltin(code):
         return ""  # of Python or torch
     found: object = sys.modules.get(module or "")

@@ -21,11 +21,11 @@ POLL = 0.2  # seconds between two looks at how far the others are
 
 
 class RankError(ValueError):
-    """What stands in the way of one rank only: the others, and rank 0, have not said so."""
+    """An error of one rank alone, which the other ranks have not raised."""
 
 
 class UnwritableError(ValueError):
-    """Nothing can be written to the folder: what is in it can still be read."""
+    """The folder cannot be written to, but its contents can still be read."""
 
 
 class Ranks(NamedTuple):
@@ -36,26 +36,26 @@ class Ranks(NamedTuple):
     store: Store
 
     def share(self, name: str, value: object = None) -> Any:
-        """What rank 0 gave by this name, as JSON, on every rank."""
+        """The value that rank 0 published under this name, as JSON, on every rank."""
         if self.rank == 0:
             self.store.set(name, json.dumps(value))
         return json.loads(self.store.get(name))
 
     def add(self, name: str, amount: int) -> int:
-        """Add to a number of all ranks; what it is then."""
+        """Add to a counter shared by all ranks, and return its new value."""
         return int(self.store.add(name, amount))
 
     def wait(self, name: str) -> Iterator[None]:
-        """Wait until all ranks have added to a number; yields again and again meanwhile.
+        """Wait until all ranks have added to a counter, yielding repeatedly in the meantime.
 
-        Where the store is gone, with the process that kept it, ``torch.distributed.DistError`` is raised.
+        Where the store is gone because the process that kept it has ended, ``torch.distributed.DistError`` is raised.
         """
         while self.add(name, 0) < self.size:
             yield
             time.sleep(POLL)
 
     def divide(self, items: Sequence[Item]) -> Iterator[Item]:
-        """Yield items that no other rank gets, each when it is asked for: who is fast takes more."""
+        """Yield items that no other rank gets, one at a time on demand, so faster ranks process more."""
         while (place := self.add("taken", 1) - 1) < len(items):
             yield items[place]
 
@@ -89,7 +89,7 @@ def holding(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def owning(out: Path, ranks: Ranks, plan: str) -> Iterator[IO[bytes]]:
-    """Give this rank's file of results, once rank 0 has the folder for this run and has cut off what is not whole.
+    """Give this rank's file of results, once rank 0 has the folder for this run and has cut off incomplete lines.
 
     ``plan`` has to be the same on all ranks. ``ValueError`` where another run holds the folder or one of its files,
     ``UnwritableError`` where nothing can be written, ``RankError`` where this rank sees another folder or has another
@@ -108,7 +108,7 @@ def owning(out: Path, ranks: Ranks, plan: str) -> Iterator[IO[bytes]]:
 
 
 def _take(out: Path, stack: ExitStack) -> str:
-    """Take the folder; return what it is known by to this run."""
+    """Claim the folder; return the token by which the other ranks recognise it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = stack.enter_context(holding(out / "lock"))

@@ -48,21 +48,21 @@ def run(
     gallery: int = 24,
     retry_errors: bool = False,
 ) -> Outcome:
-    """Score every case by every method and metric; what is on disk in ``out`` from an earlier run is not done again.
+    """Score every case by every method and metric; results of an earlier run in ``out`` are reused.
 
     ``methods``: ``f(model, input, target)``, a list of such, or a dict by name, each alone, as ``(f, options)`` or as
     an :class:`Explainer`, which says what is asked of it. ``metrics``: names, or the options of each by name.
-    ``network`` is written down with the results, besides digests of its tensors and structure: a ``version`` there
+    ``network`` is stored with the results, besides digests of its tensors and structure: a ``version`` there
     tells changes of its code. ``outputs``: those of the network that each class of the data set means, () where it is
     left out. Cases that fail have results with their error; ``retry_errors`` tries those of earlier runs again. The
     ranks of ``torchrun`` share the work: the results of any number of them are the same, with as many threads each. A
     run that ends writes the report of all that is in ``out``; one that is interrupted ends with what there is.
-    ``str(outcome)`` tells all of that. Raises ``ValueError`` for wrong arguments and a folder in use, ``OSError`` where
+    ``str(outcome)`` is a summary. Raises ``ValueError`` for wrong arguments and a folder in use, ``OSError`` where
     results cannot be written, as on a full disk: those that were stay whole.
     """
     check_setting(dataset, model, recipe, outputs)
     check_path("out", out)
-    check_type("network", network, (Mapping, type(None)), "what is known of the network, by names")
+    check_type("network", network, (Mapping, type(None)), "facts about the network, by name")
     check_flag("retry_errors", retry_errors)
     if not is_int(gallery) or gallery < 0:
         raise ValueError(f"gallery={shown(gallery)} is not a number of images; expected an int >= 0.")
@@ -89,7 +89,7 @@ def run(
 
 
 def carry_out(run: Run, ranks: Ranks, retry_errors: bool) -> Outcome:
-    """Do what is planned, in its folder, with the other ranks."""
+    """Carry out the plan in its folder, together with the other ranks."""
     unversioned = ", ".join(sorted({name for job in run.jobs for name in job.unversioned}))
     if unversioned and ranks.rank == 0:
         said = "no version of %s: a later process does not reuse these results; expected a version= of the method"
@@ -114,7 +114,7 @@ def carry_out(run: Run, ranks: Ranks, retry_errors: bool) -> Outcome:
 
 
 def try_report(out: Path) -> Path | None:
-    """Write the report, and return where its page is. The results stand without it: why there is none is a warning."""
+    """Write the report, and return its page's path. A failure is only a warning: the results stand without it."""
     try:
         return write_report(out)[-1]
     except (OSError, ValueError) as error:
@@ -125,7 +125,7 @@ def try_report(out: Path) -> Path | None:
 def execute(run: Run, ranks: Ranks, file: IO[bytes], retry_errors: bool, problems: list[str]) -> None:
     """Compute what has no result yet, together with the other ranks; rank 0 returns when all are done.
 
-    ``problems`` are given what is no result in the files.
+    ``problems`` receives every line of the files that is not a valid result.
     """
     figure = Figure(f"{run.jobs[0].name} {run.jobs[0].metric}")
     done = read_done(run, retry_errors, problems, figure)
@@ -153,7 +153,7 @@ def execute(run: Run, ranks: Ranks, file: IO[bytes], retry_errors: bool, problem
 
 
 def read_done(run: Run, retry_errors: bool, problems: list[str], figure: Figure) -> Done:
-    """The cases and jobs that have a result on disk; with ``retry_errors`` one that is no error."""
+    """The cases and jobs that have a result on disk; with ``retry_errors``, errors do not count."""
     done, wanted = set(), {job.fingerprint for job in run.jobs}
     for result in read_results(run.out, problems):
         failed = retry_errors and result.score is None
@@ -164,13 +164,13 @@ def read_done(run: Run, retry_errors: bool, problems: list[str], figure: Figure)
 
 
 def _missing(run: Run, cases: Iterable[Case], done: Done) -> list[Job]:
-    """The jobs that one of the cases has no result of."""
+    """The jobs that lack a result for at least one of the cases."""
     keys = [case.key for case in cases]
     return [job for job in run.jobs if not job.of and any((key, job.fingerprint) not in done for key in keys)]
 
 
 def compute_batch(run: Run, images: Images, done: Done) -> Iterator[list[Result]]:
-    """Yield the results that a loaded batch lacks, job by job. It is explained whole, as it would be in one go."""
+    """Yield the results that a loaded batch lacks, job by job. It is explained whole, as in an uninterrupted run."""
     cases = [*chain.from_iterable(images)]
     pending = _missing(run, cases, done)
     with drawing_from(cases[0].index, run.device):

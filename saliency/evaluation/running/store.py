@@ -47,7 +47,7 @@ class Result(NamedTuple):
 
     @property
     def key(self) -> tuple[str, int, str, str, str]:
-        """What it is the result of; a second one of the same key is the result of another try."""
+        """The case, method and metric; a second result with the same key comes from another attempt."""
         return *self.case, self.method, self.metric, self.fingerprint
 
     def replaces(self, earlier: "Result | None") -> bool:
@@ -74,7 +74,7 @@ def _checksum(text: str) -> str:
 
 
 def decode(line: str) -> Result:
-    """The result that a line holds. ``ValueError`` says what is wrong with a line that holds none.
+    """The result in a line. ``ValueError`` says why a line is not a valid result.
 
     A line without a checksum is one of an earlier release.
     """
@@ -121,10 +121,10 @@ def result_files(folder: str | Path) -> list[Path]:
 
 
 def scan_results(folder: str | Path, problems: list[str] | None = None) -> Iterator[Result]:
-    """Yield every result in the folder, as they stand in the files; a line that a run is just writing is left out.
+    """Yield every result in the folder, as they stand in the files; a line still being written is skipped.
 
     A line may end as it does on any system. ``problems`` is given the file, number and fault of each whole line that
-    is no result; without it they are warned of.
+    is not a valid result; without it, each is a warning.
     """
     for path in result_files(folder):
         with path.open("rb") as file:
@@ -154,7 +154,7 @@ def read_results(folder: str | Path, problems: list[str] | None = None) -> Itera
 def append_results(file: IO[bytes], results: Sequence[Result]) -> None:
     """Write the results at the end of an unbuffered file opened ``a+b``, all of them or none.
 
-    ``OSError`` where they cannot be written, as on a full disk; what was written of them is taken away again.
+    ``OSError`` where they cannot be written, as on a full disk; a partial write is undone.
     """
     start = file.seek(0, os.SEEK_END)
     data = memoryview("".join(map(encode, results)).encode())
@@ -170,7 +170,7 @@ def append_results(file: IO[bytes], results: Sequence[Result]) -> None:
 
 
 def cut_last_line(file: IO[bytes]) -> None:
-    """Truncate a file opened ``a+b`` behind its last line end: what follows was cut off while it was written."""
+    """Truncate a file opened ``a+b`` after its last newline: the rest is a line whose writing was interrupted."""
     end = file.seek(0, os.SEEK_END)
     kept = end
     while kept:
