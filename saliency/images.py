@@ -234,7 +234,7 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 def write_png(image: Tensor | Image.Image, path: str | Path) -> None:
-    """Write an image tensor (3, H, W) in [0, 1], or a picture, as a PNG file; missing folders are made."""
+    """Write an image tensor (3, H, W) in [0, 1], or a picture, as a PNG file; missing folders are created."""
     check_path("path", path)
     check_type("image", image, (Tensor, Image.Image), "a tensor (3, H, W) or a picture")
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
 
 
 def tiles(groups: Sequence[Sequence[tuple[str, Image]]], heading: str = "") -> Figure:
-    """Return a figure of pictures, each under its title, as large as a screen shows them; a group begins a row.
+    """Return a figure of pictures, each under its title, as large as fits on a screen; each group starts a new row.
 
     It has at most 1600 x 900 pixels, unless the pictures would be narrower than 100. Raises :class:`ValueError` where
     there are none, :class:`ImportError` where the extra ``plot`` is missing.
@@ -115,7 +115,7 @@ def _tiling(counts: Sequence[int], shape: float, above: int, head: int) -> tuple
 def contact_sheet(
     images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str], path: str | Path
 ) -> None:
-    """Write the figure of :func:`show` as an image file; missing folders are made. Same errors."""
+    """Write the figure of :func:`show` as an image file; missing folders are created. Same errors."""
     check_path("path", path)
     figure = show(images, maps, titles)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ def _grid(shapes: Sequence[float], columns: int, titles: Sequence[str]) -> "tupl
 
 
 def display(figure: "Figure") -> None:
-    """Open a window with the figure, where matplotlib has one to open."""
+    """Open a window with the figure, if matplotlib has an interactive backend."""
     from matplotlib import pyplot
 
     manager = pyplot.figure().canvas.manager
@@ -151,7 +151,7 @@ def display(figure: "Figure") -> None:
 
 
 def _figure(width: float, height: float, dpi: int) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure of the given size in inches."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -27,10 +27,10 @@ DESCRIPTION = """How good are the maps? Every case of a data set, explained by e
     torchrun --nproc-per-node=4 -m saliency benchmark --dataset voc2007 --root ~/data --arch resnet50_voc
 
 On the CPU a process has one thread: start as many processes as there are cores. Results do not depend on their number;
-those of another --threads may differ in their last digits.
+with another --threads they may differ in their last digits.
 
-A case is an image and a class in it. Every result is on disk at once; a run that ended is resumed by the same command.
-The exit code is 0, 1 where a case failed or nothing more could be written, 2 for wrong usage, 130 after Ctrl-C.
+A case is an image and a class in it. Every result is on disk at once; the same command resumes an interrupted run.
+The exit code is 0, 1 if a case failed or nothing more could be written, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 
@@ -96,9 +96,9 @@ def _add_methods(parser: Parser) -> None:
         "--method-version",
         action="append",
         metavar="METHOD=TEXT",
-        help="what your own method does: results of the same text are reused by a later run; repeatable",
+        help="version of your own method: later runs reuse results with the same text; repeatable",
     )
-    add("--layer", action="append", metavar="[METHOD=]NAME", help="where to look (each method's own)")
+    add("--layer", action="append", metavar="[METHOD=]NAME", help="the layer to explain (each method's own)")
     add("--option", action="append", metavar="[METHOD.]NAME=VALUE", help="for the methods that have it; repeatable")
 
 
@@ -137,7 +137,7 @@ def tell_of_problems(setup: Setup) -> None:
 
 
 def tell(outcome: Outcome) -> None:
-    """Say what was found."""
+    """Print the results."""
     for problem in outcome.problems:
         sys.stderr.write(f"no row, left out: {printable(problem)}\n")
     say(outcome.table)

@@ -33,7 +33,7 @@ CENTRE = "centre"
 def choose_names(asked: Sequence[str] | None) -> list[str]:
     """The names of the methods, and of groups: ``'all'``, ``'torchray'``, ``'attention'``, ``'baselines'``.
 
-    None is the centre and all that are quick. Left out of that and of ``'all'`` are :data:`BATCHED` and
+    None is the centre and all quick ones. Left out of that and of ``'all'`` are :data:`BATCHED` and
     :data:`ATTENTION`.
 
     >>> choose_names(["centre", "grad_cam", "torchray"])[:3]

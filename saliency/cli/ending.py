@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and the one line of what went wrong."""
+"""How a command ends: its exit code, and its error in one line."""
 
 import errno
 import os

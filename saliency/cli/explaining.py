@@ -35,7 +35,7 @@ TOLD = 3  # so many predictions are told of a photo
 def add_explain(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``saliency explain``."""
     parser.description = (
-        "Write a picture of every photo: what the network sees in it, by method and target. Without a photo, embedded "
+        "Write a picture for every photo: what the network sees in it, by method and target. Without a photo, embedded "
         "scenes and their network are explained."
     )
     add = parser.add_argument
@@ -52,7 +52,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_network(add: Callable[..., object]) -> None:
-    """The network, and what it is given of a photo."""
+    """The network, and its preprocessing."""
     add("--arch", help="a classifier of torchvision, timm:NAME, hf:NAME|FOLDER, scenes[_vit] (resnet50; or scenes)")
     add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="published weights, or the file of a state dict")
     add(
@@ -70,7 +70,7 @@ def _add_network(add: Callable[..., object]) -> None:
 
 
 def _add_asked(add: Callable[..., object]) -> None:
-    """What is asked: methods, layers, options and targets."""
+    """Methods, layers, options and targets."""
     add(
         "--method", action="append", metavar="NAME", help="repeatable; 'all', my_module:function, smooth_grad(gradient)"
     )
@@ -115,7 +115,7 @@ def explain(arguments: argparse.Namespace) -> None:
 
 
 def find_network(arguments: argparse.Namespace, own: str | None) -> tuple[Recipe, str, Callable[[], Module]]:
-    """What the network expects of a photo, what it is called, and what builds it, which may take a download."""
+    """The network's recipe, its name, and the function that builds it, which may download weights."""
     if own is not None:
         if arguments.arch is not None:
             raise ValueError(f"arch={arguments.arch!r} does not go with import={own!r}; expected one of them.")
@@ -167,7 +167,7 @@ def write(found: Explanation, also: Sequence[str], out: Path) -> list[str]:
 
 
 def told(found: Explanation, files: list[str]) -> dict[str, Any]:
-    """What was done with a photo, for JSON."""
+    """The record of a photo, for JSON."""
     return {
         "photo": found.photo,
         "input": list(found.input.shape),

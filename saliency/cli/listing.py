@@ -1,4 +1,4 @@
-"""What there is to choose from: methods, and the layers of a network."""
+"""The available choices: methods, and the layers of a network."""
 
 from collections.abc import Iterable, Sequence
 

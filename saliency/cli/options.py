@@ -1,4 +1,4 @@
-"""What is chosen on the command line: methods, their options, a device."""
+"""Choices on the command line: methods, their options, a device."""
 
 import ast
 from collections.abc import Collection, Iterable, Sequence
@@ -15,7 +15,7 @@ from saliency.networks.own import import_module
 def choose_methods(names: Sequence[str], groups: Collection[str] = ()) -> list[str]:
     """Return the names of methods without repetition; ``'all'`` stands for every one.
 
-    ``ValueError`` for one that there is not, with the nearest of these and of ``groups``: see :func:`find_method`.
+    ``ValueError`` for an unknown one, with the nearest of these and of ``groups``: see :func:`find_method`.
     """
     chosen = [method for name in names for method in (METHODS if name == "all" else ["".join(name.split())])]
     for name in chosen:

@@ -1,4 +1,4 @@
-"""What commands are parsed by, and what they print."""
+"""The parser of the commands, and their output."""
 
 import argparse
 import sys

@@ -96,7 +96,7 @@ def run_setup(setup: Setup) -> Outcome:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what a batch frees for the next one: to get it anew from the system takes long."""
+    """Have the C library keep what a batch frees for the next one: requesting it from the system again is slow."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for parameter, value in MALLOC.items():
@@ -127,7 +127,7 @@ def read_network(arguments: Namespace, own_network: str | None, arch: str) -> tu
 def choose_suited(
     arguments: Namespace, names: list[str], arch: str, dataset: Dataset, model: Module, wanted: Recipe
 ) -> Methods:
-    """The methods, without those of a group that the network lacks what they explain."""
+    """The methods, without those of a group that cannot explain this network."""
     asked = arguments.method or ()
     names = [name for name in names if name in asked or suits(name, model, wanted)]
     if not names:
@@ -138,7 +138,7 @@ def choose_suited(
 
 
 def suits(name: str, model: Module, wanted: Recipe) -> bool:
-    """Does a network have what a method explains? Of a group, one that it lacks is left out, in a line on stderr."""
+    """Can a method explain a network? One of a group that cannot is left out, with a line on stderr."""
     if name not in METHODS or not METHODS[name].is_for_some:
         return True
     try:
@@ -167,7 +167,7 @@ def make_noise(model: Module, wanted: Recipe) -> torch.Tensor:
 
 
 def default_layer(model: Module, wanted: Recipe) -> str | None:
-    """Where the CAMs look: what the network's recipe says, or else its last layer with spatial output, if any."""
+    """The layer of the CAMs: the recipe's, or else the network's last layer with spatial output, if any."""
     if wanted.layer is not None:
         return wanted.layer
     try:

@@ -11,7 +11,7 @@ from saliency.evaluation.report import write_report
 def add_report(parser: Parser) -> None:
     """Add the arguments of ``saliency report``."""
     parser.description = (
-        "Report a run as CSV, Markdown and one HTML page. Exit code 2 says that the folder holds no run."
+        "Report a run as CSV, Markdown and one HTML page. The exit code is 2 if the folder holds no run."
     )
     add = parser.add_argument
     add("folder", metavar="DIR", help="the --out folder of 'saliency benchmark'")

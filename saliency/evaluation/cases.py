@@ -61,7 +61,7 @@ class Case:
     """An image, by its index in the data set, and a class in it, from the plan to the results.
 
     Reading adds the image (3, H, W), the network's ``input`` (C, h, w), and where the class is; explaining adds the
-    network's output ``target``, and of every method its map (h, w) or error, and its seconds. Error ``""`` concerns the case as a whole.
+    network's output ``target``, and of every method its map (h, w) or error, and its seconds. Error ``""`` is of all.
     """
 
     index: int
@@ -91,7 +91,7 @@ Images: TypeAlias = Sequence[Sequence[Case]]  # each image as its cases
 
 
 def labels_of(annotation: Annotation) -> list[int]:
-    """The classes that make a case of the image, in order; a class whose objects are all difficult does not.
+    """The classes that make a case of the image, in order; a class with difficult objects alone does not count.
 
     >>> labels_of(Annotation("a", (9, 9), (Thing(3, (0, 0, 2, 2)), Thing(1, (0, 0, 1, 1), difficult=True))))
     [3]

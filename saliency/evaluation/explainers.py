@@ -105,7 +105,7 @@ class Explainer:
                 ) from None
 
     def maps(self, model: Module, input: Tensor, targets: Tensor, seed: int = 0, **options: object) -> Tensor:
-        """Maps (N, K, h, w) of the targets (N, K). ``ValueError`` for another result; the function's errors pass through.
+        """Maps (N, K, h, w) of the targets (N, K). ``ValueError`` for another result; its own errors pass through.
 
         Global random numbers are drawn from the ``seed``, for every call of the function anew.
         """

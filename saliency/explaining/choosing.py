@@ -1,4 +1,4 @@
-"""What is asked for: which methods, at which layers, with which options."""
+"""The request: which methods, at which layers, with which options."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -31,7 +31,7 @@ class Asked(NamedTuple):
 
     @property
     def row(self) -> Method | None:
-        """The row of the table of methods that it is, maybe wrapped."""
+        """The row of the table of methods that it is, possibly wrapped."""
         return row_of(self.function)
 
     @property
@@ -42,7 +42,7 @@ class Asked(NamedTuple):
 
     @property
     def default_layer(self) -> Layer:
-        """Where it looks if no layer is named: ``''`` at the input, None where it searches."""
+        """The layer by default: ``''`` is the input, None means that it is searched."""
         parameter = signature(self.function).parameters.get("saliency_layer")
         return "" if parameter is None or parameter.default is parameter.empty else parameter.default
 
@@ -54,7 +54,7 @@ class Asked(NamedTuple):
 
 
 def row_of(function: Function) -> Method | None:
-    """The row of the table of methods that a function is, maybe wrapped; None for a function of the user's own."""
+    """The row of the table of methods that a function is, possibly wrapped; None for a user's own function."""
     inner = unwrap(function)
     return next((row for row in METHODS.values() if row.function is inner), None)
 
@@ -126,13 +126,13 @@ def choose(methods: Methods, layers: LayersOf, options: Mapping[str, object]) ->
 
 
 def _options_of(function: Function) -> frozenset[str] | None:
-    """The options of a method; None of a function of the user's own, which is given what it is given."""
+    """The options of a method; None for a user's own function, which is passed all options."""
     row = row_of(function)
     return None if row is None else row.options
 
 
 def _layers_of(name: str, layers: LayersOf, taken: Mapping[str, frozenset[str] | None]) -> Sequence[Layer]:
-    """The layers that a method is asked to explain; None stands for its own choice."""
+    """The layers for a method to explain; None is its own choice."""
     takers = [method for method, names in taken.items() if names is None or "saliency_layer" in names]
     if isinstance(layers, Mapping):
         for method in layers:
@@ -158,7 +158,7 @@ def by_name(model: Module, layers: LayersOf) -> Mapping[str, Layer | Sequence[La
 
 
 def layer_name(layer: Layer) -> str | None:
-    """What a layer is called in an explanation."""
+    """The name of a layer in an explanation."""
     return type(layer).__name__ if isinstance(layer, Module) else layer
 
 

@@ -1,4 +1,4 @@
-"""Columns: what an explanation holds of every method, and of every score that is explained."""
+"""The parts of an explanation: one for every method, one for every score."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ class Column(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A score: what it is called, the index of its class and its value, a probability, where it has them."""
+    """A score: its name, and its class index and value (a probability) where it has them."""
 
     name: str
     class_index: int | None = None

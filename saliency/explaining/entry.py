@@ -142,7 +142,7 @@ def _numbers(argument: str, given: Numbers | None, known: tuple[float, ...], cha
 
 
 def _numbered(models: Sequence[Module]) -> dict[str, Module]:
-    """Networks by what they are, numbered where two are alike."""
+    """Networks by their class names, numbered where two are the same."""
     named: dict[str, Module] = {}
     for model in models:
         check_model(model)
@@ -153,7 +153,7 @@ def _numbered(models: Sequence[Module]) -> dict[str, Module]:
 
 
 def _same_target(target: object, found: Explanation) -> object:
-    """What the next network is to explain: the classes that were chosen, by name where they have one."""
+    """The target of the next network: the classes that were chosen, by name where they have one."""
     if any(one.class_index is None for one in found.scores):
         return target
     known = bool(found.preprocessing.classes)

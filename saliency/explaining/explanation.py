@@ -81,11 +81,11 @@ class Explanation:
         return tiles([[photo, *panels[start : start + count]] for start in range(0, len(panels), count)])
 
     def viewed(self) -> dict[str, object]:
-        """What the viewer holds of it, for JSON: one page can show several photos."""
+        """The viewer's data, for JSON: one page can show several photos."""
         return viewer_photo(self.photo, self.columns, self.scores, self.predicted, self.why)
 
     def save(self, path: str | Path) -> None:
-        """Write a file, which its suffix tells apart; missing folders are made.
+        """Write a file of the kind that its suffix says; missing folders are created.
 
         ``.html``: a self-contained viewer; ``.npz``: the maps by name; all else that matplotlib writes, as
         ``.png`` and ``.pdf``: the figure.

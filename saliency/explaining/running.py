@@ -42,7 +42,7 @@ def explain_photo(
     asked: Sequence[Asked],
     watched: Watched = lambda name: nullcontext({}),
 ) -> Explanation:
-    """The maps of a photo. Of several methods, one that raises ``ValueError`` is left out: see ``refused``.
+    """The maps of a photo. A method that raises ``ValueError`` is left out if others remain: see ``refused``.
 
     If none is left, the first error is raised.
     """

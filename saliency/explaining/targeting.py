@@ -17,7 +17,7 @@ PREDICTED = 5  # so many of the highest scores are told
 
 
 class Chosen(NamedTuple):
-    """A target as methods take it, what it is called, what the network predicts, and why it was chosen."""
+    """A target as methods take it, its name, the network's predictions, and why it was chosen."""
 
     target: Target
     scores: tuple[Score, ...]

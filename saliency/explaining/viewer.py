@@ -23,7 +23,7 @@ QUALITY = 80  # of JPEG
 def viewer_photo(
     photo: str, columns: Sequence[Column], scores: Sequence[Score], predicted: Sequence[Score], why: Sequence[str]
 ) -> dict[str, object]:
-    """What the page holds of a photo and its maps, for JSON: pictures as data URIs."""
+    """The page's data on a photo and its maps, for JSON: pictures as data URIs."""
     pictures: dict[int, str] = {}
     for column in columns:
         if id(column.picture) not in pictures:

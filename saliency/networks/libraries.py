@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Library(NamedTuple):
-    """A library: what it is called, and from a name in it to a network, with trained weights or not, and its recipe."""
+    """A library: its name, and from a name in it to a network, with trained weights or not, and its recipe."""
 
     package: str
     build: Callable[[Any, str, bool], Module]

@@ -1,4 +1,4 @@
-"""Names: the nearest to one that is unknown, and the class that a name stands for."""
+"""Names: the nearest to an unknown one, and the class that a name stands for."""
 
 import difflib
 import re
@@ -66,7 +66,7 @@ def find_targets(text: str, classes: Sequence[str], scores: Tensor) -> list[int]
 
 
 def unknown(argument: str, value: str, names: Sequence[str], expected: str) -> ValueError:
-    """Return the error for a name that is none of ``names``, with the nearest one.
+    """Return the error for a name that is not in ``names``, with the nearest one.
 
     >>> unknown("arch", "resnet5", ["resnet50", "vgg16"], "expected a network")
     ValueError("arch='resnet5' is unknown; did you mean 'resnet50'? expected a network.")

@@ -1,4 +1,4 @@
-"""What is the user's own, in a module of theirs: functions, and a network that one of them returns."""
+"""The user's own module: its functions, and a network that one of them returns."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""From a photo to the input of a network, as its recipe says."""
+"""From a photo to the input of a network, by its recipe."""
 
 from typing import NamedTuple
 

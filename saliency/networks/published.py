@@ -1,6 +1,6 @@
 """Recipes as published beside weights: torchvision's presets, timm's configurations, Hugging Face's processors.
 
-A network that is given as such, not by its name, is recognised by what it says of itself, or by its size.
+A network given as an object, not by name, is recognised by its own configuration, or by its size.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ IMAGENET = 1000
 
 
 def weights_recipe(weights: Any) -> Recipe:
-    """What an entry of torchvision's tables of weights, such as ``ResNet50_Weights.DEFAULT``, says."""
+    """The recipe of an entry of torchvision's tables of weights, such as ``ResNet50_Weights.DEFAULT``."""
     smallest = min(weights.meta.get("min_size", (1,)))
     return _preset_recipe(weights.transforms(), tuple(weights.meta["categories"]), smallest)
 
 
 def timm_recipe(config: Mapping[str, Any], classes: Sequence[str] = ()) -> Recipe:
-    """What timm's ``pretrained_cfg`` of a model says, or ``timm.data.resolve_model_data_config(model)``.
+    """The recipe in timm's ``pretrained_cfg`` of a model, or ``timm.data.resolve_model_data_config(model)``.
 
     >>> config = {"input_size": (3, 224, 224), "crop_pct": 0.9, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     >>> timm_recipe(config).resize
@@ -42,7 +42,7 @@ def timm_recipe(config: Mapping[str, Any], classes: Sequence[str] = ()) -> Recip
 
 
 def processor_recipe(processor: Any, classes: Sequence[str] = ()) -> Recipe:
-    """What an image processor of Hugging Face's transformers says."""
+    """The recipe of an image processor of Hugging Face's transformers."""
     sides, cut = dict(processor.size), getattr(processor, "crop_size", None)
     shorter = sides.get("shortest_edge") or min(sides.get("height", 0), sides.get("width", 0)) or 0
     size, resize = shorter, None
@@ -82,7 +82,7 @@ def as_recipe(preprocessing: object, model: Module) -> Recipe:
 
 
 def recipe_of(model: Module) -> tuple[Recipe, str] | None:
-    """What a network expects, and who says so; None where nobody does.
+    """The recipe of a network, and its source; None where there is none.
 
     timm's networks say it themselves. torchvision's do not: their kind and number of parameters tell which weights
     they can hold; where there are several, it is the default ones whose transform counts.
@@ -146,7 +146,7 @@ def _weights_of(model: Module) -> Iterator[Any]:
 
 
 def _preset_recipe(transforms: Any, classes: Sequence[str], smallest: int = 1) -> Recipe:
-    """What a preset of torchvision says: of classification, which cuts out the middle, or of segmentation."""
+    """The recipe of a torchvision preset: of classification, with a centre crop, or of segmentation."""
     cut = getattr(transforms, "crop_size", None)
     resize = transforms.resize_size[0]
     size = resize if cut is None else cut[0]
@@ -163,5 +163,5 @@ def _preset_recipe(transforms: Any, classes: Sequence[str], smallest: int = 1) -
 
 
 def _mode(name: object) -> str:
-    """The interpolation of PyTorch that is most like one by its name."""
+    """The interpolation of PyTorch that is closest to the named one."""
     return "bicubic" if name in ("bicubic", "lanczos") else "bilinear"

@@ -121,7 +121,7 @@ def random_logit(
     ``seed`` draws for each class one of the others, so a case has the same one in every batch. ``classes`` is their
     number; None counts the model's outputs with a forward pass of the first image.
     Sixt et al., When Explanations Lie, ICML 2020. Raises ``ValueError`` for fewer than two classes, and for a
-    ``target`` or ``seed`` that is none.
+    ``target`` or ``seed`` that is invalid.
     """
     check_seed(seed)
     check_model(model)
@@ -171,7 +171,7 @@ def _drawn(low: int, high: int, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _copy(model: Module) -> Module:
-    """A copy. Old hooks leave the weight that they made on their layer, with its graph, which cannot be copied."""
+    """A copy. Old hooks leave a computed weight on their layer, with its graph, which cannot be copied."""
     with torch.inference_mode(False):  # a copy made in inference mode has no gradients
         kept = [value for module in model.modules() for value in tree_leaves(vars(module)) if _is_made(value)]
         return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
@@ -189,7 +189,7 @@ def _take_values(module: Module, source: Module) -> None:
 
 
 def _parts(module: Module) -> list[Module]:
-    """What is randomised with a module: a parametrisation's own state belongs to the parameter behind it."""
+    """The parts randomised with a module: a parametrisation's own state belongs to the parameter behind it."""
     return list(module.modules()) if isinstance(module, ParametrizationList) else [module]
 
 

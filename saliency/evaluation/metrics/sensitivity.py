@@ -1,4 +1,4 @@
-"""Sensitivity-n: do the attributions of random pixels add up to what the score loses without them?"""
+"""Sensitivity-n: do the attributions of random pixels add up to the drop in the score without them?"""
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ def sensitivity_n(
     seed: int = 0,
     batch_size: int = 32,
 ) -> Tensor:
-    r"""Pearson's correlation (N,) between the attribution of random pixels and what the score loses without them.
+    r"""Pearson's correlation (N,) between the attribution of random pixels and the drop in the score without them.
 
     .. math:: r_n = \operatorname{corr}_S \bigl( \sum_{u \in S} a_{nu}, \; f_{y_n}(x_n) - f_{y_n}(x_{nS}) \bigr)
 

@@ -1,4 +1,4 @@
-"""What a run says: means, comparisons, agreement, time and failures, for any form of report."""
+"""The results of a run: means, comparisons, agreement, time and failures, for any form of report."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -66,7 +66,7 @@ class Agreement(NamedTuple):
 
 
 class Earlier(NamedTuple):
-    """A trial that a later one has superseded: its mean over cases, and what was otherwise."""
+    """A trial that a later one has superseded: its mean over cases, and its differences."""
 
     line: str
     column: str
@@ -118,7 +118,7 @@ class Analysis(NamedTuple):
         return sorted(found, key=lambda item: (not item.means.cases.cases, sign * _number(item.means.cases.value)))
 
     def box_title(self, column: str) -> str:
-        """What the MaxBoxAcc of a column is called."""
+        """The name of a column's MaxBoxAcc."""
         deltas = {str(item.series.delta): None for item in self.summaries if item.series.column == column}
         usual = list(deltas) == [str(DELTA)]
         return f"MaxBoxAcc of {column}" + ("" if usual else f", IoU ≥ {' or '.join(deltas)}")
@@ -132,7 +132,7 @@ class Analysis(NamedTuple):
 def analyse(folder: str | Path, methods: Sequence[str] | None = None) -> Analysis:
     """Read the folder of a run and compute what a report shows; ``ValueError`` where it holds no rows.
 
-    ``methods`` are the names of those that are shown, or of single trials. Tests are adjusted for what is shown.
+    ``methods`` are the names of those to show, or of single trials. Tests are adjusted for the number shown.
     """
     every, problems = read_series(folder)
     series = select(every, methods)
@@ -149,9 +149,9 @@ def analyse(folder: str | Path, methods: Sequence[str] | None = None) -> Analysi
 
 
 def select(series: Sequence[Series], methods: Sequence[str] | None) -> list[Series]:
-    """The latest trials of the methods, and trials that go by their line; a pair where both of its methods are there.
+    """The latest trials of the methods, and trials named by their line; a pair if both of its methods are selected.
 
-    ``ValueError`` for a name of none of them.
+    ``ValueError`` for an unknown name.
     """
     if isinstance(methods, str) or not isinstance(methods, (Sequence, type(None))):
         raise ValueError(f"methods={shown(methods)} is not a list; expected names of methods, or None.")
@@ -230,7 +230,7 @@ def compare(column: Sequence[Series]) -> list[Pair]:
 
 
 def mark_best(column: Sequence[Summary], pairs: Sequence[Pair]) -> list[Summary]:
-    """Mark the best means of a metric, and the lines that no test tells from any of them."""
+    """Mark the best means of a metric, and the lines that do not differ significantly from all of them."""
     direction = is_better_high(column[0].series.metric)
     values = [item.means.cases.value for item in column if item.means.cases.cases]
     if direction is None or len(column) < 2 or not values:

@@ -1,4 +1,4 @@
-"""A run beside what has been published for its setting, and the setting in words."""
+"""A run beside the published results for its setting, and the setting in words."""
 
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ def compare_published(analysis: Analysis) -> list[Published]:
 
 
 def describe_run(analysis: Analysis) -> list[tuple[str, str]]:
-    """Return the facts that head a report: data sets, networks, counts and versions, each with its name."""
+    """Return the facts at the head of a report: data sets, networks, counts and versions, each with its name."""
     configs = [item.config for item in analysis.series]
     rows = [(item, row) for item in analysis.series for row in item.rows]
     cases = {item.case(row) for item, row in rows}

@@ -67,7 +67,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def escape(text: str) -> str:
-    r"""Return text that no character of Markdown or HTML changes.
+    r"""Return the text with the special characters of Markdown and HTML escaped.
 
     >>> escape("a|b <i> *c*")
     'a\\|b &lt;i> \\*c\\*'

@@ -1,4 +1,4 @@
-"""What has been published for the pointing game, to be read beside one's own numbers."""
+"""Published results of the pointing game, to be read beside your own numbers."""
 
 import re
 
@@ -36,7 +36,7 @@ def published_accuracy(dataset: str, arch: str) -> dict[str, tuple[float, float]
 
 
 def published_setting(dataset: str, arch: str) -> tuple[str, str] | None:
-    """Return the data set and the network of the paper that come nearest, or None where none is of the kind.
+    """Return the nearest data set and network of the paper, or None where none is of the kind.
 
     >>> published_setting("coco2017", "resnet101")
     ('COCO14 val', 'ResNet50')
@@ -56,7 +56,7 @@ def published_method(method: str) -> str:
 
 
 def setting_differences(dataset: str, arch: str, weights: str, images: int, tolerance: float | None) -> list[str]:
-    """Return what sets a run apart from the published setting that comes nearest, each in a sentence.
+    """Return the differences between a run and the nearest published setting, each in a sentence.
 
     >>> setting_differences("voc2007", "vgg16_voc", "DEFAULT", 100, 15)
     ['The run has 100 images, VOC07 test has 4952.']

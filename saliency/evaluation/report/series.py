@@ -86,7 +86,7 @@ class Series(NamedTuple):
         return METRICS[self.metric].defaults.get(name)
 
     def case(self, row: Result) -> Case:
-        """What a row is about, whatever the method."""
+        """The case of a row, whatever the method."""
         return self.dataset, row.image, row.target
 
 
@@ -96,9 +96,9 @@ def failed(row: Result) -> bool:
 
 
 def read_series(folder: str | Path) -> tuple[list[Series], list[str]]:
-    """Return the series of a run's folder, and what is wrong with its files, each in a sentence.
+    """Return the series of a run's folder, and the problems of its files, each in a sentence.
 
-    The columns come in the order of METRICS, the lines by name. Raises ``ValueError`` where there is no row.
+    The columns come in the order of METRICS, the lines by name. Raises ``ValueError`` where there are no rows.
     """
     groups: dict[tuple[str, str, str], list[Result]] = {}
     problems: list[str] = []
@@ -159,7 +159,7 @@ def name_apart(names: Sequence[str], settings: Sequence[dict[str, str]]) -> list
 
 
 def is_better_high(metric: str) -> bool | None:
-    """Whether a high score of the metric is a good one; None for one that METRICS does not know."""
+    """Whether higher scores of the metric are better; None for a metric that is not in METRICS."""
     return METRICS[metric].higher_is_better if metric in METRICS else None
 
 

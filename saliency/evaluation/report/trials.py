@@ -85,7 +85,7 @@ def _text(value: object) -> str:
 
 
 def experiment_settings(configs: Sequence[Config]) -> list[dict[str, str]]:
-    """What experiments are told apart by: their settings by dotted names; of digests, which of them it is.
+    """The settings that tell experiments apart, by dotted names; digests are numbered.
 
     The digests are left out where the rest tells as much.
     """
