@@ -330,7 +330,7 @@ ERRORS = {
     "photo missing": (["{folder}/nowhere.png"], "photo='{folder}/nowhere.png' is not a file"),
     "photo broken": (["{folder}/broken.png"], "photo='{folder}/broken.png' cannot be read"),
     "second photo broken": (["{folder}/wide.png", "{folder}/broken.png"], "photo='{folder}/broken.png' cannot be read"),
-    "no photo": (["--arch", "resnet18"], "needs photos"),
+    "no photo": (["--arch", "resnet18"], "expected photos"),
     "weights missing": (["--weights", "{folder}/nowhere.pth"], "weights='{folder}/nowhere.pth' is not a file"),
     "weights broken": (["--weights", "{folder}/broken.pth"], "weights='{folder}/broken.pth' cannot be read"),
     "weights of another": (["--weights", "{folder}/half.pth"], "do not fit arch='scenes'"),
@@ -534,8 +534,8 @@ def test_class_by_name(name, index):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cat", "may mean several classes; give the index or the name: 2 'tiger cat', 3 'Persian cat'."),
-        ("crane", "may mean several classes; give the index or the name: 5 'crane', 6 'crane'."),
+        ("cat", "is ambiguous; expected the index or the name: 2 'tiger cat', 3 'Persian cat'."),
+        ("crane", "is ambiguous; expected the index or the name: 5 'crane', 6 'crane'."),
         ("tabbi", "is unknown; did you mean 'tabby'?"),
         ("bul mastiff", "is unknown; did you mean 'bull mastiff'?"),
         ("mastif", "is unknown; did you mean 'mastiff'?"),

@@ -60,9 +60,9 @@ def make_methods(
 ) -> Methods:
     """The methods with their options; ``layers`` are [METHOD=]NAME, ``given`` [METHOD.]NAME=VALUE.
 
-    Options for one method take precedence over options for all, then TorchRay's layers where they are to be
-    played, then the layer where the CAMs of the network look. Some baselines look at the ``dataset``. ``versions`` are
-    METHOD=VERSION. ``ValueError`` for an option that no method has.
+    In order of precedence: options for one method, options for all, TorchRay's layers if ``torchray``, the layer of
+    the network's CAMs. Some baselines depend on the ``dataset``. ``versions`` are METHOD=VERSION. ``ValueError`` for an
+    option that no method has.
     """
     found = {name: find_method(name) for name in names if name not in BASELINES}
     options = {name: _own_options(method, arch, cam_layer, torchray) for name, method in found.items()}

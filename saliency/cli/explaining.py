@@ -125,7 +125,7 @@ def find_network(arguments: argparse.Namespace, own: str | None) -> tuple[Recipe
     arch = arguments.arch or ("resnet50" if arguments.photos else SCENES)
     wanted = normalising(recipe(arch, arguments.size), arguments.mean, arguments.std)
     if not arguments.photos and arch not in EMBEDDED:
-        raise ValueError(f"photo=[] is empty; arch={arch!r} needs photos; {' or '.join(EMBEDDED)} does not.")
+        raise ValueError(f"photo=[] is empty; expected photos for arch={arch!r}, or {' or '.join(EMBEDDED)}.")
     return wanted, arch, lambda: load_network(arch, arguments.weights)
 
 

@@ -1,4 +1,4 @@
-"""Settings of a benchmark, as data: which methods are played, at which layers, how much maps are smoothed."""
+"""Settings of a benchmark, as data: which methods are run, at which layers, and how much maps are smoothed."""
 
 import torch
 

@@ -35,7 +35,7 @@ def find_class(name: str, classes: Sequence[str]) -> int:
             return found[0]
         if found:
             meant = ", ".join(f"{index} {classes[index]!r}" for index in found[:8])
-            raise ValueError(f"target={shown(name)} may mean several classes; give the index or the name: {meant}.")
+            raise ValueError(f"target={shown(name)} is ambiguous; expected the index or the name: {meant}.")
     words = sorted({part for entry in classes for part in re.findall(r"\w+", entry)})
     raise unknown("target", name, [*classes, *words], "expected a class index, a class name, 'top' or 'topK'")
 

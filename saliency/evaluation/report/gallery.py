@@ -31,7 +31,7 @@ def read_gallery(folder: str | Path, analysis: Analysis) -> tuple[list[dict[str,
     """Return the cases of ``folder/gallery`` for JSON, pictures as data URIs, and what could not be read.
 
     A case is an image and a class, with every method's map, point, scores, and hit or miss of the pointing game; where
-    several configurations of a method played, the hit is None unless they agree.
+    several configurations of a method ran, the hit is None unless they agree.
     """
     rows: Found = {}
     for series in analysis.series:
