@@ -144,4 +144,4 @@ def tell(outcome: Outcome) -> None:
     for remark in ["", *outcome.remarks, *outcome.places]:
         say(remark)
     if outcome.failed:
-        say("--retry-errors tries again what failed")
+        say("--retry-errors tries the failed cases again")

@@ -29,7 +29,7 @@ from saliency.networks.models import DEFAULT, EMBEDDED, SCENES, load_network, re
 from saliency.networks.own import import_network
 from saliency.networks.preprocessing import Recipe
 
-TOLD = 3  # so many predictions are told of a photo
+TOLD = 3  # predictions printed for a photo
 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from saliency.explaining.columns import Score
 from saliency.networks.names import find_targets
 from saliency.networks.preprocessing import Recipe
 
-PREDICTED = 5  # so many of the highest scores are told
+PREDICTED = 5  # number of highest scores reported
 
 
 class Chosen(NamedTuple):

@@ -112,7 +112,7 @@ def _take(out: Path, stack: ExitStack) -> str:
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = stack.enter_context(holding(out / "lock"))
-        # A rank of a run that was killed may still be writing, though its rank 0 has gone and left the lock.
+        # A rank of a killed run may still be writing, though its rank 0 has ended and released the lock.
         for path in result_files(out):
             with holding(path) as file:
                 cut_last_line(file)

@@ -50,15 +50,15 @@ def run(
 ) -> Outcome:
     """Score every case by every method and metric; results of an earlier run in ``out`` are reused.
 
-    ``methods``: ``f(model, input, target)``, a list of such, or a dict by name, each alone, as ``(f, options)`` or as
-    an :class:`Explainer`, which says what is asked of it. ``metrics``: names, or the options of each by name.
+    ``methods``: ``f(model, input, target)``, a list of functions, or a dict by name, each alone, as ``(f, options)`` or
+    as an :class:`Explainer`, with settings of its own. ``metrics``: names, or a dict of the options of each.
     ``network`` is stored with the results, besides digests of its tensors and structure: a ``version`` there
-    tells changes of its code. ``outputs``: those of the network that each class of the data set means, () where it is
-    left out. Cases that fail have results with their error; ``retry_errors`` tries those of earlier runs again. The
-    ranks of ``torchrun`` share the work: the results of any number of them are the same, with as many threads each. A
-    run that ends writes the report of all that is in ``out``; one that is interrupted ends with what there is.
+    records changes of its code. ``outputs``: for each class of the data set its outputs of the network, () to leave it
+    out. Failed cases have results with their error; ``retry_errors`` tries those of earlier runs again. The ranks of
+    ``torchrun`` share the work: the results do not depend on their number, if each has as many threads. A completed
+    run writes the report of everything in ``out``; an interrupted one ends with the results so far.
     ``str(outcome)`` is a summary. Raises ``ValueError`` for wrong arguments and a folder in use, ``OSError`` where
-    results cannot be written, as on a full disk: those that were stay whole.
+    results cannot be written, as on a full disk: those already written stay intact.
     """
     check_setting(dataset, model, recipe, outputs)
     check_path("out", out)
