@@ -347,7 +347,7 @@ ERRORS = {
     "device": (["--device", "cdua"], "device='cdua' is unknown; did you mean 'cuda'?"),
     "size": (["--size", "4"], "size=4 does not fit arch='scenes'; expected 16 or more."),
     "size of ViT": (["{folder}/wide.png", "--arch", "vit_b_16", "--size", "256"], "expected 224."),
-    "no number": (["--scenes", "none"], "--scenes: 'none' is no whole number"),
+    "no number": (["--scenes", "none"], "--scenes: 'none' is not a whole number"),
     "seed": (["--seed", "-1"], "seed=-1"),
     "out": (["--out", "{folder}/wide.png"], "out='{folder}/wide.png' cannot be made (File exists)"),
     "option": (["--methods", "grad_cam", "--nonsense"], "--nonsense"),

@@ -147,7 +147,7 @@ def test_a_wider_disc_hits_more(played):
 
 
 WRONG = {
-    "scenes": (["--scenes", "0"], "'0' is no whole number"),
+    "scenes": (["--scenes", "0"], "'0' is not a whole number"),
     "scenes of photos": (["--dataset", "voc2007", "--scenes", "5"], "scenes=5"),
     "root": (["--dataset", "voc2007"], "root=None is not a folder"),
     "method": (["--method", "gradcam"], "did you mean 'grad_cam'?"),

@@ -77,7 +77,7 @@ class TestImport:
             ("my_nets:alon", "is not in my_nets: it has no 'alon'; .* expected a function of it"),
             ("my_nets:five", "is of type int; expected a function that returns a network"),
             ("my_nets:number", "returned an object of type int; expected"),
-            ("my_nets:wrong_pair", "returned what is of type tuple"),
+            ("my_nets:wrong_pair", "returned an object of type tuple"),
         ],
     )
     def test_what_is_no_network(self, name, message):
