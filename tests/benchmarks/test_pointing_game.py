@@ -159,7 +159,7 @@ WRONG = {
         ["--metric-option", "insertion.steps=3"],
         "metric_option='insertion.steps=3' is not for a metric of this run",
     ),
-    "unknown metric option": (["--metric-option", "pointing_game.radius=3"], "'radius' is no option"),
+    "unknown metric option": (["--metric-option", "pointing_game.radius=3"], "'radius' is not an option"),
     "tolerance": (["--tolerance", "x"], "--tolerance"),
     "limit": (["--limit", "0"], "--limit"),
     "arch": (["--arch", "resnet5O"], "did you mean 'resnet50'?"),
