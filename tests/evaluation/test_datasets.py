@@ -104,9 +104,9 @@ class TestVoc:
         voc_tree(tmp_path, {"000001": []})
         voc_tree(tmp_path, {"000005": [], "000007": []}, split="trainval")
         assert len(load_dataset("voc2007", tmp_path, split="trainval").annotations) == 2
-        with pytest.raises(ValueError, match=r"root=.* is not a VOC 2007 folder .* expected"):
+        with pytest.raises(ValueError, match=r"root=.* is not a VOC 2007 folder .*expected"):
             load_dataset("voc2007", tmp_path, split="val")
-        with pytest.raises(ValueError, match=r"root=.* is not a VOC 2007 folder .* expected"):
+        with pytest.raises(ValueError, match=r"root=.* is not a VOC 2007 folder .*expected"):
             load_dataset("voc2007", tmp_path, split="tset")
 
     def test_what_is_wrong_is_named_and_skipped(self, tmp_path):
@@ -158,7 +158,7 @@ class TestVoc:
         with pytest.raises(ValueError, match=r"no sound photo of 'voc2007' \(1 problems, the first: 000001: its file"):
             load_dataset("voc2007", tmp_path)
         (kit / "ImageSets/Main/test.txt").write_text("")
-        with pytest.raises(ValueError, match=r"no sound photo of 'voc2007'; a folder"):
+        with pytest.raises(ValueError, match=r"no sound photo of 'voc2007'; expected a folder"):
             load_dataset("voc2007", tmp_path)
 
 
