@@ -72,7 +72,7 @@ def test_pooling_rounds_up_and_the_first_convolution_strides():
 
 
 def test_only_these_score_every_place():
-    with pytest.raises(ValueError, match=r"pooled=False does not go with arch='resnet50'; one of vgg16_voc"):
+    with pytest.raises(ValueError, match=r"pooled=False does not go with arch='resnet50'; expected one of vgg16_voc"):
         load_network("resnet50", pooled=False)
 
 
