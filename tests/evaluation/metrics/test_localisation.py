@@ -65,7 +65,7 @@ def test_what_is_no_case_is_refused():
         pointing_game(torch.rand(1, 1, 4, 5), mask)
     with pytest.raises(ValueError, match="NaN"):
         pointing_game(torch.full((1, 1, 5, 5), torch.nan), mask)
-    with pytest.raises(ValueError, match="no batch of maps"):
+    with pytest.raises(ValueError, match="not a batch of maps"):
         saliency_points(torch.rand(1, 2, 5, 5))
     with pytest.raises(ValueError, match="bool masks"):
         points_hit(torch.zeros(1, 2), mask.float())
@@ -219,7 +219,7 @@ def test_maps_and_masks_that_do_not_fit_are_refused(metric):
         ((maps, masks.float()), "bool"),
         ((maps[..., 1:], masks), "not at the masks' size"),
         ((maps * torch.nan, masks), "expected finite maps"),
-        ((maps.expand(2, 3, 5, 5), masks), "no batch of maps"),
+        ((maps.expand(2, 3, 5, 5), masks), "not a batch of maps"),
     ]:
         with pytest.raises(ValueError, match=message):
             metric(*wrong)
