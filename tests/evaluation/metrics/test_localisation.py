@@ -69,9 +69,9 @@ def test_what_is_no_case_is_refused():
         saliency_points(torch.rand(1, 2, 5, 5))
     with pytest.raises(ValueError, match="bool masks"):
         points_hit(torch.zeros(1, 2), mask.float())
-    with pytest.raises(ValueError, match="no boxes"):
+    with pytest.raises(ValueError, match="are not boxes"):
         boxes_to_mask(torch.zeros(4), (5, 5))
-    with pytest.raises(ValueError, match="no radius"):
+    with pytest.raises(ValueError, match="not a .*radius"):
         points_hit(torch.zeros(1, 2), mask, -1)
 
 
