@@ -71,7 +71,7 @@ def test_what_is_no_case_is_refused():
         points_hit(torch.zeros(1, 2), mask.float())
     with pytest.raises(ValueError, match="are not boxes"):
         boxes_to_mask(torch.zeros(4), (5, 5))
-    with pytest.raises(ValueError, match="not a .*radius"):
+    with pytest.raises(ValueError, match="radius"):
         points_hit(torch.zeros(1, 2), mask, -1)
 
 
