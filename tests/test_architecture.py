@@ -22,12 +22,27 @@ BELOW = {
     "saliency.images": ("saliency.engine",),
     "saliency.plot": ("saliency.engine", "saliency.images"),
     "saliency.networks": ("saliency.engine", "saliency.images", "saliency.scenes"),
+    "saliency.pages": (),
     "saliency.explaining": (
-        *("saliency.engine", "saliency.rules", "saliency.methods", "saliency.images", "saliency.plot"),
+        *(
+            "saliency.pages",
+            "saliency.engine",
+            "saliency.rules",
+            "saliency.methods",
+            "saliency.images",
+            "saliency.plot",
+        ),
         *("saliency.scenes", "saliency.networks"),
     ),
     "saliency.evaluation": (
-        *("saliency.engine", "saliency.rules", "saliency.images", "saliency.scenes", "saliency.networks"),
+        *(
+            "saliency.pages",
+            "saliency.engine",
+            "saliency.rules",
+            "saliency.images",
+            "saliency.scenes",
+            "saliency.networks",
+        ),
     ),
     "saliency.torchray": (
         *("saliency.engine", "saliency.evaluation", "saliency.images", "saliency.networks", "saliency.plot"),

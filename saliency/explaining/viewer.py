@@ -3,10 +3,8 @@
 import base64
 import html
 import io
-import json
-import re
 from collections.abc import Sequence
-from importlib.resources import files
+from functools import partial
 
 import numpy as np
 import torch.nn.functional as F
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from saliency.explaining.columns import Column, Score
 from saliency.images import DIVERGING, HEAT, display_range, to_picture
+from saliency.pages import fill, read_web, script_json
 
 MAP_SIDE = 160  # shorter side, in pixels, that a map is kept at: it is laid over the photo smoothly anyway
 QUALITY = 80  # of JPEG
@@ -48,16 +47,14 @@ def viewer_photo(
 
 def viewer_page(photos: Sequence[dict[str, object]]) -> str:
     """The page of some photos, each as :func:`viewer_photo` makes it: below 1 MB for a photo and a dozen maps."""
-    web = files("saliency.explaining") / "web"
-    data = {"photos": photos, "colours": {"heat": HEAT, "diverging": DIVERGING}}
+    web = partial(read_web, "saliency.explaining")
     parts = {
         "title": html.escape(", ".join(str(photo["name"]) for photo in photos)[:200]),
-        "style": (web / "viewer.css").read_text("utf-8"),
-        "script": (web / "viewer.js").read_text("utf-8"),
-        "data": json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "style": web("viewer.css"),
+        "script": web("viewer.js"),
+        "data": script_json({"photos": photos, "colours": {"heat": HEAT, "diverging": DIVERGING}}),
     }
-    # One pass: what stands in the data cannot be taken for a placeholder.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], (web / "viewer.html").read_text("utf-8"))
+    return fill(web("viewer.html"), parts)
 
 
 def _encode(saliency_map: Tensor) -> dict[str, object]:

@@ -1,11 +1,7 @@
 """The report as one self-contained HTML page: style, script, data and pictures are in it."""
 
 import html
-import json
-import math
-import re
-from collections.abc import Sequence
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
 
 from saliency.evaluation.report.analysis import SIGNIFICANT, Analysis, Summary
@@ -14,6 +10,7 @@ from saliency.evaluation.report.gallery import read_gallery
 from saliency.evaluation.report.markdown import METHOD_NOTES
 from saliency.evaluation.report.series import is_better_high
 from saliency.evaluation.report.statistics import Estimate
+from saliency.pages import fill, read_web, script_json
 
 LIST_SHOWN = 20
 SCRIPTS = ("elements.js", "tables.js", "curves.js", "gallery.js", "page.js")
@@ -21,27 +18,16 @@ SCRIPTS = ("elements.js", "tables.js", "curves.js", "gallery.js", "page.js")
 
 def html_page(folder: str | Path, analysis: Analysis) -> str:
     """Return the page of an analysed run; the pictures come from the ``gallery`` of its folder."""
-    web = files("saliency.evaluation.report") / "web"
+    web = partial(read_web, "saliency.evaluation.report")
     facts = dict(describe_run(analysis))
     title = " · ".join(["Benchmark report", *(facts[name] for name in ("Data set", "Network") if name in facts)])
     parts = {
         "title": html.escape(title),
-        "style": (web / "page.css").read_text("utf-8"),
-        "script": "\n".join((web / name).read_text("utf-8") for name in SCRIPTS),
+        "style": web("page.css"),
+        "script": web(*SCRIPTS),
         "data": script_json(page_data(folder, analysis)),
     }
-    # One pass: what stands in the data cannot be taken for a placeholder.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], (web / "page.html").read_text("utf-8"))
-
-
-def script_json(data: object) -> str:
-    r"""Return JSON that no name can break out of a script element with; NaN becomes null.
-
-    >>> script_json({"</script>": [0.5, float("nan")]})
-    '{"\\u003c/script>":[0.5,null]}'
-    """
-    text = json.dumps(_plain(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c")
+    return fill(web("page.html"), parts)
 
 
 def page_data(folder: str | Path, analysis: Analysis) -> dict[str, object]:
@@ -124,14 +110,3 @@ def _shared(configs: list[dict[str, object]]) -> dict[str, object]:
     """The settings that are the same in every configuration."""
     named = {key: value for key, value in configs[0].items() if key not in ("method", "metric")}
     return {key: value for key, value in named.items() if all(other.get(key) == value for other in configs)}
-
-
-def _plain(value: object) -> object:
-    """Lists and dicts that JSON can hold; seven digits of a number are enough to show it."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else None
-    return value
