@@ -83,7 +83,7 @@ def plot_example(
     """A figure of matplotlib: each image of ``input`` (N, 3, H, W), and beside it its map of ``saliency`` (N, 1, h, w).
 
     ``method`` is the title, ``category_id`` the class of all images or of each in turn. The values of an image are
-    shown from its least to its largest. the picture is written to ``save_path``, whose folder is created;
+    shown from its least to its largest. The picture is written to ``save_path``, whose folder is created;
     ``show_plot`` opens a window. Raises ``ValueError`` where there are not as many maps as images.
     """
     for argument, value in (("input", input), ("saliency", saliency)):

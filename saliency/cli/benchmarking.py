@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from saliency.cli.ending import own_rank
-from saliency.cli.parsing import Parser, positive, say
+from saliency.cli.parsing import Parser, add_network_files, positive, say
 from saliency.cli.preparing import Setup, make_setup, run_setup
 from saliency.evaluation.baselines import BASELINES
 from saliency.evaluation.cases import left_out
@@ -16,7 +16,6 @@ from saliency.evaluation.datasets import DATASETS
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.printing import printable
 from saliency.evaluation.report.terminal import Outcome
-from saliency.networks.models import DEFAULT
 
 SHOWN = 5  # problems of a data set
 DESCRIPTION = """How good are the maps? Every case of a data set, explained by every method, measured by every metric.
@@ -69,14 +68,7 @@ def _add_data_and_network(parser: Parser) -> None:
     add(
         "--arch", help="'scenes[_vit]', a classifier of torchvision, or one of TorchRay's (scenes; resnet50 for photos)"
     )
-    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="published weights, or the file of a state dict")
-    add(
-        "--import",
-        dest="imported",
-        action="append",
-        metavar="MODULE[:BUILD]",
-        help="your own network, which BUILD returns; or a module that adds metrics, data sets, methods; repeatable",
-    )
+    add_network_files(add)
     add("--pooled", action="store_true", help="TorchRay's networks: one score for the whole image, not for each place")
     add("--size", type=positive, metavar="N", help="shorter side of the network's input (the network's own)")
     add("--class-map", metavar="FILE", help="JSON: the network's outputs for each class of the data set")

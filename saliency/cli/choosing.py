@@ -1,7 +1,6 @@
 """Which methods and metrics a benchmark runs, with which options: the defaults, a paper's, and the user's."""
 
 from collections.abc import Collection, Iterable, Sequence
-from difflib import get_close_matches
 from inspect import signature
 
 from saliency.cli.naming import Function, Named, find_method
@@ -17,6 +16,7 @@ from saliency.cli.settings import (
     TORCHRAY_LAYERS,
     TORCHRAY_SMOOTH,
 )
+from saliency.engine.checks import did_you_mean
 from saliency.engine.targets import get_pointing_gradient
 from saliency.evaluation.baselines import BASELINES
 from saliency.evaluation.cases import Dataset
@@ -86,9 +86,8 @@ def make_methods(
 
 def _check_played(argument: str, name: str, names: Collection[str]) -> None:
     if name not in names:
-        near = get_close_matches(name, names, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
         expected = ", ".join(filter(None, names))
+        hint = did_you_mean(name, names)
         raise ValueError(f"{argument}={name!r} is not a method of this run{hint}; expected one of {expected}.")
 
 
@@ -158,7 +157,7 @@ def choose_metrics(
             )
         defaults = list(METRICS[metric].defaults)
         if name not in defaults:
-            hint = f" (did you mean {near[0]!r}?)" if (near := get_close_matches(name, defaults, n=1)) else ""
+            hint = did_you_mean(name, defaults)
             raise ValueError(f"metric_option={name!r} is not an option of {metric}{hint}; expected one of {defaults}.")
         metrics[metric][name] = read_value(value)
     return metrics

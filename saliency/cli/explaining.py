@@ -16,7 +16,7 @@ from torch.nn import Module
 import saliency
 from saliency.cli.naming import find_method
 from saliency.cli.options import choose_device, choose_methods, choose_options, import_modules, split_layers
-from saliency.cli.parsing import numbers, positive, say
+from saliency.cli.parsing import add_network_files, numbers, positive, say
 from saliency.evaluation.printing import one_line
 from saliency.explaining.choosing import Asked, check_layers, choose
 from saliency.explaining.entry import normalising
@@ -25,7 +25,7 @@ from saliency.explaining.photos import Photo, prepare
 from saliency.explaining.running import Network, explain_photo
 from saliency.explaining.viewer import viewer_page
 from saliency.images import write_png
-from saliency.networks.models import DEFAULT, EMBEDDED, SCENES, load_network, recipe
+from saliency.networks.models import EMBEDDED, SCENES, load_network, recipe
 from saliency.networks.own import import_network
 from saliency.networks.preprocessing import Recipe
 
@@ -54,14 +54,7 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
 def _add_network(add: Callable[..., object]) -> None:
     """The network, and its preprocessing."""
     add("--arch", help="a classifier of torchvision, timm:NAME, hf:NAME|FOLDER, scenes[_vit] (resnet50; or scenes)")
-    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="published weights, or the file of a state dict")
-    add(
-        "--import",
-        dest="imported",
-        action="append",
-        metavar="MODULE[:BUILD]",
-        help="your network, or a module to import",
-    )
+    add_network_files(add)
     add("--size", type=positive, metavar="N", help="shorter side of the input; the whole photo (the network's own)")
     add("--crop", action=argparse.BooleanOptionalAction, help="cut off borders as the network's own transform does")
     add("--mean", type=numbers, metavar="M[,M,M]", help="of the normalisation, RGB in [0, 1] (the network's own)")

@@ -2,11 +2,11 @@
 
 import ast
 from collections.abc import Collection, Iterable, Sequence
-from difflib import get_close_matches
 
 import torch
 
 from saliency.cli.naming import find_method
+from saliency.engine.checks import did_you_mean
 from saliency.methods import METHODS
 from saliency.networks.names import unknown
 from saliency.networks.own import import_module
@@ -62,8 +62,7 @@ def choose_options(methods: Sequence[str], layer: str | None, pairs: Iterable[st
     for pair in pairs:
         option, _, text = pair.partition("=")
         if not any(option in method.written for method in found.values()):
-            near = get_close_matches(option, {one for method in found.values() for one in method.written}, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(option, {one for method in found.values() for one in method.written})
             raise ValueError(
                 f"option={pair!r} is an option of none of the methods{hint}; "
                 "expected one of theirs that is a number, a text, a flag or a list of those."

@@ -2,11 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
 from saliency.evaluation.printing import printable
+from saliency.networks.models import DEFAULT
 from saliency.networks.names import unknown
 
 
@@ -33,6 +34,18 @@ class Parser(argparse.ArgumentParser):
             argument = action.option_strings[0].strip("-").replace("-", "_") if action.option_strings else "command"
             names = [*map(str, action.choices)]
             raise unknown(argument, value, names, f"expected one of {', '.join(names)}")
+
+
+def add_network_files(add: Callable[..., object]) -> None:
+    """The arguments ``--weights`` and ``--import``, which say where a network comes from."""
+    add("--weights", default=DEFAULT, metavar="DEFAULT|FILE", help="published weights, or the file of a state dict")
+    add(
+        "--import",
+        dest="imported",
+        action="append",
+        metavar="MODULE[:BUILD]",
+        help="your own network, which BUILD returns; or a module that adds metrics, data sets, methods; repeatable",
+    )
 
 
 def positive(text: str) -> int:

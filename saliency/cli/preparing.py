@@ -119,7 +119,7 @@ def read_network(arguments: Namespace, own_network: str | None, arch: str) -> tu
         if arguments.arch or arguments.weights != DEFAULT:
             raise ValueError(f"import={arch!r} goes without --arch and --weights; expected a function that loads.")
         model, wanted = import_network(arch)
-        return model, wanted if arguments.size is None else wanted._replace(size=arguments.size)
+        return model, wanted if arguments.size is None else wanted.resized(arguments.size, f"import={arch!r}")
     options = {} if arch not in CAFFE_ARCHS else {"pooled": arguments.pooled}
     return load_network(arch, arguments.weights, **options), recipe(arch, arguments.size)
 

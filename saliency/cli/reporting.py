@@ -1,10 +1,10 @@
 """``saliency report``: tables as CSV and Markdown, and one HTML page with curves and pictures, of a benchmark."""
 
 from argparse import Namespace
-from difflib import get_close_matches
 from pathlib import Path
 
 from saliency.cli.parsing import Parser, say
+from saliency.engine.checks import did_you_mean
 from saliency.evaluation.report import write_report
 
 
@@ -24,8 +24,7 @@ def report(arguments: Namespace) -> None:
     """Write the report and say where it is."""
     folder = Path(arguments.folder)
     if not folder.is_dir():
-        near = get_close_matches(str(folder), [str(path) for path in folder.parent.glob("*/")], n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(str(folder), map(str, folder.parent.glob("*/")))
         raise ValueError(f"folder={arguments.folder!r} is not a folder{hint}; expected the folder of a run.")
     try:
         paths = write_report(folder, arguments.out, arguments.method)

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from inspect import CO_VARKEYWORDS
 from numbers import Integral, Real
@@ -32,6 +32,16 @@ _ELSEWHERE = {
     "eigen_smooth": "gradient_to_saliency, a function of the activation and its gradient",
     "show_progress": "progress",
 }
+
+
+def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """The nearest of the names, for an error; nothing where none is near.
+
+    >>> did_you_mean("gradcam", ["grad_cam", "lrp"]), did_you_mean("rise", ["lrp"])
+    (" (did you mean 'grad_cam'?)", '')
+    """
+    near = get_close_matches(name, [*names], n=1, cutoff=cutoff)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def is_int(value: object) -> TypeGuard[int]:
@@ -126,7 +136,6 @@ def refuse_unknown(unknown: Mapping[str, object]) -> None:
             names |= {*code.co_varnames[code.co_posonlyargcount : code.co_argcount + code.co_kwonlyargcount]}
             frame = frame.f_back
         options = sorted(names - {"model", "input", "target"})
-        near = get_close_matches(argument, options, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near and argument not in _ELSEWHERE else ""
+        hint = "" if argument in _ELSEWHERE else did_you_mean(argument, options)
         expected = _ELSEWHERE.get(argument, f"one of {', '.join(options)}")
         raise ValueError(f"{argument}={shown(value)} is not an option{hint}; expected {expected}.")

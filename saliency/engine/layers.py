@@ -1,13 +1,12 @@
 """Layers: find them by name, through the wrappers around a model."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import TypeAlias
 
 import torch
 from torch.nn import Module
 
-from saliency.engine.checks import check_type, shown
+from saliency.engine.checks import check_type, did_you_mean, shown
 from saliency.engine.state import modules_of
 
 Layer: TypeAlias = str | Module | None
@@ -76,8 +75,7 @@ def resolve_layer(model: Module, layer: str | Module, argument: str = "saliency_
     if isinstance(layer, Module):
         raise ValueError(f"{argument}={type(layer).__name__} is not part of the model; expected one of its modules.")
     names = [plain_name(name) for name, _ in inner.named_modules() if name]
-    near = get_close_matches(layer, names, n=1, cutoff=0.0)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(
-        f"{argument}={shown(layer)} is not a layer of the model{hint}; expected a name in model.named_modules()."
+        f"{argument}={shown(layer)} is not a layer of the model{did_you_mean(layer, names, cutoff=0)}; "
+        "expected a name in model.named_modules()."
     )

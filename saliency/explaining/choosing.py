@@ -1,13 +1,12 @@
 """The request: which methods, at which layers, with which options."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from inspect import signature, unwrap
 from typing import Any, NamedTuple, TypeAlias
 
 from torch.nn import Module
 
-from saliency.engine.checks import check_type, shown
+from saliency.engine.checks import check_type, did_you_mean, shown
 from saliency.engine.layers import Layer, plain_name, resolve_layer
 from saliency.methods import METHODS, Method
 from saliency.networks.names import unknown
@@ -106,10 +105,9 @@ def choose(methods: Methods, layers: LayersOf, options: Mapping[str, object]) ->
     for option, value in options.items():
         if not any(names is None or option in names for names in taken.values()):
             every = sorted(set().union(*(names or () for names in taken.values())))
-            near = get_close_matches(option, every, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(
-                f"{option}={shown(value)} is an option of none of the methods{hint}; expected one of theirs."
+                f"{option}={shown(value)} is an option of none of the methods{did_you_mean(option, every)}; "
+                "expected one of theirs."
             )
     return [
         Asked(

@@ -1,13 +1,12 @@
 """Presets: tables of relevance propagation, each for any architecture."""
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 
 from torch.nn import Module
 
-from saliency.engine.checks import check_type
+from saliency.engine.checks import check_type, did_you_mean
 from saliency.engine.choices import Chosen
 from saliency.engine.kinds import LINEAR, WEIGHTED
 from saliency.engine.operations import Function, Operation, Row, Rule
@@ -141,8 +140,7 @@ _PRESETS: Mapping[str, Callable[..., dict[Function, Row]]] = {
 def preset(name: str) -> dict[Function, Row]:
     """The table with this name, always the same object. Raises ``ValueError`` for an unknown name."""
     if name not in _PRESETS:
-        near = get_close_matches(name, _PRESETS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(name, _PRESETS)
         raise ValueError(f"rules={name!r} is not a preset{hint}; expected one of {', '.join(_PRESETS)}, or a table.")
     if name == "epsilon_gamma_box":
         raise ValueError(
