@@ -416,8 +416,9 @@ class ModelCase(NamedTuple):
         return model if self.train else model.eval()
 
     def input(self, dtype: torch.dtype = torch.float64) -> Any:
-        generator = torch.Generator().manual_seed(1)
-        tensors = tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in self.shapes)
+        generator = torch.Generator("cpu").manual_seed(1)
+        drawn = [torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") for shape in self.shapes]
+        tensors = tuple(tensor.to(torch.get_default_device(), dtype) for tensor in drawn)
         return tensors[0] if len(tensors) == 1 else tensors
 
 

@@ -63,6 +63,10 @@ def needs(method: MethodCase, *things: str) -> None:
             pytest.skip(f"{method.name} has no {thing}")
 
 
+def device_type() -> str:
+    return torch.get_default_device().type
+
+
 def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
@@ -367,7 +371,7 @@ def _frozen(value: Any) -> Any:
     """A value to compare with later: tensors bit by bit, containers member by member, the rest by identity."""
     if isinstance(value, Tensor):
         hooks = (dict(value._backward_hooks or {}), dict(getattr(value, "_post_accumulate_grad_hooks", None) or {}))
-        bits = value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        bits = value.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().tobytes()
         meta = (value.dtype, value.requires_grad, id(value.grad_fn), value.data_ptr(), value.stride(), hooks)
         return id(value), meta, bits, value._version, _frozen(value.grad) if value.is_leaf else None
     if isinstance(value, (dict, list, set)):
@@ -397,11 +401,11 @@ def global_state() -> dict[str, Any]:
     hooks = {key: dict(value) for key, value in vars(nn.modules.module).items() if key.endswith("_hooks")}
     return state | {
         "hooks": hooks,
-        "torch random": torch.get_rng_state().numpy().tobytes(),
+        "torch random": [state.numpy().tobytes() for state in (torch.get_rng_state(), *torch.cuda.get_rng_state_all())],
         "python random": random.getstate(),
         "numpy random": str(np.random.get_state()),
         "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled()),
-        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()),
+        "autocast": (torch.is_autocast_enabled(device_type()), torch.is_autocast_cache_enabled()),
         "functions": list(_get_current_function_mode_stack()),
         "default": (torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads()),
         "stance": str(torch._dynamo.eval_frame._stance),
@@ -586,7 +590,7 @@ def test_autocast(method):
     if method.name == "fem":
         pytest.skip("an activation is above a threshold, or below it")
     plain = explain(method, case, dtype=torch.float32, smooth=0.05)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device_type(), torch.bfloat16):
         result = explain(method, case, dtype=torch.float32, smooth=0.05)
         assert result.dtype == torch.float32
         cast = F.linear(torch.ones(1, 1), torch.ones(1, 1)).dtype
@@ -603,7 +607,7 @@ def test_a_training_step_in_the_same_autocast_block_keeps_its_gradients(method, 
 
     def step(explained: str | None) -> list[Tensor | None]:
         model, input = case.model(torch.float32), case.input(torch.float32)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device_type(), torch.bfloat16):
             if explained == "after":
                 method(model, input, 1, layer)
             loss = model(input).float().square().sum()

@@ -14,7 +14,7 @@ from saliency.engine.maps import imsmooth
 from tests import cases
 from tests.cases import ModelCase
 from tests.methods.transformers import Transformer
-from tests.test_contract import Trap, Untouched, close, in_threads
+from tests.test_contract import Trap, Untouched, close, device_type, in_threads
 
 pytestmark = cases.NOTICES
 
@@ -112,7 +112,7 @@ def test_modes_of_the_caller(method, case):
     close(method(model, input.to(memory_format=torch.channels_last), 1), expected)
     plain = explain(method, case, dtype=torch.float32)
     torch.testing.assert_close(plain.double(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device_type(), torch.bfloat16):
         cast = explain(method, case, dtype=torch.float32)
     assert cast.dtype == torch.float32
     torch.testing.assert_close(cast, plain, rtol=0.1, atol=0.15 * float(plain.abs().max()))
