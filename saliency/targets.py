@@ -207,7 +207,7 @@ def _check_box(box: Sequence[float] | Tensor, ordered: bool = True) -> Tensor:
     x1, y1, x2, y2 = map(float, sides)
     if ordered and not (x1 < x2 and y1 < y2):
         raise ValueError(f"box={shown(box)} is empty; expected (x1, y1, x2, y2) with x1 < x2 and y1 < y2.")
-    return torch.tensor([x1, y1, x2, y2])
+    return torch.tensor([x1, y1, x2, y2], device="cpu")
 
 
 def _field(output: Output, name: str) -> Output:

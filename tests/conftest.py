@@ -16,6 +16,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if device := config.getoption("--device"):
         torch.set_default_device(device)
+        torch.backends.cudnn.deterministic = True  # tests compare bit by bit
+        torch.backends.cudnn.allow_tf32 = False
+        for notice in ("Attempting to run cuBLAS", "`torch.jit.script_method` is deprecated"):  # PyTorch's own
+            config.addinivalue_line("filterwarnings", f"ignore:{notice}")
 
 
 @pytest.fixture(autouse=True)

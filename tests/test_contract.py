@@ -257,7 +257,7 @@ def test_k_targets_are_the_k_single_calls(method, case):
                 close(a[:, k : k + 1], b)
     as_lists = explain(method, case, target=columns.tolist())
     assert torch.equal(as_lists, explain(method, case, target=columns))
-    assert torch.equal(as_lists, explain(method, case, target=columns.numpy()))
+    assert torch.equal(as_lists, explain(method, case, target=columns.cpu().numpy()))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -529,7 +529,7 @@ def test_the_callers_memory_stays_where_it_is(method, layer):
     """A NumPy array over the same memory (or a CUDA graph with its address) still follows the tensor afterwards."""
     needs(method, "any layer")
     model, input = cases.IN_PLACE.model(), cases.IN_PLACE.input()
-    array, address = input.numpy(), input.data_ptr()
+    array, address = (input.numpy() if input.device.type == "cpu" else input.view_as(input)), input.data_ptr()
     keeps = [explain(method, cases.IN_PLACE, model, input, layer=layer)]
     probed = {} if "probes" in method.lacks else {"debug": True}
     keeps.append(explain(method, cases.IN_PLACE, model, input, layer=layer, **probed))

@@ -162,7 +162,7 @@ def _search(call: Call, target: Target) -> list[Output]:
     check_parameters(call, grad=True)
     if call.image.is_meta:
         raise ValueError("saliency_layer=None is not possible on device 'meta', which has no values; expected a name.")
-    index = torch.arange(call.samples if callable(target) and not isinstance(target, Tensor) else 1)
+    index = torch.arange(call.samples if callable(target) and not isinstance(target, Tensor) else 1, device="cpu")
     targets = None if target is None else Targets(target, call.samples).rows(index)
     call = call.rows(index)
     image = call.image_of()
@@ -194,7 +194,7 @@ def _score(output: object, targets: Targets | None) -> Tensor:
         found = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
     else:
         found = [targets.scores(output)]
-    scores = torch.cat([x.flatten() for x in found]) if found else torch.zeros(0)
+    scores = torch.cat([x.flatten() for x in found]) if found else torch.zeros(0, device="cpu")
     return (scores * torch.linspace(1, 2, len(scores), dtype=scores.dtype, device=scores.device)).sum()
 
 

@@ -40,8 +40,8 @@ def note_shares(notices: Notices, conserved: Conserved, site: Site, tensors: Seq
     if site.call == "all" or not found or found[0].is_meta:
         return
     rows = len(sent) if sent.ndim and all(len(dx) == len(sent) for dx in found) else 1
-    to = partial(Tensor.to, device=found[0].device, dtype=torch.float32, non_blocking=True)  # sums overflow in float16
-    seed, *arrived = (to(x).reshape(rows, -1) for x in (sent, *found))
+    # In float32, as sums overflow in float16.
+    seed, *arrived = (_sent_to(found[0].device, x).float().reshape(rows, -1) for x in (sent, *found))
     total = sum((dx.sum(1) for dx in arrived[1:]), arrived[0].sum(1))
     values = torch.cat([total, seed.sum(1), seed.amin(1)])
     notices.look(values, partial(_judge_shares, conserved, site.said))
@@ -61,6 +61,11 @@ def _judge_shares(conserved: Conserved, named: str, values: list[float]) -> tupl
     return ("shares", f"{named}: {conserved.lost}") if min(shares) < conserved.least else None
 
 
+def _sent_to(device: torch.device, x: Tensor) -> Tensor:
+    """The tensor on another device; only what arrives on the CPU is waited for, where it is read at once."""
+    return x.to(device, non_blocking=device.type != "cpu")
+
+
 def note_one_position(call: Call, site: Site, targets: Targets, x: Tensor) -> None:
     """Note that a layer of an image has a single position."""
     if site.name and x.ndim > 1 and x.shape[2:].numel() == 1 < call.image.shape[2:].numel():
@@ -74,7 +79,7 @@ def note_map(call: Call, site: Site, targets: Targets, maps: Sequence[Tensor], e
     instead.
     """
     filled = [x for x in maps if x.is_floating_point() and x.numel()]
-    ranges = [side.to(filled[0].device, non_blocking=True) for x in filled for side in torch.aminmax(x)]
+    ranges = [_sent_to(filled[0].device, side) for x in filled for side in torch.aminmax(x)]
     if ranges:
         advise = partial(_advise, call, site if elsewhere else site._replace(name=""), targets)
         call.notices.look(torch.stack(ranges), partial(_judge_map, site.said), advise)

@@ -225,7 +225,7 @@ def _parse(target: object, samples: int) -> _Parsed:
         target = torch.tensor(target, device="cpu")
     if hasattr(target, "__array__") and not isinstance(target, Tensor):
         try:
-            target = torch.as_tensor(target)
+            target = torch.as_tensor(target, device="cpu")
         except TypeError as error:
             raise target_error(target, "is not an array of numbers") from error
     if isinstance(target, Tensor) and target.is_floating_point():

@@ -45,7 +45,9 @@ def random_map(
     images = [zlib.crc32(image.float().cpu().contiguous().numpy().tobytes()) for image in input.detach()]
     maps = [
         torch.rand(
-            height, width, generator=torch.Generator().manual_seed(zlib.crc32(f"{label} {seed}".encode(), image))
+            (height, width),
+            generator=torch.Generator().manual_seed(zlib.crc32(f"{label} {seed}".encode(), image)),
+            device="cpu",
         )
         for image, labels in zip(images, target.reshape(len(input), -1).tolist(), strict=True)
         for label in labels
@@ -77,9 +79,10 @@ def mean_boxes(dataset: Dataset) -> Tensor:
             (x0 / width, y0 / height, x1 / width, y1 / height)
             for _, (height, width), things in dataset.annotations
             for x0, y0, x1, y1 in (thing.box for thing in things)
-        ]
+        ],
+        device="cpu",
     ).view(-1, 4)
-    places = (torch.arange(SIDE) + 0.5) / SIDE
+    places = (torch.arange(SIDE, device="cpu") + 0.5) / SIDE
     x, y = (((boxes[:, [i]] <= places) & (places < boxes[:, [i + 2]])).float() for i in (0, 1))
     return torch.einsum("by,bx->yx", y, x) / max(1, len(boxes))
 

@@ -102,12 +102,12 @@ def labels_of(annotation: Annotation) -> list[int]:
 def class_boxes(annotation: Annotation, label: int) -> Tensor:
     """The boxes (K, 4) of all objects of the class, difficult ones too."""
     boxes = [thing.box for thing in annotation.things if thing.label == label]
-    return torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return torch.tensor(boxes, dtype=torch.float32, device="cpu").reshape(-1, 4)
 
 
 def class_mask(annotation: Annotation, label: int) -> Tensor:
     """Where an object of the class is, (H, W) bool; difficult ones and crowds count as everywhere in the field."""
-    mask = torch.zeros(annotation.size, dtype=torch.bool)
+    mask = torch.zeros(annotation.size, dtype=torch.bool, device="cpu")
     for thing in annotation.things:
         if thing.label == label:
             mask |= thing_mask(thing, annotation.size)
@@ -122,7 +122,7 @@ def thing_mask(thing: Thing, size: tuple[int, int]) -> Tensor:
     >>> thing_mask(Thing(0, (0.2, 0.1, 0.8, 0.9)), (1, 2))
     tensor([[ True, False]])
     """
-    box = torch.tensor([thing.box], dtype=torch.float64)
+    box = torch.tensor([thing.box], dtype=torch.float64, device="cpu")
     mask = thing.mask() if thing.mask else boxes_to_mask(box, size)
     return mask if mask.any() else boxes_to_mask(torch.cat((box[:, :2].floor(), box[:, 2:].ceil()), 1), size)
 

@@ -42,7 +42,7 @@ class PointingGame:
 
     def reset(self) -> None:
         """Set all counts to 0."""
-        self.hits, self.misses = (torch.zeros(self.num_classes, dtype=torch.float64) for _ in range(2))
+        self.hits, self.misses = (torch.zeros(self.num_classes, dtype=torch.float64, device="cpu") for _ in range(2))
 
     def evaluate(self, mask: Tensor, point: Sequence[float] | Tensor) -> int:
         """1 if the ``point`` (x, y) hits the object, -1 if not, and 0 where the ``mask`` (H, W) has no pixel."""

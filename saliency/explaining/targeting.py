@@ -67,7 +67,7 @@ def choose_target(target: object, output: object, wanted: Recipe) -> Chosen:
     indices = list(dict.fromkeys(found))
     why = "target: the class with the highest score" if target is None else "target: as asked"
     explained = tuple(Score(names[index], index, float(scores[index])) for index in indices)
-    parsed = indices[0] if len(indices) == 1 else torch.tensor([indices])
+    parsed = indices[0] if len(indices) == 1 else torch.tensor([indices], device="cpu")
     return Chosen(parsed, explained, _predicted(scores, wanted), f"{why}, {', '.join(map(str, indices))}")
 
 

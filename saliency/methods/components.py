@@ -14,6 +14,7 @@ from saliency.engine.driver import saliency
 from saliency.engine.layers import Layers
 from saliency.engine.maps import safe_divide, sum_channels
 from saliency.engine.signatures import Maps, Options, typed
+from saliency.engine.state import full_precision
 from saliency.engine.targets import Target
 from saliency.methods.cam import mean_positions
 from saliency.methods.gradients import ActivationOptions, gradient_to_gradient_x_activation
@@ -63,16 +64,18 @@ def _oriented(component: Tensor, rows: Tensor, x: Tensor) -> Tensor:
 
 
 def _eigen(x: Tensor, attribution: Callable[[Tensor], Tensor], centred: bool) -> Tensor:
-    rows = _rows(attribution(x), centred)
-    return _oriented(_component(rows), rows, x)
+    with full_precision(x.device):
+        rows = _rows(attribution(x), centred)
+        return _oriented(_component(rows), rows, x)
 
 
 def _kernel(x: Tensor, kernel: str, gamma: float | None) -> Tensor:
-    rows = _rows(x, centred=True)
-    k = KERNELS[kernel](rows @ rows.mT, 1 / x.shape[1] if gamma is None else float(gamma))
-    mean = k.mean(1, keepdim=True)
-    value, vector = _first(k - mean - mean.mT + mean.mean(2, keepdim=True))
-    return _oriented(vector * value.sqrt(), rows, x)
+    with full_precision(x.device):
+        rows = _rows(x, centred=True)
+        k = KERNELS[kernel](rows @ rows.mT, 1 / x.shape[1] if gamma is None else float(gamma))
+        mean = k.mean(1, keepdim=True)
+        value, vector = _first(k - mean - mean.mT + mean.mean(2, keepdim=True))
+        return _oriented(vector * value.sqrt(), rows, x)
 
 
 # This and the functions below without `typed` have an optional target.

@@ -12,7 +12,7 @@ from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize, check_map_options, resize_saliency, safe_divide
 from saliency.engine.signatures import ModelOptions
-from saliency.engine.state import make_generator
+from saliency.engine.state import full_precision, make_generator
 
 
 def factorise(a: Tensor, k: int, max_iter: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -70,6 +70,7 @@ def deep_feature_factorization(
         **options,
     )
     rows = x.flatten(2).mT.flatten(0, 1).to(torch.promote_types(x.dtype, torch.float32))
-    maps, concepts = factorise(rows, n_components, max_iter, seed)
+    with full_precision(rows.device):
+        maps, concepts = factorise(rows, n_components, max_iter, seed)
     maps = maps.view(len(x), -1, n_components).mT.unflatten(2, x.shape[2:]).to(x.dtype)
     return resize_saliency(image, maps, resize, resize_mode), concepts.to(x.dtype)

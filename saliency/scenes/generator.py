@@ -50,7 +50,7 @@ class Scene:
     @property
     def labels(self) -> Tensor:
         """The classes in the scene as a float tensor (8,): 1 where the class occurs, else 0."""
-        labels = torch.zeros(len(CLASSES))
+        labels = torch.zeros(len(CLASSES), device="cpu")
         labels[[item.label for item in self.objects]] = 1.0
         return labels
 
@@ -63,7 +63,7 @@ class Scene:
         """
         if not 0 <= label < len(CLASSES):
             raise ValueError(f"label={label!r} is not a valid class index; expected 0 to {len(CLASSES) - 1}.")
-        mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+        mask = torch.zeros(SIZE, SIZE, dtype=torch.bool, device="cpu")
         for item in self.objects:
             if item.label == label:
                 mask = mask | item.mask

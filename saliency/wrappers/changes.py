@@ -39,7 +39,7 @@ def low_pass(method: Method, cutoff: float) -> Method:
             raise ValueError(f"method returned {describe(saliency)}, which is not a map; expected (N, K, h, w).")
         axes = tuple(range(2, saliency.ndim))
         squares = [torch.fft.fftfreq(side, 0.5, device=saliency.device).square() for side in saliency.shape[2:]]
-        kept = sum(torch.meshgrid(*squares, indexing="ij"), torch.zeros(())) <= cutoff**2
+        kept = sum(torch.meshgrid(*squares, indexing="ij"), torch.zeros((), device="cpu")) <= cutoff**2
         return as_precise(torch.fft.ifftn(torch.fft.fftn(wide(saliency), dim=axes) * kept, dim=axes).real, saliency)
 
     return _finished(method, smooth)

@@ -34,13 +34,14 @@ class Warp(NamedTuple):
 
     def matrix(self, width: int, height: int) -> Tensor:
         """The matrix (3, 3) from points of the transformed image to points of the image, both in [-1, 1]."""
-        turn, sides = radians(self.angle), torch.tensor([width, height, 1.0], dtype=torch.float64)
+        exact = partial(torch.tensor, dtype=torch.float64, device="cpu")
+        turn, sides = radians(self.angle), exact([width, height, 1.0])
         cosine, sine = cos(turn) * self.scale, sin(turn) * self.scale
-        forward = torch.tensor([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+        forward = exact([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
         forward = forward * sides / sides[:, None]  # a rotation preserves lengths in pixels
         if self.flip:
             forward[:, 0] *= -1
-        forward[:2, 2] = 2 * torch.tensor(self.shift, dtype=torch.float64)
+        forward[:2, 2] = 2 * exact(self.shift)
         back: Tensor = torch.linalg.inv(forward)
         return back
 

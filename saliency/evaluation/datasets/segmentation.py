@@ -51,8 +51,8 @@ def draw_mask(segmentation: Any, size: tuple[int, int]) -> Tensor:
         from pycocotools import mask
 
         segmentation = mask.merge(mask.frPyObjects(segmentation, height, width))
-    lengths = torch.tensor(run_lengths(segmentation["counts"]))
-    inside = torch.arange(len(lengths)) % 2 == 1
+    lengths = torch.tensor(run_lengths(segmentation["counts"]), device="cpu")
+    inside = torch.arange(len(lengths), device="cpu") % 2 == 1
     return inside.repeat_interleave(lengths).view(width, height).T.contiguous()
 
 

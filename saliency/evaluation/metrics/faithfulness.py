@@ -93,7 +93,7 @@ def _curve(
     rank = saliency_ranks(check_maps(input, saliency), seed)
     pixels = rank[0].numel()
     check_count("steps", steps)
-    counts = ((torch.arange(steps + 1) * pixels + steps // 2) // steps).to(input.device).view(-1, 1, 1, 1)
+    counts = ((torch.arange(steps + 1, device="cpu") * pixels + steps // 2) // steps).to(input.device).view(-1, 1, 1, 1)
     hidden = make_baseline(input, baseline)
     first, last = (hidden, input) if insert else (input, hidden)
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from saliency.evaluation.report.analysis import Analysis, Summary, analyse
 from saliency.evaluation.report.markdown import markdown_report
 from saliency.evaluation.report.page import html_page
@@ -28,7 +30,8 @@ def write_report(folder: str | Path, out: str | Path | None = None, methods: Seq
     are shown and compared, by their names, or single trials, as ``"mine · 1"``; None is all.
     Raises ``ValueError`` where there are no rows, and for an unknown name.
     """
-    analysis = analyse(folder, methods)
+    with torch.device("cpu"):  # whatever the default device
+        analysis = analyse(folder, methods)
     target = Path(folder if out is None else out)
     texts = {
         "cases.csv": _csv(CASE_FIELDS, _case_rows(analysis)),

@@ -52,7 +52,8 @@ def estimate_means(scores: Tensor, labels: Tensor, difficult: Tensor, images: Te
     size = (2 * len(names), int(clusters.max()) + 1)
     place = torch.stack((classes + len(names) * difficult.long(), clusters))
     values = (scores.double(), torch.ones(len(scores), dtype=torch.double))
-    totals = torch.cat([torch.sparse_coo_tensor(place, value, size, check_invariants=True) for value in values])
+    with torch.sparse.check_sparse_tensor_invariants():
+        totals = torch.cat([torch.sparse_coo_tensor(place, value, size) for value in values])
     # Of the data itself and then of each resample: sums and counts, of easy and of difficult cases, of each class.
     drawn = torch.cat([totals @ weights for weights in _image_weights(size[1])], 1).T
     sums, counts = drawn.reshape(-1, 2, 2, len(names)).unbind(1)

@@ -98,7 +98,7 @@ def _line(job: Job, found: Sequence[Result], planned: int) -> Line:
     if job.of:
         curves, metric = [result.curve for result in found if result.curve is not None], METRICS[job.metric]
         options = {**metric.options, **job.options}
-        result = float(metric.function(torch.tensor(curves), **options)) if curves else None
+        result = float(metric.function(torch.tensor(curves, device="cpu"), **options)) if curves else None
         return Line(job.name, job.metric, result, None, None, len(curves), 0, 0)
     scores = [(result.target, result.score, result.difficult) for result in found if result.score is not None]
     means = (

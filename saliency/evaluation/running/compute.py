@@ -86,7 +86,7 @@ def explain_cases(run: Run, images: Images, uses: Mapping[str, int]) -> None:
         for case in cases:
             case.errors[name] = problem
 
-    dtype = model_dtype(run.model, torch.zeros(0))
+    dtype = model_dtype(run.model, torch.zeros(0, device="cpu"))
     for case in chain.from_iterable(_sound(images)):
         case.input = case.input.to(run.device, dtype)
     isolate(partial(choose_targets, run.model, run.outputs), _sound(images), partial(fail, ""))

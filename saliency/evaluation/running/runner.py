@@ -75,7 +75,7 @@ def run(
         "network": {**(network or {}), **describe_network(model, recipe)},
         "outputs": outputs,
         "device": model_device(model).type,
-        "dtype": model_dtype(model, torch.zeros(0)),
+        "dtype": model_dtype(model, torch.zeros(0, device="cpu")),
         "versions": versions(),
     }
     ranks = join_ranks()

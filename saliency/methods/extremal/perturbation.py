@@ -150,7 +150,7 @@ class MaskGenerator:
         phase = torch.arange(self.step, dtype=dtype, device="cpu")[:, None]
         cell = torch.arange(2 * self.radius + 1, device="cpu") - self.padding
         squared = (phase - (self.margin + self.step * cell)) ** 2
-        axes, total = len(self.shape), torch.zeros(())
+        axes, total = len(self.shape), torch.zeros((), device="cpu")
         for axis in range(axes):
             before, after = [1] * axis, [1] * (axes - axis - 1)
             total = total + squared.view(*before, self.step, *after, *before, len(cell), *after)
