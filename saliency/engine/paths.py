@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saliency.engine.checks import check_count, check_seed, is_number, shown
 from saliency.engine.folds import MEAN, SHAP, Fold
-from saliency.engine.state import make_generator
+from saliency.engine.state import make_generator, on_device
 
 Baselines: TypeAlias = "float | Tensor | Sequence[float | Tensor] | None"
 
@@ -113,12 +113,16 @@ def starts_of(baselines: Baselines, inputs: Sequence[Tensor]) -> list[Tensor]:
                 f"baselines={shown(baseline)} is not a baseline of an input of shape {tuple(x.shape)}; expected "
                 "a number, or a tensor of its shape with a batch size of 1 or the input's."
             )
-        found.append(value.to(x.device, x.dtype).expand_as(x))
+        found.append(on_device(value, x.device, x.dtype).expand_as(x))
     return found
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:
-    return values.to(x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
+    return on_device(values, x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    return x[on_device(index, x.device)]
 
 
 def line(
@@ -142,7 +146,7 @@ def line(
         first = starts_of(baselines, ends) if starts is None else starts
 
         def walk(samples: Tensor, steps: Tensor) -> Rows:
-            a, b = ([x[samples.to(x.device)] for x in tensors] for tensors in (first, ends))
+            a, b = ([_take(x, samples) for x in tensors] for tensors in (first, ends))
             points = [x + _column(alphas[steps], x) * (y - x) for x, y in zip(a, b, strict=True)]
             return Rows(points, a, b)
 
@@ -196,7 +200,7 @@ def between(
         add = draw(ends)
 
         def walk(samples: Tensor, steps: Tensor) -> Rows:
-            a = [b.detach().to(x)[at[steps].to(x.device)] for b, at, x in zip(listed, chosen, ends, strict=True)]
+            a = [_take(b.detach().to(x), at[steps]) for b, at, x in zip(listed, chosen, ends, strict=True)]
             b = add(samples, steps)
             points = [x + _column(alphas[steps], x) * (y - x) for x, y in zip(a, b, strict=True)]
             return Rows(points, a, b)
@@ -218,8 +222,8 @@ def from_each(baselines: Tensor | Sequence[Tensor], *, fold: Fold = SHAP) -> Pat
         _check_distributions(listed, ends, baselines)
 
         def walk(samples: Tensor, steps: Tensor) -> Rows:
-            b = [x[samples.to(x.device)] for x in ends]
-            return Rows(b, [of.detach().to(x)[steps.to(x.device)] for of, x in zip(listed, ends, strict=True)], b)
+            b = [_take(x, samples) for x in ends]
+            return Rows(b, [_take(of.detach().to(x), steps) for of, x in zip(listed, ends, strict=True)], b)
 
         return walk
 
@@ -274,7 +278,7 @@ def _noise(
                         generators[i] = make_generator(x.device, seed + 1 + i)
                     like = torch.empty(x.shape[1:], dtype=torch.float32, device=x.device)  # the same in any precision
                     drawn.append(like.normal_(generator=generators[i]))
-                rows = x[samples.to(x.device)]
+                rows = _take(x, samples)
                 noisy.append(rows + deviation * torch.stack(drawn).to(x.dtype) if deviation else rows)
             return noisy
 

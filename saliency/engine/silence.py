@@ -13,7 +13,7 @@ from saliency.engine.notices import Notices
 from saliency.engine.operations import Function
 from saliency.engine.search import found_layer
 from saliency.engine.site import Site
-from saliency.engine.state import evaluating
+from saliency.engine.state import evaluating, on_device
 from saliency.engine.targets import Targets
 
 
@@ -41,7 +41,7 @@ def note_shares(notices: Notices, conserved: Conserved, site: Site, tensors: Seq
         return
     rows = len(sent) if sent.ndim and all(len(dx) == len(sent) for dx in found) else 1
     # In float32, as sums overflow in float16.
-    seed, *arrived = (_sent_to(found[0].device, x).float().reshape(rows, -1) for x in (sent, *found))
+    seed, *arrived = (on_device(x, found[0].device, torch.float32).reshape(rows, -1) for x in (sent, *found))
     total = sum((dx.sum(1) for dx in arrived[1:]), arrived[0].sum(1))
     values = torch.cat([total, seed.sum(1), seed.amin(1)])
     notices.look(values, partial(_judge_shares, conserved, site.said))
@@ -61,11 +61,6 @@ def _judge_shares(conserved: Conserved, named: str, values: list[float]) -> tupl
     return ("shares", f"{named}: {conserved.lost}") if min(shares) < conserved.least else None
 
 
-def _sent_to(device: torch.device, x: Tensor) -> Tensor:
-    """The tensor on another device; only what arrives on the CPU is waited for, where it is read at once."""
-    return x.to(device, non_blocking=device.type != "cpu")
-
-
 def note_one_position(call: Call, site: Site, targets: Targets, x: Tensor) -> None:
     """Note that a layer of an image has a single position."""
     if site.name and x.ndim > 1 and x.shape[2:].numel() == 1 < call.image.shape[2:].numel():
@@ -79,7 +74,7 @@ def note_map(call: Call, site: Site, targets: Targets, maps: Sequence[Tensor], e
     instead.
     """
     filled = [x for x in maps if x.is_floating_point() and x.numel()]
-    ranges = [_sent_to(filled[0].device, side) for x in filled for side in torch.aminmax(x)]
+    ranges = [on_device(side, filled[0].device) for x in filled for side in torch.aminmax(x)]
     if ranges:
         advise = partial(_advise, call, site if elsewhere else site._replace(name=""), targets)
         call.notices.look(torch.stack(ranges), partial(_judge_map, site.said), advise)

@@ -198,6 +198,15 @@ def own_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
+def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor on a device, which is not waited for; a copy to the CPU is, as it may be read at once.
+
+    >>> on_device(torch.ones(1), torch.device("cpu"), torch.float64)
+    tensor([1.], dtype=torch.float64)
+    """
+    return tensor.to(device, dtype, non_blocking=device.type != "cpu")
+
+
 def make_generator(device: torch.device, seed: int) -> torch.Generator | None:
     """A random generator of its own; ``None`` on the meta device, where nothing is drawn."""
     return None if device.type == "meta" else torch.Generator(device).manual_seed(int(seed))

@@ -10,6 +10,7 @@ from torch import Tensor
 from saliency.engine.checks import check_flag, check_maps_type, describe, is_int, shown
 from saliency.engine.interrupts import uninterrupted
 from saliency.engine.outputs import Output, for_rows, main_output
+from saliency.engine.state import on_device
 
 Function: TypeAlias = Callable[[Output], Output]  # the model's output -> scores
 Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
@@ -84,7 +85,7 @@ class Targets:
         taken, parsed = copy(self), self._parsed
         taken.samples, taken._verbatim = len(index), False
         if isinstance(parsed, Tensor):
-            taken._parsed = parsed[index.to(parsed.device, non_blocking=True)]
+            taken._parsed = parsed[on_device(index, parsed.device)]
         elif isinstance(parsed, list):
             taken._parsed = [parsed[i] for i in index.tolist()]
         elif callable(parsed):
@@ -257,7 +258,7 @@ def _are_functions(parsed: object) -> TypeGuard[list[Function]]:
 
 def _on_grid(classes: Tensor, output: Tensor) -> Tensor:
     """Classes (N, K) as (N, K, 1, ...) on the output's device, to gather from it."""
-    return classes.to(output.device, non_blocking=True)[(...,) + (None,) * (output.ndim - 2)]
+    return on_device(classes, output.device)[(...,) + (None,) * (output.ndim - 2)]
 
 
 def _check_classes(output: Tensor, classes: Tensor, target: object) -> None:
@@ -280,7 +281,7 @@ def _gradient(output: Tensor, parsed: Tensor | Sequence[object] | None, target: 
         return torch.zeros_like(output).reshape(len(output), -1).scatter(1, flat, 1).view(output.shape)
     if parsed.shape != output.shape:
         raise target_error(target, f"has shape {tuple(parsed.shape)}, but the output has {tuple(output.shape)}")
-    return parsed.to(output, non_blocking=True)
+    return on_device(parsed, output.device, output.dtype)
 
 
 def _flat_entries(output: Tensor, asked: Sequence[object], target: object) -> Tensor:
@@ -295,4 +296,4 @@ def _flat_entries(output: Tensor, asked: Sequence[object], target: object) -> Te
         raise target_error(target, f"is out of range for an output of shape {tuple(output.shape)}")
     strides = torch.empty(sizes, device="meta").stride()
     flat = [sum(int(i) * stride for i, stride in zip(entry, strides, strict=True)) for entry in entries]
-    return torch.tensor(flat, device="cpu")[:, None].to(output.device, non_blocking=True)
+    return on_device(torch.tensor(flat, device="cpu")[:, None], output.device)

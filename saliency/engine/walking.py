@@ -23,6 +23,7 @@ from saliency.engine.paths import Path, Walk, starts_of
 from saliency.engine.record import Pass, recording
 from saliency.engine.silence import note_idle
 from saliency.engine.site import Site
+from saliency.engine.state import on_device
 from saliency.engine.tail import Tail
 from saliency.engine.targets import Targets
 
@@ -44,7 +45,7 @@ class Folding:
         here.
         """
         last = first + len(steps.x) == len(self._weights)
-        weight = self._weights[first : first + len(steps.x)].to(steps.x.device, steps.x.dtype)
+        weight = on_device(self._weights[first : first + len(steps.x)], steps.x.device, steps.x.dtype)
         steps = steps._replace(weight=weight.view(-1, *[1] * (steps.x.ndim - 1)))
         steps = steps if self._needed is None else self._needed.joined(steps)
         if self._fold.overlap is not None or last:

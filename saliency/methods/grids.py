@@ -11,6 +11,7 @@ from saliency.engine.checks import describe, shown
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.outputs import Output
 from saliency.engine.site import Site
+from saliency.engine.state import on_device
 from saliency.engine.variants import Run, replacing_layer
 from saliency.engine.watching import Grid
 
@@ -28,12 +29,12 @@ def replacing_grid(
     index = grid_index(x[:1], size, layout, site.module, site.seen or ())
     if index.shape == x.shape[1:] and bool((index.flatten().diff() == 1).all()):
         return x, run
-    on_device = index.to(x.device)
+    there = on_device(index, x.device)
 
     def run_grids(grids: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Output]]:
-        return run(put_grid(x[rows.to(x.device, non_blocking=True)], on_device, grids), rows)
+        return run(put_grid(x[on_device(rows, x.device)], there, grids), rows)
 
-    return x.flatten(1)[:, on_device], run_grids
+    return x.flatten(1)[:, there], run_grids
 
 
 def grid_index(

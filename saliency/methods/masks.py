@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saliency.engine.checks import check_count, check_seed, is_int, is_number, shown
-from saliency.engine.state import full_precision
+from saliency.engine.state import full_precision, on_device
 
 _AT_ONCE = 32  # masks that are interpolated together
 
@@ -74,7 +74,7 @@ class DrawnMasks:
         cells = draw(num_masks, *[num_cells] * len(size)) < p
         reach = torch.tensor([_cell_sides(side, num_cells)[0] for side in size], device="cpu")
         shifts = draw(num_masks, len(size)) * reach - 0.5
-        self._cells, self._shifts = (drawn.to(device, non_blocking=True) for drawn in (cells, shifts))
+        self._cells, self._shifts = (on_device(drawn, device) for drawn in (cells, shifts))
 
     def __len__(self) -> int:
         return len(self._cells)

@@ -21,7 +21,7 @@ from saliency.engine.record import recording
 from saliency.engine.signatures import MapOptions, Maps
 from saliency.engine.silence import note_map, note_one_position
 from saliency.engine.site import Site, SiteError, make_site
-from saliency.engine.state import evaluating
+from saliency.engine.state import evaluating, on_device
 from saliency.engine.targets import Target, Targets
 from saliency.engine.variants import Progress, Run, replacing_input, replacing_layer, scores
 from saliency.engine.watching import Grid
@@ -104,7 +104,7 @@ class Perturbed(NamedTuple):
 
 def at(index: Tensor, x: Tensor) -> Tensor:
     """An index on the device of ``x``, copied without waiting."""
-    return index.to(x.device, non_blocking=True)
+    return on_device(index, x.device)
 
 
 def explain(

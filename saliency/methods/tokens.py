@@ -28,7 +28,7 @@ from saliency.engine.shared import SharedForward, check_shared
 from saliency.engine.signatures import CallOptions, FinishOptions, Maps
 from saliency.engine.silence import note_map
 from saliency.engine.site import Site, make_site
-from saliency.engine.state import evaluating, modules_of
+from saliency.engine.state import evaluating, modules_of, on_device
 from saliency.engine.streams import Streams
 from saliency.engine.targets import Target, Targets
 from saliency.methods.chains import check_whole, residuals
@@ -71,7 +71,7 @@ class Observed(NamedTuple):
         tokens = torch.empty(1, first.keys, 1, device="cpu")
         size = self.call.image_of(first.shape[0]).shape[2:]
         index = grid_index(tokens, size, self.layout, None, first.seen)
-        return index.flatten().to(self.call.image.device, non_blocking=True)
+        return on_device(index.flatten(), self.call.image.device)
 
     @property
     def crosses(self) -> bool:

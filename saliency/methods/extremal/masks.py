@@ -24,7 +24,7 @@ from saliency.engine.sending import keeping_copies
 from saliency.engine.signatures import Maps
 from saliency.engine.silence import note_map, note_score
 from saliency.engine.site import Site, make_site
-from saliency.engine.state import evaluating
+from saliency.engine.state import evaluating, on_device
 from saliency.engine.targets import Target, Targets
 from saliency.engine.variants import Progress, Run, in_order, replacing_image
 from saliency.methods.extremal.perturbation import BLUR_PERTURBATION
@@ -199,13 +199,13 @@ def _reward(run: Run, targets: Targets, count: int, areas: int, reward_func: Rew
         for at, output in run(tensors, image):
             if classes is None:
                 every = targets.rows(image[at]).scores(output)
-                parts.append((at, every.gather(1, k[at, None].to(every.device, non_blocking=True))))
+                parts.append((at, every.gather(1, on_device(k[at, None], every.device))))
             else:
                 parts.append((at, main_output(output, len(at))))
         chosen = torch.zeros(1, dtype=torch.long, device="cpu") if classes is None else classes[image, k]
         activation = in_order(parts)
         same = bool((chosen == chosen[0]).all())
-        target = int(chosen[0]) if same else chosen.to(activation.device, non_blocking=True)
+        target = int(chosen[0]) if same else on_device(chosen, activation.device)
         result = reward_func(activation, target, variant=variant)
         if not isinstance(result, Tensor) or result.shape[:1] != rows.shape:
             raise ValueError(

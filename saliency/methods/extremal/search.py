@@ -9,6 +9,7 @@ from torch import Tensor
 
 from saliency.engine.checks import check_count, check_flag, check_seed, is_number, shown
 from saliency.engine.interrupts import interruptible
+from saliency.engine.state import on_device
 from saliency.methods.extremal.perturbation import MaskGenerator, Perturbation, check_grid, check_perturbation
 
 PRESERVE_VARIANT = "preserve"
@@ -76,7 +77,7 @@ class _Rows(NamedTuple):
     moved: Tensor  # the largest step of a parameter since the last check
 
     def take(self, index: Tensor) -> "_Rows":
-        return _Rows(*(tensor[index.to(tensor.device)] for tensor in self))
+        return _Rows(*(tensor[on_device(index, tensor.device)] for tensor in self))
 
 
 def _start(images: Sequence[int], areas: Sequence[float], generator: MaskGenerator, like: Tensor) -> _Rows:
@@ -123,7 +124,7 @@ def find_masks(
             sorted_mask = full.flatten(1).sort(dim=1)[0]  # as in TorchRay: the order of ties steers the start
             area = (sorted_mask - rows.reference).square().mean(1) * -(_AREA_WEIGHT * _AREA_GROWTH**t)
             gradient = _differentiate((rewards + area).sum(), rows.parameters, watched())
-        at = rows.number.to(x.device)
+        at = on_device(rows.number, x.device)
         energies[at, :, t] = torch.stack([rewards, area], 1).detach()
         if report is not None:
             with interruptible():
