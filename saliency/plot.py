@@ -1,6 +1,7 @@
 """Maps side by side. The only file that uses matplotlib, from the extra ``plot``."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,9 +9,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from saliency.engine.checks import check_type, shown
-from saliency.images import check_path
-
-from .images import as_image, overlay, to_picture
+from saliency.images import as_image, check_path, overlay, to_picture, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,13 +112,26 @@ def _tiling(counts: Sequence[int], shape: float, above: int, head: int) -> tuple
 
 
 def contact_sheet(
-    images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str], path: str | Path
+    images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str], path: str | PathLike[str]
 ) -> None:
     """Write the figure of :func:`show` as an image file; missing folders are created. Same errors."""
     check_path("path", path)
-    figure = show(images, maps, titles)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor="white")
+    save_figure(show(images, maps, titles), path)
+
+
+def save_figure(figure: Figure, path: str | PathLike[str], argument: str = "path", others: str = "") -> None:
+    """Write a figure as a file of the kind that its suffix says; missing folders are created.
+
+    ``ValueError`` names the ``argument`` where the file cannot be written, and ``others`` among the kinds expected.
+    """
+    check_path(argument, path)
+    known = figure.canvas.get_supported_filetypes()
+    if Path(path).suffix.lstrip(".").lower() not in known:
+        raise ValueError(
+            f"{argument}={fspath(path)!r} has no known suffix; expected {others}one of .{', .'.join(known)}."
+        )
+    with writing(argument, path) as file:
+        figure.savefig(file, facecolor="white")
 
 
 def _grid(shapes: Sequence[float], columns: int, titles: Sequence[str]) -> "tuple[Figure, list[list[Axes]]]":
