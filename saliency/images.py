@@ -14,15 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from saliency.engine.checks import (
-    check_count,
-    check_flag,
-    check_maps_type,
-    check_type,
-    describe,
-    is_number,
-    shown,
-)
+from saliency.engine.checks import check_count, check_flag, check_maps_type, check_type, describe, is_number, shown
 
 # Control points (r, g, b), evenly spaced, of two colour maps: from dark to light, and from dark by white to dark.
 HEAT = (
@@ -84,8 +76,9 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 def read_image(path: str | os.PathLike[str]) -> Tensor:
     """Return the photo as an RGB tensor (3, H, W) in [0, 1], turned upright as its EXIF orientation says.
 
-    Grey, palette, CMYK and 16-bit files are converted, and numbers of 32 bits, up to 1, 255 or 65,535 as the largest
-    is; transparent areas become white; of an animation the first frame counts. One of more than 16 megapixels is read reduced by a whole number, so that it fits in memory.
+    Grey, palette, CMYK and 16-bit files are converted, numbers of 32 bits from 0 to the next of 1, 255 and 65,535;
+    transparent areas become white; of an animation the first frame counts. One of more than 16 megapixels is read
+    reduced by a whole number, so that it fits in memory.
     Raises :class:`ValueError` where the file is missing, truncated, broken or not an image.
     """
     check_path("path", path)
@@ -119,7 +112,7 @@ def as_image(image: object) -> Tensor:
     (torch.Size([3, 4, 6]), tensor(1.))
     """
     check_type("image", image, (Tensor, np.ndarray, Image.Image), "a tensor or an array (3, H, W), or a Pillow image")
-    tensor = pixels_to_tensor(_rgb(ImageOps.exif_transpose(image))) if isinstance(image, Image.Image) else image
+    tensor = _from_picture(image) if isinstance(image, Image.Image) else image
     tensor = _from_array(tensor) if isinstance(tensor, np.ndarray) else tensor
     if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.dtype == torch.bool or not tensor.numel():
         raise _no_image(image)
@@ -146,6 +139,13 @@ def _outside(image: object, low: float, high: float) -> ValueError:
     if low >= 0 and 2 < high <= 255:
         cause, expected = "one in 0 to 255 does", "image / 255"
     return ValueError(f"image={describe(image)} holds values outside [0, 1], as {cause}; expected {expected}.")
+
+
+def _from_picture(picture: Image.Image) -> Tensor:
+    try:
+        return pixels_to_tensor(_rgb(ImageOps.exif_transpose(picture)))
+    except (OSError, ValueError) as error:  # one that was opened is decoded only now
+        raise ValueError(f"image={describe(picture)} cannot be read ({error}); expected a whole picture.") from error
 
 
 def _from_array(pixels: NDArray[np.generic]) -> Tensor:

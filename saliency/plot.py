@@ -101,11 +101,15 @@ def _tiling(counts: Sequence[int], shape: float, above: int, head: int) -> tuple
     """How many pictures stand in a row, and their width in pixels: the largest that fit on a screen."""
     wide, high = SCREEN
 
-    def width(columns: int) -> float:
-        rows = sum(-(-count // columns) for count in counts)
-        return min(WIDEST, (wide - SPACE) / columns - SPACE, ((high - head - SPACE) / rows - above) / shape)
+    def rows(columns: int) -> int:
+        return sum(-(-count // columns) for count in counts)
 
-    columns = max(range(1, max(counts) + 1), key=width)
+    def width(columns: int) -> float:
+        highest = ((high - head - SPACE) / rows(columns) - above) / shape
+        return min(WIDEST, (wide - SPACE) / columns - SPACE, highest)
+
+    # Of those as large the fewest rows, and of these the most even ones.
+    columns = max(range(1, max(counts) + 1), key=lambda columns: (width(columns), -rows(columns), -columns))
     if width(columns) >= NARROWEST:
         return columns, width(columns)
     return min(max(counts), int((wide - SPACE) // (NARROWEST + SPACE))), NARROWEST

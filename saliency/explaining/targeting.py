@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_type, describe, is_int, shown
+from saliency.engine.checks import describe, is_int, shown
 from saliency.engine.outputs import main_output
 from saliency.engine.targets import Target
 from saliency.explaining.columns import Score
@@ -48,12 +48,14 @@ def choose_target(target: object, output: object, wanted: Recipe) -> Chosen:
     for an unknown class, with the nearest name, and where an output without a row of scores needs a target.
     """
     scores = class_scores(output, wanted)
-    if isinstance(target, Tensor) and target.dtype == torch.long and target.shape[:1] == (1,) and target.ndim <= 2:
+    if isinstance(target, Tensor) and target.dtype == torch.long and target.shape in ((), (1,), (1, target.numel())):
         target = target.flatten().tolist()
-    several = isinstance(target, (list, tuple)) and all(isinstance(item, str) or is_int(item) for item in target)
-    by_class = target is None or isinstance(target, str) or is_int(target) or (several and isinstance(target, list))
+    if isinstance(target, tuple) and any(isinstance(item, str) for item in target):  # not an index of an output
+        target = list(target)
+    several = isinstance(target, list) and all(isinstance(item, str) or is_int(item) for item in target)
+    by_class = target is None or isinstance(target, str) or is_int(target) or several
     if not by_class or (is_int(target) and scores is None):
-        label = str(target) if is_int(target) else getattr(target, "__name__", describe(target))
+        label = shown(target) if isinstance(target, (int, tuple)) else getattr(target, "__name__", describe(target))
         return Chosen(target, (Score(label),), _predicted(scores, wanted), "target: as asked")  # type: ignore[arg-type]
     if scores is None:
         raise ValueError(
@@ -62,7 +64,8 @@ def choose_target(target: object, output: object, wanted: Recipe) -> Chosen:
         )
     names = names_of(wanted, scores)
     asked: list[object] = ["top"] if target is None else [*target] if isinstance(target, list) else [target]
-    check_type("target", asked or None, list, "one class or more")
+    if not asked:
+        raise ValueError(f"target={shown(target)} is empty; expected one class or more.")
     found = [index for item in asked for index in find_targets(str(item), names, scores)]
     indices = list(dict.fromkeys(found))
     why = "target: the class with the highest score" if target is None else "target: as asked"
