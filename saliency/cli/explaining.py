@@ -48,7 +48,11 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     _add_network(add)
     _add_asked(add)
     add("--save", action="append", choices=("maps", "overlays"), help="also .npy of the raw maps, or a PNG of each")
-    add("--html", action="store_true", help="also viewer.html, to compare all maps: 0.1 MB a photo")
+    add(
+        "--html",
+        action="store_true",
+        help="also viewer.html, to compare all maps: 60 KB a photo, 10 KB a map of input size",
+    )
     add("--json", action="store_true", help="print what was done as JSON")
     add("--scenes", type=positive, metavar="N", default=4, help="number of embedded scenes (4)")
     add("--seed", type=int, metavar="N", default=0, help="seed of the first embedded scene (0)")

@@ -121,7 +121,10 @@ def network_of(
             )
         known = Recipe(size, 1, False, (), (), class_names(model)), ""
     recipe, source = known
-    recipe = normalising(recipe, mean, std, channels_of(model))
+    channels = channels_of(model)
+    if source and channels < len(recipe.mean):  # a kind of network that is known, built for grey images
+        recipe = recipe._replace(mean=(), std=())
+    recipe = normalising(recipe, mean, std, channels)
     if classes is not None:
         check_type("classes", classes, (list, tuple), "a list of the classes' names")
         for name in classes:

@@ -129,6 +129,14 @@ def test_one_mean_of_a_network_of_grey_images():
     assert given.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
+def test_a_known_network_that_was_built_for_grey_images_needs_its_own_mean():
+    model = grey_network()
+    model.pretrained_cfg = {"input_size": (3, 20, 20), "mean": (0.5,) * 3, "std": (0.5,) * 3}  # as timm leaves it
+    with pytest.raises(ValueError, match=r"^mean=None does not fit 1 channel"):
+        explain(model, torch.rand(1, 20, 20), 1, "gradient")
+    assert explain(model, torch.rand(1, 20, 20), 1, "gradient", mean=0.1, std=0.3).input.shape == (1, 1, 20, 20)
+
+
 def test_a_map_of_ones_own_is_kept_without_its_graph(network, tmp_path):
     found = explain(network, IMAGE, 0, giving(torch.ones(1, 1, 2, 2, requires_grad=True)))
     assert not found.maps["mine"].requires_grad
