@@ -163,7 +163,9 @@ def test_of_several_methods_one_that_raises_is_left_out(tmp_path, capsys):
     said = capsys.readouterr()
     assert said.err.count("\n") == 1  # told once, not once a photo
     assert said.err.startswith("saliency: left out: feature_permutation (input=")
-    for photo in json.loads(said.out)["photos"]:
+    done = json.loads(said.out)
+    assert (done["network"], done["weights"]) == ("scenes", "DEFAULT")
+    for photo in done["photos"]:
         assert [column["name"] for column in photo["maps"]] == ["gradient", "grad_cam"]
         assert list(photo["left_out"]) == ["feature_permutation"]
     assert not list(tmp_path.glob("*permutation*"))

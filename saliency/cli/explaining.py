@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from saliency.explaining.explanation import Explanation
 from saliency.explaining.photos import Photo, prepare
 from saliency.explaining.running import Network, explain_photo
 from saliency.explaining.viewer import viewer_page
-from saliency.images import write_png
+from saliency.images import read_image, write_png
 from saliency.networks.models import EMBEDDED, SCENES, load_network, recipe
 from saliency.networks.own import import_network
 from saliency.networks.preprocessing import Recipe
@@ -90,8 +90,7 @@ def explain(arguments: argparse.Namespace) -> None:
     methods = choose_methods(arguments.method or ["grad_cam"])
     device = choose_device(arguments.device)
     wanted, source, build = find_network(arguments, own)
-    crop = arguments.size is None if arguments.crop is None else arguments.crop
-    photos = read_photos(arguments.photos, wanted, crop) if arguments.photos else draw_scenes(arguments, wanted)
+    photos = find_photos(arguments, wanted)
     network = Network(build().to(device), wanted, source)
     asked = ask(methods, arguments)
     check_layers(network.model, asked, "layer")
@@ -113,7 +112,8 @@ def explain(arguments: argparse.Namespace) -> None:
     if arguments.html:
         (out / "viewer.html").write_text(viewer_page(viewed), "utf-8")
     if arguments.json:
-        say(json.dumps({"saliency": saliency.__version__, "network": network.source, "photos": done}, indent=2))
+        network_of = {"network": network.source, "weights": None if own else str(arguments.weights)}
+        say(json.dumps({"saliency": saliency.__version__, **network_of, "photos": done}, indent=2))
     elif arguments.html:
         say(f"viewer: {out / 'viewer.html'}")
 
@@ -223,7 +223,7 @@ def progress_of(name: str) -> Iterator[dict[str, Any]]:
         from tqdm import tqdm
     except ImportError:
         tqdm = None
-    if tqdm is None or "progress" not in find_method(name).written | find_method(name).options:
+    if tqdm is None or "progress" not in find_method(name).options:
         yield {}
         return
     with tqdm(desc=name, disable=None, leave=False) as bar:
@@ -235,15 +235,22 @@ def progress_of(name: str) -> Iterator[dict[str, Any]]:
         yield {"progress": show}
 
 
-def read_photos(paths: Sequence[str], wanted: Recipe, crop: bool) -> list[tuple[Photo, None]]:
-    """Read all photos; two of the same name get different names in the output."""
-    photos: dict[str, Photo] = {}
+def find_photos(arguments: argparse.Namespace, wanted: Recipe) -> Iterable[tuple[Photo, Sequence[int] | None]]:
+    """The photos, or the embedded scenes, each with the targets that it suggests."""
+    if not arguments.photos:
+        return draw_scenes(arguments, wanted)
+    return read_photos(arguments.photos, wanted, arguments.size is None if arguments.crop is None else arguments.crop)
+
+
+def read_photos(paths: Sequence[str], wanted: Recipe, crop: bool) -> Iterator[tuple[Photo, None]]:
+    """Check all photos, then read them one by one; two of the same name get different names in the output."""
+    named: dict[str, str] = {}
     for path in paths:
+        read_image(path)
         stem = Path(path).stem
         names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-        name = next(name for name in names if name not in photos)
-        photos[name] = prepare(path, wanted, crop, name)
-    return [(photo, None) for photo in photos.values()]
+        named[next(name for name in names if name not in named)] = path
+    return ((prepare(path, wanted, crop, name), None) for name, path in named.items())
 
 
 def draw_scenes(arguments: argparse.Namespace, wanted: Recipe) -> list[tuple[Photo, list[int]]]:

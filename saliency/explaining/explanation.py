@@ -76,9 +76,9 @@ class Explanation:
         photo = (self.photo, to_picture(self.picture))
         if not several:
             return tiles([[photo, *panels]], str(self.scores[0]))
-        if len(panels) < ROW:
-            return tiles([[photo, *panels]])
         count = len(self.columns)
+        if len(panels) < ROW or count == 1:
+            return tiles([[photo, *panels]])
         return tiles([[photo, *panels[start : start + count]] for start in range(0, len(panels), count)])
 
     def viewed(self) -> dict[str, object]:

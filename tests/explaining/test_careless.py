@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from saliency import compare, explain, gradient
+from saliency import Recipe, compare, explain, gradient
 from saliency.images import as_image, read_image, to_picture, write_png
 from saliency.plot import contact_sheet, tiles
 from saliency.scenes import CLASSES, make_scene, scene_network
@@ -135,6 +135,21 @@ def test_a_known_network_that_was_built_for_grey_images_needs_its_own_mean():
     with pytest.raises(ValueError, match=r"^mean=None does not fit 1 channel"):
         explain(model, torch.rand(1, 20, 20), 1, "gradient")
     assert explain(model, torch.rand(1, 20, 20), 1, "gradient", mean=0.1, std=0.3).input.shape == (1, 1, 20, 20)
+
+
+def test_a_crop_of_another_size_is_the_same_part_of_the_photo(network):
+    recipe = Recipe(128, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, resize=160)
+    photo = to_picture(torch.rand(3, 200, 300))
+    for size in (128, 64, 256):
+        found = explain(network, photo, 0, "gradient", preprocessing=recipe, size=size, crop=True)
+        assert found.input.shape == (1, 3, size, size)
+        assert found.picture.shape == (3, 160, 160)
+
+
+def test_many_targets_of_one_method_follow_each_other(network):
+    figure = explain(network, IMAGE, "top7", "gradient").figure()
+    tops = [round(axis.get_position().y1, 4) for axis in figure.axes]
+    assert [tops.count(top) for top in sorted(set(tops), reverse=True)] == [4, 4]
 
 
 def test_a_map_of_ones_own_is_kept_without_its_graph(network, tmp_path):
