@@ -280,7 +280,7 @@ def _reduced(image: Image.Image) -> Image.Image:
     if image.mode in ("1", "P", "PA"):  # pixels that cannot be averaged
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
     elif image.mode.startswith("I;"):
-        image = image.convert("I")
+        image = image.convert("F").point(lambda value: value * (1 / 65535))
     return image.reduce(factor)
 
 
