@@ -58,9 +58,11 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
         for axis, picture in zip(axes[row], pictures, strict=True):
             axis.imshow(picture, interpolation="lanczos", aspect="auto")
         if titles:
-            axes[row][0].set_ylabel(titles[row], fontsize=6, rotation=0, ha="right", va="center", labelpad=3)
+            axes[row][0].set_ylabel(
+                titles[row], fontsize=6, rotation=0, ha="right", va="center", labelpad=3, parse_math=False
+            )
     for axis, name in zip(axes[0], ["image", *maps], strict=True):
-        axis.set_title(name, fontsize=7, pad=3)
+        axis.set_title(name, fontsize=7, pad=3, parse_math=False)
     return figure
 
 
@@ -84,7 +86,7 @@ def tiles(groups: Sequence[Sequence[tuple[str, Image]]], heading: str = "") -> F
     size = (columns * (width + SPACE) + SPACE, head + len(rows) * pitch + SPACE)
     figure = _figure(size[0] / SCREEN_DPI, size[1] / SCREEN_DPI, SCREEN_DPI)
     if heading:
-        figure.text(0.5, 1 - 11 / size[1], heading, fontsize=9, ha="center", va="center")
+        figure.text(0.5, 1 - 11 / size[1], heading, fontsize=9, ha="center", va="center", parse_math=False)
     for (row, column), (title, picture) in zip(
         ((row, column) for row, those in enumerate(rows) for column in range(len(those))), panels, strict=True
     ):
@@ -93,7 +95,9 @@ def tiles(groups: Sequence[Sequence[tuple[str, Image]]], heading: str = "") -> F
         axis.imshow(picture, interpolation="lanczos")
         axis.set(xticks=[], yticks=[], frame_on=False, anchor="N")
         longest = max(map(len, title.split("\n")))
-        axis.set_title(title, fontsize=max(4, min(8, 1.2 * width / max(1, longest))), pad=3, linespacing=1.1)
+        axis.set_title(
+            title, fontsize=max(4, min(8, 1.2 * width / max(1, longest))), pad=3, linespacing=1.1, parse_math=False
+        )
     return figure
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Conv1d, Conv2d, Conv3d, Module
 
 from saliency.engine.checks import check_count, check_flag, check_model, check_type, is_number, shown
+from saliency.engine.layers import unwrap
 from saliency.explaining.choosing import LayersOf, Methods, by_name, check_layers, choose
 from saliency.explaining.explanation import Explanation
 from saliency.explaining.photos import prepare
@@ -109,7 +110,7 @@ def network_of(
     classes: Sequence[str] | None = None,
 ) -> Network:
     """The network and its preprocessing, as given, or else its own; ``ValueError`` where neither is known."""
-    known = (as_recipe(preprocessing, model), "") if preprocessing is not None else recipe_of(model)
+    known = (as_recipe(preprocessing, model), "") if preprocessing is not None else recipe_of(unwrap(model))
     if size is not None:
         check_count("size", size)
     if known is None:
@@ -119,7 +120,7 @@ def network_of(
                 f"preprocessing=None is not known of model={type(model).__name__}; expected mean=, std= and size=, or "
                 "preprocessing=, a Recipe, torchvision's weights, timm's pretrained_cfg or a processor of transformers."
             )
-        known = Recipe(size, 1, False, (), (), class_names(model)), ""
+        known = Recipe(size, 1, False, (), (), class_names(unwrap(model))), ""
     recipe, source = known
     channels = channels_of(model)
     if source and channels < len(recipe.mean):  # a kind of network that is known, built for grey images

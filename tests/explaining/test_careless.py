@@ -15,6 +15,7 @@ from saliency.images import as_image, read_image, to_picture, write_png
 from saliency.plot import contact_sheet, tiles
 from saliency.scenes import CLASSES, make_scene, scene_network
 from saliency.torchray import plot_example
+from tests.cases import NOTICES
 
 pytestmark = pytest.mark.filterwarnings("ignore:saliency_layer=")  # of maps that are zero
 IMAGE = make_scene(1).image
@@ -150,6 +151,46 @@ def test_many_targets_of_one_method_follow_each_other(network):
     figure = explain(network, IMAGE, "top7", "gradient").figure()
     tops = [round(axis.get_position().y1, 4) for axis in figure.axes]
     assert [tops.count(top) for top in sorted(set(tops), reverse=True)] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("target", "names"),
+    [
+        (lambda output: output[:, :2], ["<lambda> 0", "<lambda> 1"]),
+        (lambda output: output[:, 0], ["<lambda>"]),
+        ((2,), ["(2,)"]),
+    ],
+)
+def test_targets_as_methods_take_them(network, target, names):
+    found = explain(network, IMAGE, target, ["gradient", "grad_cam"])
+    assert [score.name for score in found.scores] == names
+    assert torch.equal(found.maps["gradient"], gradient(network, found.input, target).view(1, len(names), 128, 128))
+
+
+def test_classes_of_an_output_with_a_grid():
+    """A segmenter has no row of scores: a class is the sum of its map, by index."""
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU()).eval()
+    asked = {"methods": "gradient", "mean": 0.5, "std": 0.5, "size": 20}
+    for target in ([1, 3], torch.tensor([[1, 3]])):
+        found = explain(model, IMAGE, target, **asked)
+        assert [str(score) for score in found.scores] == ["1", "3"]
+        assert torch.equal(found.maps["gradient"], gradient(model, found.input, [[1, 3]]))
+    assert torch.equal(explain(model, IMAGE, torch.tensor(3), **asked).maps["gradient"], found.maps["gradient"][:, 1:])
+    with pytest.raises(ValueError, match="target='cat' is of no use for an output of"):
+        explain(model, IMAGE, "cat", **asked)
+
+
+def test_a_network_inside_a_wrapper_is_recognised(network):
+    for model in (nn.DataParallel(network), torch.compile(network, backend="eager")):
+        assert explain(model, IMAGE, 0, "rise", num_masks=2).why[0] == "preprocessing: that of the embedded scenes"
+
+
+@NOTICES
+def test_names_that_matplotlib_would_take_for_formulas(network, tmp_path):
+    found = explain(network, IMAGE, 0, {"$x^$": gradient, "b": gradient}, classes=["$a_{$"] * 8)
+    assert [axis.get_title() for axis in found.figure().axes] == ["image", "$x^$", "b"]
+    found.save(tmp_path / "found.png")
+    contact_sheet([IMAGE], {"$x^$": [torch.rand(4, 4)]}, ["$a_{$"], tmp_path / "sheet.png")
 
 
 def test_a_map_of_ones_own_is_kept_without_its_graph(network, tmp_path):
