@@ -196,12 +196,18 @@ def test_a_line_says_what_was_explained(tmp_path, capsys):
 @pytest.mark.filterwarnings("default:saliency_layer=")
 def test_a_warning_names_the_method_and_the_photos(tmp_path, capsys):
     """Behind the last attention of a transformer only the class token counts: told once, not once a photo."""
-    chosen = ["--arch", "scenes_vit", "--scenes", "5", "--target", "0", "--layer", "blocks.3"]
+    chosen = ["--arch", "scenes_vit", "--scenes", "2", "--target", "0", "--layer", "blocks.3"]
     assert main(["explain", *chosen, "--method", "layer_cam", "--method", "grad_cam", "--out", str(tmp_path)]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "is zero everywhere" in line]
     assert [line.split("saliency_layer=")[0] for line in lines] == [
-        f"saliency: warning: {method} of scene0, scene1, scene2 and 2 more: " for method in ("layer_cam", "grad_cam")
+        f"saliency: warning: {method} of scene0, scene1: " for method in ("layer_cam", "grad_cam")
     ]
+
+
+def test_of_many_photos_a_warning_names_three(capsys):
+    explaining.tell_problems({("grad_cam", "zero."): [*"abcde"], ("lrp", "lost."): ["a"]}, {})
+    said = ["saliency: warning: grad_cam of a, b, c and 2 more: zero.", "saliency: warning: lrp of a: lost."]
+    assert capsys.readouterr().err.splitlines() == said
 
 
 def test_layers_by_method_wrappers_and_size(tmp_path):
