@@ -1,8 +1,10 @@
 """Photos as tensors, and maps as pictures."""
 
+import errno
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from saliency.engine.checks import (
-    check_count,
-    check_flag,
-    check_maps_type,
-    check_tensor,
-    check_type,
-    describe,
-    is_number,
-    shown,
-)
+from saliency.engine.checks import check_count, check_flag, check_maps_type, check_type, describe, is_number, shown
 
 # Control points (r, g, b), evenly spaced, of two colour maps: from dark to light, and from dark by white to dark.
 HEAT = (
@@ -43,12 +36,33 @@ DIVERGING = (
 )
 
 MOST_PIXELS = 2**24
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what no other path would have avoided
 ROUNDING = 1e-3  # how far from [0, 1] the values of an image may be: half precision, and interpolation
 
 
 def check_path(argument: str, value: object) -> None:
     """Raise ``ValueError`` for anything but the path of a file."""
     check_type(argument, value, (str, os.PathLike), "the path of a file")
+
+
+@contextmanager
+def writing(argument: str, path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The path of a file that the block writes; missing folders are created.
+
+    ``ValueError`` names the path where that fails, ``OSError`` where the disk is full.
+    """
+    check_path(argument, path)
+    try:
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield file
+    except (OSError, ValueError, RuntimeError) as error:  # of a suffix, matplotlib raises all three
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        raise ValueError(
+            f"{argument}={os.fspath(path)!r} cannot be written to ({getattr(error, 'strerror', None) or error}); "
+            "expected the path of a file."
+        ) from error
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -59,11 +73,12 @@ def is_file(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def read_image(path: str | Path) -> Tensor:
+def read_image(path: str | os.PathLike[str]) -> Tensor:
     """Return the photo as an RGB tensor (3, H, W) in [0, 1], turned upright as its EXIF orientation says.
 
-    Grey, palette, CMYK and 16-bit files are converted; transparent areas become white; of an animation the first
-    frame counts. One of more than 16 megapixels is read reduced by a whole number, so that it fits in memory.
+    Grey, palette, CMYK and 16-bit files are converted, numbers of 32 bits from 0 to the next of 1, 255 and 65,535;
+    transparent areas become white; of an animation the first frame counts. One of more than 16 megapixels is read
+    reduced by a whole number, so that it fits in memory.
     Raises :class:`ValueError` where the file is missing, truncated, broken or not an image.
     """
     check_path("path", path)
@@ -96,10 +111,9 @@ def as_image(image: object) -> Tensor:
     >>> as_image(torch.zeros(1, 1, 4, 6)).shape, as_image(np.full((4, 6, 3), 255, np.uint8)).max()
     (torch.Size([3, 4, 6]), tensor(1.))
     """
-    if isinstance(image, Image.Image):
-        return pixels_to_tensor(_rgb(ImageOps.exif_transpose(image)))
-    tensor = _from_array(image) if isinstance(image, np.ndarray) else image
-    check_tensor("image", tensor)
+    check_type("image", image, (Tensor, np.ndarray, Image.Image), "a tensor or an array (3, H, W), or a Pillow image")
+    tensor = _from_picture(image) if isinstance(image, Image.Image) else image
+    tensor = _from_array(tensor) if isinstance(tensor, np.ndarray) else tensor
     if not isinstance(tensor, Tensor) or tensor.is_complex() or tensor.dtype == torch.bool or not tensor.numel():
         raise _no_image(image)
     if tensor.ndim == 4 and len(tensor) > 1:
@@ -112,13 +126,26 @@ def as_image(image: object) -> Tensor:
     tensor = tensor.detach()
     low, high = torch.aminmax(tensor)
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-        raise ValueError(
-            f"image={describe(image)} holds values outside [0, 1], as a normalised image does; expected the image "
-            "itself, image * std + mean."
-        )
+        raise _outside(image, float(low), float(high))
     if len(tensor) == 4:
         tensor = tensor[:3] * tensor[3:] + 1 - tensor[3:]
     return tensor.expand(3, -1, -1)
+
+
+def _outside(image: object, low: float, high: float) -> ValueError:
+    if math.isnan(high):
+        return ValueError(f"image={describe(image)} holds NaN; expected values in [0, 1].")
+    cause, expected = "a normalised image does", "the image itself, image * std + mean"
+    if low >= 0 and 2 < high <= 255:
+        cause, expected = "one in 0 to 255 does", "image / 255"
+    return ValueError(f"image={describe(image)} holds values outside [0, 1], as {cause}; expected {expected}.")
+
+
+def _from_picture(picture: Image.Image) -> Tensor:
+    try:
+        return pixels_to_tensor(_rgb(ImageOps.exif_transpose(picture)))
+    except (OSError, ValueError) as error:  # one that was opened is decoded only now
+        raise ValueError(f"image={describe(picture)} cannot be read ({error}); expected a whole picture.") from error
 
 
 def _from_array(pixels: NDArray[np.generic]) -> Tensor:
@@ -233,13 +260,12 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def write_png(image: Tensor | Image.Image, path: str | Path) -> None:
+def write_png(image: Tensor | Image.Image, path: str | os.PathLike[str]) -> None:
     """Write an image tensor (3, H, W) in [0, 1], or a picture, as a PNG file; missing folders are created."""
-    check_path("path", path)
     check_type("image", image, (Tensor, Image.Image), "a tensor (3, H, W) or a picture")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture = to_picture(image) if isinstance(image, Tensor) else image
-    picture.save(path, "PNG")
+    with writing("path", path) as file:
+        picture.save(file, "PNG")
 
 
 def _reduced(image: Image.Image) -> Image.Image:
@@ -254,14 +280,15 @@ def _reduced(image: Image.Image) -> Image.Image:
     if image.mode in ("1", "P", "PA"):  # pixels that cannot be averaged
         image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
     elif image.mode.startswith("I;"):
-        image = image.convert("I")
+        image = image.convert("F").point(lambda value: value * (1 / 65535))
     return image.reduce(factor)
 
 
 def _rgb(image: Image.Image) -> NDArray[np.generic]:
     if image.mode.startswith("I") or image.mode == "F":  # convert("RGB") would clip 16 bits at 255
-        grey = np.nan_to_num(np.asarray(image, np.float32) / (1 if image.mode == "F" else 65535)).clip(0, 1)
-        return np.repeat(grey[..., None], 3, axis=-1)
+        grey = np.nan_to_num(np.asarray(image, np.float32))
+        white = 65535 if image.mode.startswith("I;") or grey.max() > 255 else 255 if grey.max() > 1 else 1
+        return np.repeat((grey / white).clip(0, 1)[..., None], 3, axis=-1)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -1,6 +1,7 @@
 """Maps side by side. The only file that uses matplotlib, from the extra ``plot``."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,9 +9,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from saliency.engine.checks import check_type, shown
-from saliency.images import check_path
-
-from .images import as_image, overlay, to_picture
+from saliency.images import as_image, check_path, overlay, to_picture, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,9 +58,11 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
         for axis, picture in zip(axes[row], pictures, strict=True):
             axis.imshow(picture, interpolation="lanczos", aspect="auto")
         if titles:
-            axes[row][0].set_ylabel(titles[row], fontsize=6, rotation=0, ha="right", va="center", labelpad=3)
+            axes[row][0].set_ylabel(
+                titles[row], fontsize=6, rotation=0, ha="right", va="center", labelpad=3, parse_math=False
+            )
     for axis, name in zip(axes[0], ["image", *maps], strict=True):
-        axis.set_title(name, fontsize=7, pad=3)
+        axis.set_title(name, fontsize=7, pad=3, parse_math=False)
     return figure
 
 
@@ -85,7 +86,7 @@ def tiles(groups: Sequence[Sequence[tuple[str, Image]]], heading: str = "") -> F
     size = (columns * (width + SPACE) + SPACE, head + len(rows) * pitch + SPACE)
     figure = _figure(size[0] / SCREEN_DPI, size[1] / SCREEN_DPI, SCREEN_DPI)
     if heading:
-        figure.text(0.5, 1 - 11 / size[1], heading, fontsize=9, ha="center", va="center")
+        figure.text(0.5, 1 - 11 / size[1], heading, fontsize=9, ha="center", va="center", parse_math=False)
     for (row, column), (title, picture) in zip(
         ((row, column) for row, those in enumerate(rows) for column in range(len(those))), panels, strict=True
     ):
@@ -94,7 +95,9 @@ def tiles(groups: Sequence[Sequence[tuple[str, Image]]], heading: str = "") -> F
         axis.imshow(picture, interpolation="lanczos")
         axis.set(xticks=[], yticks=[], frame_on=False, anchor="N")
         longest = max(map(len, title.split("\n")))
-        axis.set_title(title, fontsize=max(4, min(8, 1.2 * width / max(1, longest))), pad=3, linespacing=1.1)
+        axis.set_title(
+            title, fontsize=max(4, min(8, 1.2 * width / max(1, longest))), pad=3, linespacing=1.1, parse_math=False
+        )
     return figure
 
 
@@ -102,24 +105,41 @@ def _tiling(counts: Sequence[int], shape: float, above: int, head: int) -> tuple
     """How many pictures stand in a row, and their width in pixels: the largest that fit on a screen."""
     wide, high = SCREEN
 
-    def width(columns: int) -> float:
-        rows = sum(-(-count // columns) for count in counts)
-        return min(WIDEST, (wide - SPACE) / columns - SPACE, ((high - head - SPACE) / rows - above) / shape)
+    def rows(columns: int) -> int:
+        return sum(-(-count // columns) for count in counts)
 
-    columns = max(range(1, max(counts) + 1), key=width)
+    def width(columns: int) -> float:
+        highest = ((high - head - SPACE) / rows(columns) - above) / shape
+        return min(WIDEST, (wide - SPACE) / columns - SPACE, highest)
+
+    # Of those as large the fewest rows, and of these the most even ones.
+    columns = max(range(1, max(counts) + 1), key=lambda columns: (width(columns), -rows(columns), -columns))
     if width(columns) >= NARROWEST:
         return columns, width(columns)
     return min(max(counts), int((wide - SPACE) // (NARROWEST + SPACE))), NARROWEST
 
 
 def contact_sheet(
-    images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str], path: str | Path
+    images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles: Sequence[str], path: str | PathLike[str]
 ) -> None:
     """Write the figure of :func:`show` as an image file; missing folders are created. Same errors."""
     check_path("path", path)
-    figure = show(images, maps, titles)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor="white")
+    save_figure(show(images, maps, titles), path)
+
+
+def save_figure(figure: Figure, path: str | PathLike[str], argument: str = "path", others: str = "") -> None:
+    """Write a figure as a file of the kind that its suffix says; missing folders are created.
+
+    ``ValueError`` names the ``argument`` where the file cannot be written, and ``others`` among the kinds expected.
+    """
+    check_path(argument, path)
+    known = figure.canvas.get_supported_filetypes()
+    if Path(path).suffix.lstrip(".").lower() not in known:
+        raise ValueError(
+            f"{argument}={fspath(path)!r} has no known suffix; expected {others}one of .{', .'.join(known)}."
+        )
+    with writing(argument, path) as file:
+        figure.savefig(file, facecolor="white")
 
 
 def _grid(shapes: Sequence[float], columns: int, titles: Sequence[str]) -> "tuple[Figure, list[list[Axes]]]":

@@ -14,10 +14,10 @@ from torch.nn import Module
 from saliency.engine.checks import check_count, check_flag, check_tensor, check_type, is_int, shown
 from saliency.engine.outputs import main_output
 from saliency.evaluation.pointing_game import PointingGame, PointingGameBenchmark
-from saliency.images import check_path, read_image
+from saliency.images import read_image
 from saliency.networks.models import DEFAULT, SCENES, load_network, recipe
 from saliency.networks.preprocessing import preprocess
-from saliency.plot import display, show
+from saliency.plot import display, save_figure, show
 from saliency.scenes import SceneNet, make_scene, scene_network
 
 __all__ = ["PointingGame", "PointingGameBenchmark", "get_example_data", "plot_example"]
@@ -84,27 +84,29 @@ def plot_example(
 
     ``method`` is the title, ``category_id`` the class of all images or of each in turn. The values of an image are
     shown from its least to its largest. The picture is written to ``save_path``, whose folder is created;
-    ``show_plot`` opens a window. Raises ``ValueError`` where there are not as many maps as images.
+    ``show_plot`` opens a window. Raises ``ValueError`` where there are not as many maps as images, and for a path that
+    cannot be written to.
     """
     for argument, value in (("input", input), ("saliency", saliency)):
         check_tensor(argument, value)
-        if value.ndim != 4 or len(value) != len(input):
+        if value.ndim != 4 or len(value) != len(input) or not value.numel() or value.is_complex():
             raise ValueError(f"{argument}={shown(value)} does not fit; expected (N, C, H, W) for {len(input)} images.")
     check_type("method", method, str, "the name of a method")
     check_flag("show_plot", show_plot)
-    classes = list(category_id) if isinstance(category_id, (Sequence, Tensor)) else [category_id]
-    if not classes or not all(isinstance(one, Tensor) or is_int(one) for one in classes):
+    given = category_id.tolist() if isinstance(category_id, Tensor) else category_id
+    classes = list(given) if isinstance(given, Sequence) else [given]
+    classes = [one.tolist() if isinstance(one, Tensor) else one for one in classes]
+    if not classes or not all(map(is_int, classes)):
         raise ValueError(
             f"category_id={shown(category_id)} is not a class; expected its number, or one for each image."
         )
-    least, most = (getattr(input.detach(), name)((1, 2, 3), keepdim=True) for name in ("amin", "amax"))
-    images = (input.detach() - least) / (most - least).clamp(min=torch.finfo(input.dtype).tiny)
+    pixels = input.detach().float()
+    least, most = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
+    images = (pixels - least) / (most - least).clamp(min=torch.finfo(pixels.dtype).tiny)
     titles = [f"category {int(classes[place % len(classes)])}" for place in range(len(input))]
     figure = show(list(images), {method: list(saliency.detach())}, titles)
     if save_path is not None:
-        check_path("save_path", save_path)
-        Path(save_path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(save_path, facecolor="white")
+        save_figure(figure, save_path, "save_path")
     if show_plot:
         display(figure)
     return figure

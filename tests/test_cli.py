@@ -163,7 +163,9 @@ def test_of_several_methods_one_that_raises_is_left_out(tmp_path, capsys):
     said = capsys.readouterr()
     assert said.err.count("\n") == 1  # told once, not once a photo
     assert said.err.startswith("saliency: left out: feature_permutation (input=")
-    for photo in json.loads(said.out)["photos"]:
+    done = json.loads(said.out)
+    assert (done["network"], done["weights"]) == ("scenes", "DEFAULT")
+    for photo in done["photos"]:
         assert [column["name"] for column in photo["maps"]] == ["gradient", "grad_cam"]
         assert list(photo["left_out"]) == ["feature_permutation"]
     assert not list(tmp_path.glob("*permutation*"))
@@ -179,6 +181,33 @@ def test_one_picture_and_one_line_for_each_photo(tmp_path, capsys):
     *lines, viewer = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["scene0", "scene1", "scene2"]
     assert viewer == f"viewer: {tmp_path / 'viewer.html'}"
+
+
+def test_a_line_says_what_was_explained(tmp_path, capsys):
+    assert main(["explain", "--scenes", "1", "--target", "circle", "--target", "3", "--out", str(tmp_path)]) == 0
+    with torch.no_grad():
+        scores = scene_network()(make_scene(0).image[None])[0].sigmoid()
+    told = capsys.readouterr().out.split(": ", 1)[1].split("; explained: ")
+    best = scores.topk(3).indices.tolist()
+    for said, classes in zip([told[0], told[1].split(" -> ")[0]], [best, [0, 3]], strict=True):
+        assert said == ", ".join(f"{CLASSES[index]} {float(scores[index]):.1%}" for index in classes)
+
+
+@pytest.mark.filterwarnings("default:saliency_layer=")
+def test_a_warning_names_the_method_and_the_photos(tmp_path, capsys):
+    """Behind the last attention of a transformer only the class token counts: told once, not once a photo."""
+    chosen = ["--arch", "scenes_vit", "--scenes", "2", "--target", "0", "--layer", "blocks.3"]
+    assert main(["explain", *chosen, "--method", "layer_cam", "--method", "grad_cam", "--out", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "is zero everywhere" in line]
+    assert [line.split("saliency_layer=")[0] for line in lines] == [
+        f"saliency: warning: {method} of scene0, scene1: " for method in ("layer_cam", "grad_cam")
+    ]
+
+
+def test_of_many_photos_a_warning_names_three(capsys):
+    explaining.tell_problems({("grad_cam", "zero."): [*"abcde"], ("lrp", "lost."): ["a"]}, {})
+    said = ["saliency: warning: grad_cam of a, b, c and 2 more: zero.", "saliency: warning: lrp of a: lost."]
+    assert capsys.readouterr().err.splitlines() == said
 
 
 def test_layers_by_method_wrappers_and_size(tmp_path):
@@ -334,6 +363,7 @@ ERRORS = {
     "weights missing": (["--weights", "{folder}/nowhere.pth"], "weights='{folder}/nowhere.pth' is not a file"),
     "weights broken": (["--weights", "{folder}/broken.pth"], "weights='{folder}/broken.pth' cannot be read"),
     "weights of another": (["--weights", "{folder}/half.pth"], "do not fit arch='scenes'"),
+    "no arch": (["{folder}/wide.png", "--arch", ""], "arch='' is unknown"),
     "arch": (["{folder}/wide.png", "--arch", "resnet5O"], "arch='resnet5O' is unknown; did you mean 'resnet50'?"),
     "no classifier": (["{folder}/wide.png", "--arch", "fcn_resnet50"], "arch='fcn_resnet50' is unknown"),
     "method": (["--method", "gradcam"], "method='gradcam' is unknown; did you mean 'grad_cam'?"),

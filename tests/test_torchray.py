@@ -208,6 +208,9 @@ def test_a_class_of_which_all_objects_are_difficult_is_no_case(tmp_path):
         (lambda: plot_example(torch.ones(1, 3, 4, 4), torch.ones(2, 1, 4, 4), "m", 3), "saliency=a tensor"),
         (lambda: plot_example(torch.ones(1, 3, 4, 4), torch.ones(1, 1, 4, 4), 3, 3), "method=3"),
         (lambda: plot_example(torch.ones(1, 3, 4, 4), torch.ones(1, 1, 4, 4), "m", None), "category_id=None"),
+        (lambda: plot_example(torch.ones(1, 3, 4, 4), torch.ones(1, 1, 4, 4), "m", torch.tensor(0.5)), "category_id=a"),
+        (lambda: plot_example(torch.ones(0, 3, 4, 4), torch.ones(0, 1, 4, 4), "m", 3), "input=a tensor"),
+        (lambda: plot_example(torch.ones(1, 3, 0, 4), torch.ones(1, 1, 4, 4), "m", 3), "input=a tensor"),
     ],
 )
 def test_wrong_arguments(call, message):
@@ -225,6 +228,13 @@ def test_an_example_of_another_network_and_photo(tmp_path):
     assert not any(parameter.requires_grad for parameter in model.parameters())
     model, x, *_ = get_example_data("squeezenet1_1", 64, weights=None)
     assert (model(x).shape, x.shape) == ((1, 1000), (1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("classes", [3, [3], torch.tensor(3), torch.tensor([3, 3]), (torch.tensor(3),)])
+def test_classes_of_an_example_and_bytes(classes):
+    pixels = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    figure = plot_example(pixels, torch.rand(2, 1, 4, 4), "grad_cam", classes)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["category 3", "", "category 3", ""]
 
 
 def test_a_window_is_opened_where_there_is_one(monkeypatch):

@@ -1,6 +1,5 @@
 """How a command ends: its exit code, and its error in one line."""
 
-import errno
 import os
 import sys
 import warnings
@@ -12,8 +11,8 @@ from saliency.cli.parsing import Parser
 from saliency.evaluation.explainers import FATAL
 from saliency.evaluation.printing import one_line
 from saliency.evaluation.running.ranks import RankError
+from saliency.images import FULL
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what no other argument would have avoided
 WRONG = (ValueError, ImportError)  # ImportError: of a package that an extra installs
 ERRORS: tuple[type[Exception], ...] = (*WRONG, OSError, DistError, *FATAL)
 

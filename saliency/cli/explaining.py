@@ -5,15 +5,18 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch.nn import Module
 
 import saliency
+from saliency.cli.ending import tell_warning
 from saliency.cli.naming import find_method
 from saliency.cli.options import choose_device, choose_methods, choose_options, import_modules, split_layers
 from saliency.cli.parsing import add_network_files, numbers, positive, say
@@ -24,12 +27,14 @@ from saliency.explaining.explanation import Explanation
 from saliency.explaining.photos import Photo, prepare
 from saliency.explaining.running import Network, explain_photo
 from saliency.explaining.viewer import viewer_page
-from saliency.images import write_png
+from saliency.images import read_image, write_png
 from saliency.networks.models import EMBEDDED, SCENES, load_network, recipe
 from saliency.networks.own import import_network
 from saliency.networks.preprocessing import Recipe
 
-TOLD = 3  # predictions printed for a photo
+TOLD = 3  # predictions printed for a photo, and photos for a warning
+
+Heard: TypeAlias = dict[tuple[str, str], list[str]]  # the photos by method and what it warns of
 
 
 def add_explain(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +48,11 @@ def add_explain(parser: argparse.ArgumentParser) -> None:
     _add_network(add)
     _add_asked(add)
     add("--save", action="append", choices=("maps", "overlays"), help="also .npy of the raw maps, or a PNG of each")
-    add("--html", action="store_true", help="also viewer.html, to compare all maps")
+    add(
+        "--html",
+        action="store_true",
+        help="also viewer.html, to compare all maps: 60 KB a photo, 10 KB a map of input size",
+    )
     add("--json", action="store_true", help="print what was done as JSON")
     add("--scenes", type=positive, metavar="N", default=4, help="number of embedded scenes (4)")
     add("--seed", type=int, metavar="N", default=0, help="seed of the first embedded scene (0)")
@@ -81,8 +90,7 @@ def explain(arguments: argparse.Namespace) -> None:
     methods = choose_methods(arguments.method or ["grad_cam"])
     device = choose_device(arguments.device)
     wanted, source, build = find_network(arguments, own)
-    crop = arguments.size is None if arguments.crop is None else arguments.crop
-    photos = read_photos(arguments.photos, wanted, crop) if arguments.photos else draw_scenes(arguments, wanted)
+    photos = find_photos(arguments, wanted)
     network = Network(build().to(device), wanted, source)
     asked = ask(methods, arguments)
     check_layers(network.model, asked, "layer")
@@ -90,19 +98,22 @@ def explain(arguments: argparse.Namespace) -> None:
     done: list[dict[str, Any]] = []
     viewed: list[dict[str, object]] = []
     refused: dict[str, str] = {}
+    heard: Heard = {}
     for photo, present in photos:
-        found = explain_photo(network, photo, arguments.target or present, asked, progress_of)
+        watched = partial(watch, photo.name, heard)
+        found = explain_photo(network, photo, arguments.target or present, asked, watched)
         done.append(told(found, write(found, arguments.save or [], out)))
         refused |= {name: text for name, text in found.refused.items() if name not in refused}
         viewed += [found.viewed()] if arguments.html else []
         if not arguments.json:
-            say(f"{found.photo}: {', '.join(map(str, found.predicted[:TOLD]))} -> {', '.join(done[-1]['files'][:1])}")
-    if refused:
-        sys.stderr.write(f"saliency: left out: {one_line(ValueError(by_reason(refused)))}\n")
+            predicted, explained = (", ".join(map(str, one)) for one in (found.predicted[:TOLD], found.scores))
+            say(f"{found.photo}: {predicted}; explained: {explained} -> {done[-1]['files'][0]}")
+    tell_problems(heard, refused)
     if arguments.html:
         (out / "viewer.html").write_text(viewer_page(viewed), "utf-8")
     if arguments.json:
-        say(json.dumps({"saliency": saliency.__version__, "network": network.source, "photos": done}, indent=2))
+        network_of = {"network": network.source, "weights": None if own else str(arguments.weights)}
+        say(json.dumps({"saliency": saliency.__version__, **network_of, "photos": done}, indent=2))
     elif arguments.html:
         say(f"viewer: {out / 'viewer.html'}")
 
@@ -115,7 +126,7 @@ def find_network(arguments: argparse.Namespace, own: str | None) -> tuple[Recipe
         model, wanted = import_network(own)
         wanted = wanted if arguments.size is None else wanted.resized(arguments.size, f"import={own!r}")
         return normalising(wanted, arguments.mean, arguments.std), own, lambda: model
-    arch = arguments.arch or ("resnet50" if arguments.photos else SCENES)
+    arch = ("resnet50" if arguments.photos else SCENES) if arguments.arch is None else arguments.arch
     wanted = normalising(recipe(arch, arguments.size), arguments.mean, arguments.std)
     if not arguments.photos and arch not in EMBEDDED:
         raise ValueError(f"photo=[] is empty; expected photos for arch={arch!r}, or {' or '.join(EMBEDDED)}.")
@@ -176,6 +187,15 @@ def told(found: Explanation, files: list[str]) -> dict[str, Any]:
     }
 
 
+def tell_problems(heard: Heard, refused: dict[str, str]) -> None:
+    """Write what methods warned of, and which were left out, to stderr: a line each, whatever the number of photos."""
+    for (method, text), names in heard.items():
+        more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+        tell_warning("saliency", f"{method} of {', '.join(names[:TOLD])}{more}: {text}")
+    if refused:
+        sys.stderr.write(f"saliency: left out: {one_line(ValueError(by_reason(refused)))}\n")
+
+
 def by_reason(refused: dict[str, str]) -> str:
     """The methods that were left out, those of one reason together.
 
@@ -189,13 +209,21 @@ def by_reason(refused: dict[str, str]) -> str:
 
 
 @contextmanager
+def watch(photo: str, heard: Heard, method: str) -> Iterator[dict[str, Any]]:
+    """Show the progress of a method; add the photo to those that it warns of, by method and text."""
+    with warnings.catch_warnings(), progress_of(method) as options:
+        warnings.showwarning = lambda message, *_: heard.setdefault((method, str(message)), []).append(photo)
+        yield options
+
+
+@contextmanager
 def progress_of(name: str) -> Iterator[dict[str, Any]]:
     """Give the option that shows the progress of a method on a terminal, if the method takes long and tqdm is there."""
     try:
         from tqdm import tqdm
     except ImportError:
         tqdm = None
-    if tqdm is None or "progress" not in find_method(name).written | find_method(name).options:
+    if tqdm is None or "progress" not in find_method(name).options:
         yield {}
         return
     with tqdm(desc=name, disable=None, leave=False) as bar:
@@ -207,15 +235,22 @@ def progress_of(name: str) -> Iterator[dict[str, Any]]:
         yield {"progress": show}
 
 
-def read_photos(paths: Sequence[str], wanted: Recipe, crop: bool) -> list[tuple[Photo, None]]:
-    """Read all photos; two of the same name get different names in the output."""
-    photos: dict[str, Photo] = {}
+def find_photos(arguments: argparse.Namespace, wanted: Recipe) -> Iterable[tuple[Photo, Sequence[int] | None]]:
+    """The photos, or the embedded scenes, each with the targets that it suggests."""
+    if not arguments.photos:
+        return draw_scenes(arguments, wanted)
+    return read_photos(arguments.photos, wanted, arguments.size is None if arguments.crop is None else arguments.crop)
+
+
+def read_photos(paths: Sequence[str], wanted: Recipe, crop: bool) -> Iterator[tuple[Photo, None]]:
+    """Check all photos, then read them one by one; two of the same name get different names in the output."""
+    named: dict[str, str] = {}
     for path in paths:
+        read_image(path)
         stem = Path(path).stem
         names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-        name = next(name for name in names if name not in photos)
-        photos[name] = prepare(path, wanted, crop, name)
-    return [(photo, None) for photo in photos.values()]
+        named[next(name for name in names if name not in named)] = path
+    return ((prepare(path, wanted, crop, name), None) for name, path in named.items())
 
 
 def draw_scenes(arguments: argparse.Namespace, wanted: Recipe) -> list[tuple[Photo, list[int]]]:

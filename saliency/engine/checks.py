@@ -44,6 +44,17 @@ def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def instead_of(option: str, options: Iterable[str], expected: str) -> str:
+    """The end of an error: what replaces an option of another library, or else the nearest one and what is expected.
+
+    >>> instead_of("target_layers", ["smooth"], "one"), instead_of("smoth", ["smooth"], "one of smooth")
+    ('; expected saliency_layer.', " (did you mean 'smooth'?); expected one of smooth.")
+    """
+    if option in _ELSEWHERE:
+        return f"; expected {_ELSEWHERE[option]}."
+    return f"{did_you_mean(option, options)}; expected {expected}."
+
+
 def is_int(value: object) -> TypeGuard[int]:
     """Is this an integer, of Python or NumPy?"""
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -136,6 +147,5 @@ def refuse_unknown(unknown: Mapping[str, object]) -> None:
             names |= {*code.co_varnames[code.co_posonlyargcount : code.co_argcount + code.co_kwonlyargcount]}
             frame = frame.f_back
         options = sorted(names - {"model", "input", "target"})
-        hint = "" if argument in _ELSEWHERE else did_you_mean(argument, options)
-        expected = _ELSEWHERE.get(argument, f"one of {', '.join(options)}")
-        raise ValueError(f"{argument}={shown(value)} is not an option{hint}; expected {expected}.")
+        end = instead_of(argument, options, f"one of {', '.join(options)}")
+        raise ValueError(f"{argument}={shown(value)} is not an option{end}")

@@ -6,13 +6,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch.nn import Module
 
-from saliency.engine.checks import check_type, did_you_mean, shown
+from saliency.engine.checks import check_type, instead_of, shown
 from saliency.engine.layers import Layer, plain_name, resolve_layer
 from saliency.methods import METHODS, Method
 from saliency.networks.names import unknown
 
 # A whole path in one batch can exceed the memory: 50 steps of a ResNet-50 keep 5 GB for the backward pass.
 POINTS_AT_ONCE = 16
+# Arguments of explain() itself, which a misspelt option may stand for.
+ARGUMENTS = ("target", "methods", "saliency_layer", "preprocessing", "mean", "std", "size", "classes", "crop")
 
 Function: TypeAlias = Callable[..., Any]  # a method, or one that a wrapper made
 Methods: TypeAlias = str | Sequence[str | Function] | Mapping[str, Function]
@@ -68,7 +70,7 @@ def named_methods(methods: Methods) -> dict[str, Function]:
         found: dict[str, Function] = dict(methods)
     else:
         listed = [methods] if isinstance(methods, str) or callable(methods) else methods
-        check_type("methods", listed, Sequence, "names of methods, or functions")
+        check_type("methods", listed, Sequence, "names of methods or functions, in a list, or a dict of functions")
         found = {}
         for name, function in (pair for method in listed for pair in _named(method)):
             if found.setdefault(name, function) is not function:
@@ -91,8 +93,9 @@ def _named(method: object) -> Iterator[tuple[str, Function]]:
     elif isinstance(method, str) and method in METHODS:
         yield method, METHODS[method].function
     else:
-        expected = "expected 'all', a name in saliency.METHODS, or a function"
-        raise unknown("methods", method if isinstance(method, str) else shown(method), list(METHODS), expected)
+        expected = "'all', a name in saliency.METHODS, or a function"
+        check_type("methods", method, str, expected)
+        raise unknown("methods", str(method), list(METHODS), f"expected {expected}")
 
 
 def choose(methods: Methods, layers: LayersOf, options: Mapping[str, object]) -> list[Asked]:
@@ -104,11 +107,9 @@ def choose(methods: Methods, layers: LayersOf, options: Mapping[str, object]) ->
     taken = {name: _options_of(function) for name, function in functions.items()}
     for option, value in options.items():
         if not any(names is None or option in names for names in taken.values()):
-            every = sorted(set().union(*(names or () for names in taken.values())))
-            raise ValueError(
-                f"{option}={shown(value)} is an option of none of the methods{did_you_mean(option, every)}; "
-                "expected one of theirs."
-            )
+            every = sorted(set(ARGUMENTS).union(*(names or () for names in taken.values())))
+            end = instead_of(option, every, "one of theirs")
+            raise ValueError(f"{option}={shown(value)} is an option of none of the methods{end}")
     return [
         Asked(
             f"{name} {layer_name(layer) or 'input'}" if len(own) > 1 else name,
@@ -139,7 +140,8 @@ def _layers_of(name: str, layers: LayersOf, taken: Mapping[str, frozenset[str] |
         layers = {**layers}.get(name)
     elif layers is not None and not takers:
         raise ValueError(f"saliency_layer={shown(layers)} is an option of none of the methods; expected None.")
-    own: Sequence[Layer] = [*layers] if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
+    listed: Sequence[Layer] = layers if isinstance(layers, (list, tuple)) else [layers]  # type: ignore[list-item]
+    own = list(dict.fromkeys(listed))
     if not own:
         raise ValueError(f"saliency_layer={shown(layers)} does not name a layer; expected a layer or a list of layers.")
     return own if name in takers else [None]

@@ -4,9 +4,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch.nn import Module
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import Conv1d, Conv2d, Conv3d, Module
 
 from saliency.engine.checks import check_count, check_flag, check_model, check_type, is_number, shown
+from saliency.engine.layers import unwrap
 from saliency.explaining.choosing import LayersOf, Methods, by_name, check_layers, choose
 from saliency.explaining.explanation import Explanation
 from saliency.explaining.photos import prepare
@@ -14,7 +18,7 @@ from saliency.explaining.running import Network, explain_photo
 from saliency.networks.preprocessing import Recipe
 from saliency.networks.published import as_recipe, class_names, recipe_of
 
-Numbers = float | Sequence[float]
+Numbers = float | Sequence[float] | Tensor | NDArray[np.floating]
 
 
 def explain(
@@ -80,11 +84,14 @@ def compare(
     """
     if isinstance(models, Module):
         return explain(models, image, target, methods, saliency_layer, **options)  # type: ignore[arg-type]
-    check_type("models", models, (Sequence, Mapping), "networks, or networks by their names")
+    check_type("models", models, (list, tuple, Mapping), "a network, a list of them, or a dict of them by names")
     named = models if isinstance(models, Mapping) else _numbered(models)
     found: dict[str, Explanation] = {}
     for name, model in named.items():
-        found[name] = explain(model, image, target, methods, saliency_layer, **options)  # type: ignore[arg-type]
+        try:
+            found[name] = explain(model, image, target, methods, saliency_layer, **options)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         target = _same_target(target, found[name])
     if not found:
         raise ValueError(f"models={shown(models)} holds no network; expected one or more.")
@@ -103,7 +110,7 @@ def network_of(
     classes: Sequence[str] | None = None,
 ) -> Network:
     """The network and its preprocessing, as given, or else its own; ``ValueError`` where neither is known."""
-    known = (as_recipe(preprocessing, model), "as asked") if preprocessing is not None else recipe_of(model)
+    known = (as_recipe(preprocessing, model), "") if preprocessing is not None else recipe_of(unwrap(model))
     if size is not None:
         check_count("size", size)
     if known is None:
@@ -113,24 +120,44 @@ def network_of(
                 f"preprocessing=None is not known of model={type(model).__name__}; expected mean=, std= and size=, or "
                 "preprocessing=, a Recipe, torchvision's weights, timm's pretrained_cfg or a processor of transformers."
             )
-        known = Recipe(size, 1, False, (), (), class_names(model)), "as asked"
+        known = Recipe(size, 1, False, (), (), class_names(unwrap(model))), ""
     recipe, source = known
-    recipe = normalising(recipe, mean, std)
+    channels = channels_of(model)
+    if source and channels < len(recipe.mean):  # a kind of network that is known, built for grey images
+        recipe = recipe._replace(mean=(), std=())
+    recipe = normalising(recipe, mean, std, channels)
     if classes is not None:
-        check_type("classes", classes, (list, tuple), "the names of the classes")
+        check_type("classes", classes, (list, tuple), "a list of the classes' names")
+        for name in classes:
+            check_type("classes", name, str, "a list of the classes' names")
         recipe = recipe._replace(classes=tuple(classes))
-    return Network(model, recipe if size is None else recipe.resized(size, f"model={type(model).__name__}"), source)
+    recipe = recipe if size is None else recipe.resized(size, f"model={type(model).__name__}")
+    return Network(model, recipe, source, classes is not None)
 
 
-def normalising(recipe: Recipe, mean: Numbers | None, std: Numbers | None) -> Recipe:
-    """The recipe with another mean or deviation: a number a channel, or one for all. ``ValueError`` if they differ."""
+def normalising(recipe: Recipe, mean: Numbers | None, std: Numbers | None, channels: int = 3) -> Recipe:
+    """The recipe with another mean or deviation: a number a channel, or one for all. ``ValueError`` if they differ.
+
+    ``channels`` counts where neither the recipe nor ``mean`` and ``std`` say how many there are.
+    """
+    mean, std = (values.tolist() if isinstance(values, (Tensor, np.ndarray)) else values for values in (mean, std))
     if any(is_number(value) and value <= 0 for value in (std if isinstance(std, (tuple, list)) else [std])):
         raise ValueError(f"std={shown(std)} is not a deviation; expected numbers > 0.")
-    lengths = {len(values) for values in (mean, std, recipe.mean) if isinstance(values, (tuple, list)) and values}
-    channels = max(lengths, default=3)
+    given = [len(values) for values in (mean, std) if isinstance(values, (tuple, list))]
+    channels = len(recipe.mean) or max(given, default=channels)
     return recipe._replace(
         mean=_numbers("mean", mean, recipe.mean, channels), std=_numbers("std", std, recipe.std, channels)
     )
+
+
+def channels_of(model: Module) -> int:
+    """The channels of the images that a network takes: one if its first convolution takes one, else three.
+
+    >>> channels_of(Conv2d(1, 8, 3))
+    1
+    """
+    first = next((module for module in model.modules() if isinstance(module, (Conv1d, Conv2d, Conv3d))), None)
+    return 1 if first is not None and first.in_channels == 1 else 3
 
 
 def _numbers(argument: str, given: Numbers | None, known: tuple[float, ...], channels: int) -> tuple[float, ...]:

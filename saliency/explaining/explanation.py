@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch import Tensor
 from saliency.engine.targets import Target
 from saliency.explaining.columns import Column, Score
 from saliency.explaining.viewer import viewer_page, viewer_photo
-from saliency.images import check_path, overlay, to_picture
+from saliency.images import check_path, overlay, to_picture, writing
 from saliency.networks.preprocessing import Recipe
-from saliency.plot import Figure, tiles
+from saliency.plot import Figure, save_figure, tiles
 
 ROW = 6  # so many pictures stand in one row, whatever their targets
 
@@ -75,36 +76,31 @@ class Explanation:
         photo = (self.photo, to_picture(self.picture))
         if not several:
             return tiles([[photo, *panels]], str(self.scores[0]))
-        if len(panels) < ROW:
-            return tiles([[photo, *panels]])
         count = len(self.columns)
+        if len(panels) < ROW or count == 1:
+            return tiles([[photo, *panels]])
         return tiles([[photo, *panels[start : start + count]] for start in range(0, len(panels), count)])
 
     def viewed(self) -> dict[str, object]:
         """The viewer's data, for JSON: one page can show several photos."""
         return viewer_photo(self.photo, self.columns, self.scores, self.predicted, self.why)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | PathLike[str]) -> None:
         """Write a file of the kind that its suffix says; missing folders are created.
 
         ``.html``: a self-contained viewer; ``.npz``: the maps by name; all else that matplotlib writes, as
-        ``.png`` and ``.pdf``: the figure.
+        ``.png`` and ``.pdf``: the figure. Raises ``ValueError`` for another suffix, and where it cannot be written.
         """
         check_path("path", path)
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".html":
-            path.write_text(viewer_page([self.viewed()]), "utf-8")
-        elif path.suffix == ".npz":
-            np.savez(path, **{name: maps.float().cpu().numpy() for name, maps in self.maps.items()})  # type: ignore[arg-type]
-        else:
-            figure = self.figure()
-            known = figure.canvas.get_supported_filetypes()
-            if path.suffix.lstrip(".").lower() not in known:
-                raise ValueError(
-                    f"path={str(path)!r} has no known suffix; expected .html, .npz or one of {', '.join(known)}."
-                )
-            figure.savefig(path, facecolor="white")
+        suffix = Path(path).suffix.lower()
+        if suffix not in (".html", ".npz"):
+            save_figure(self.figure(), path, others=".html, .npz or ")
+            return
+        with writing("path", path) as place, place.open("wb") as file:
+            if suffix == ".html":
+                file.write(viewer_page([self.viewed()]).encode())
+            else:
+                np.savez(file, **{name: maps.float().cpu().numpy() for name, maps in self.maps.items()})  # type: ignore[arg-type]
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()

@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
 
+import numpy as np
+import PIL.Image
 from torch import Tensor
 
+from saliency.engine.checks import check_type
 from saliency.images import as_image, read_image, resize_image
 from saliency.networks.preprocessing import Recipe, preprocess, seen
 
@@ -26,8 +29,10 @@ def prepare(image: object, wanted: Recipe, crop: bool, name: str | None = None) 
     A tensor that was normalised already, as the recipe says, is the input itself. With ``crop`` the network's own
     transform cuts off the borders. A network of one channel, which has one mean, gets the mean of the three colours.
     """
+    kinds = (str, os.PathLike, PIL.Image.Image, np.ndarray, Tensor)
+    check_type("image", image, kinds, "one photo: its path, a picture of Pillow, an array or a tensor (3, H, W)")
     if isinstance(image, (str, os.PathLike)):
-        name, image = name or Path(image).stem, read_image(Path(image))
+        name, image = name or Path(image).stem, read_image(image)
     elif _is_input(image, wanted):
         mean, std = (image.new_tensor(values).view(-1, 1, 1) for values in (wanted.mean, wanted.std))
         input = image.detach() if image.ndim == 4 else image.detach()[None]

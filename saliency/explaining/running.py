@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import make_call
-from saliency.engine.checks import describe
+from saliency.engine.checks import describe, shown
 from saliency.engine.outputs import main_output
 from saliency.engine.search import found_layer
 from saliency.engine.shared import SharedForward
@@ -28,11 +28,20 @@ Watched: TypeAlias = Callable[[str], AbstractContextManager[Mapping[str, object]
 
 
 class Network(NamedTuple):
-    """A network, the preprocessing that it expects, and where that comes from."""
+    """A network, the preprocessing that it expects, and of what that is, if it was not asked for.
+
+    If it is ``named``, the classes of the recipe are meant for this very network.
+    """
 
     model: Module
     recipe: Recipe
-    source: str
+    source: str = ""
+    named: bool = False
+
+    @property
+    def why(self) -> str:
+        """The reason for the preprocessing."""
+        return f"preprocessing: {f'that of {self.source}' if self.source else 'as asked'}"
 
 
 def explain_photo(
@@ -46,12 +55,12 @@ def explain_photo(
 
     If none is left, the first error is raised.
     """
-    model, wanted, source = network
+    model, wanted = network.model, network.recipe
     input = photo.input.to(model_device(model), model_dtype(model, photo.input))
     found = _search(model, input, target) if any(column.searches for column in asked) else None
     shared = _share(model, input, asked, found)
     output = _run(model, input) if shared is None else shared.output
-    _check_finite(output, photo)
+    _check_output(output, network, photo)
     chosen = choose_target(target, output, wanted)
     columns, refused = list[Column](), dict[str, ValueError]()
     for column in asked:
@@ -70,7 +79,7 @@ def explain_photo(
         chosen.predicted,
         input,
         wanted,
-        (f"preprocessing: {source}", chosen.why, *_why_layer(found)),
+        (network.why, chosen.why, *_why_layer(found)),
         {name: str(error) for name, error in refused.items()},
     )
 
@@ -89,13 +98,14 @@ def _attempt(
             maps = column.function(model, input, chosen.target, **{**options, **progress, **column.options})
     except ValueError as error:
         return error
-    if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[:2] != (1, len(chosen.scores)):
-        return ValueError(
-            f"method={column.name!r} gave {describe(maps)}; expected maps of shape (1, {len(chosen.scores)}, h, w)."
-        )
+    expected = f"expected maps of shape (1, {len(chosen.scores)}, h, w)"
+    if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[:2] != (1, len(chosen.scores)) or not maps.numel():
+        return ValueError(f"method={column.name!r} gave {describe(maps)}; {expected}.")
+    if maps.dtype == torch.bool or maps.is_complex():
+        return ValueError(f"method={column.name!r} gave {describe(maps)} of dtype {maps.dtype}; expected real numbers.")
     if not maps.isfinite().all():
         return ValueError(f"method={column.name!r} gave a map that holds NaN or infinity; expected finite numbers.")
-    return maps
+    return maps.detach()
 
 
 def _layer(column: Asked, found: str | None) -> str | None:
@@ -131,10 +141,12 @@ def _run(model: Module, input: Tensor) -> object:
         return model(input)
 
 
-def _check_finite(output: object, photo: Photo) -> None:
-    scores = main_output(output)
+def _check_output(output: object, network: Network, photo: Photo) -> None:
+    scores, classes = main_output(output), network.recipe.classes
     if isinstance(scores, Tensor) and not scores.isfinite().all():
         raise ValueError(f"weights give NaN or infinite scores for photo={photo.name!r}; expected finite numbers.")
+    if network.named and isinstance(scores, Tensor) and scores.ndim > 1 and scores.shape[1] != len(classes):
+        raise ValueError(f"classes={shown(classes)} does not fit {scores.shape[1]} scores; expected a name for each.")
 
 
 def _why_layer(found: str | None) -> Sequence[str]:

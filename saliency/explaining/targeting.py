@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import check_type, describe, is_int, shown
+from saliency.engine.checks import describe, is_int, shown
 from saliency.engine.outputs import main_output
-from saliency.engine.targets import Target
+from saliency.engine.targets import Target, Targets
 from saliency.explaining.columns import Score
 from saliency.networks.names import find_targets
 from saliency.networks.preprocessing import Recipe
@@ -47,28 +47,48 @@ def choose_target(target: object, output: object, wanted: Recipe) -> Chosen:
     None is the class with the highest score; anything else is a target as a method takes it. Raises ``ValueError``
     for an unknown class, with the nearest name, and where an output without a row of scores needs a target.
     """
-    scores = class_scores(output, wanted)
-    if isinstance(target, Tensor) and target.dtype == torch.long and target.shape[:1] == (1,) and target.ndim <= 2:
-        target = target.flatten().tolist()
-    several = isinstance(target, (list, tuple)) and all(isinstance(item, str) or is_int(item) for item in target)
-    by_class = target is None or isinstance(target, str) or is_int(target) or (several and isinstance(target, list))
-    if not by_class or (is_int(target) and scores is None):
-        label = str(target) if is_int(target) else getattr(target, "__name__", describe(target))
-        return Chosen(target, (Score(label),), _predicted(scores, wanted), "target: as asked")  # type: ignore[arg-type]
+    scores, listed = class_scores(output, wanted), _listed(target)
+    predicted = _predicted(scores, wanted)
+    if listed is None or (scores is None and listed and all(map(is_int, listed))):
+        names = _labels(target, output) if listed is None else map(str, listed)
+        asked = target if listed is None else _indices([int(item) for item in listed])
+        return Chosen(asked, tuple(map(Score, names)), predicted, "target: as asked")  # type: ignore[arg-type]
     if scores is None:
         raise ValueError(
             f"target={shown(target)} is of no use for an output of {describe(main_output(output))}; expected an index, "
             "a tuple of indices, or a function of the output."
         )
-    names = names_of(wanted, scores)
-    asked: list[object] = ["top"] if target is None else [*target] if isinstance(target, list) else [target]
-    check_type("target", asked or None, list, "one class or more")
-    found = [index for item in asked for index in find_targets(str(item), names, scores)]
-    indices = list(dict.fromkeys(found))
+    if not listed:
+        raise ValueError(f"target={shown(target)} is empty; expected one class or more.")
+    classes = names_of(wanted, scores)
+    indices = list(dict.fromkeys(index for item in listed for index in find_targets(str(item), classes, scores)))
     why = "target: the class with the highest score" if target is None else "target: as asked"
-    explained = tuple(Score(names[index], index, float(scores[index])) for index in indices)
-    parsed = indices[0] if len(indices) == 1 else torch.tensor([indices], device="cpu")
-    return Chosen(parsed, explained, _predicted(scores, wanted), f"{why}, {', '.join(map(str, indices))}")
+    explained = tuple(Score(classes[index], index, float(scores[index])) for index in indices)
+    return Chosen(_indices(indices), explained, predicted, f"{why}, {', '.join(map(str, indices))}")
+
+
+def _listed(target: object) -> list[str | int] | None:
+    """The names and indices of classes that a target is, ``'top'`` for None; None where it is of another kind."""
+    if isinstance(target, Tensor) and target.dtype == torch.long and target.shape in ((), (1,), (1, target.numel())):
+        return [int(index) for index in target.flatten()]
+    if isinstance(target, list) or (isinstance(target, tuple) and any(isinstance(item, str) for item in target)):
+        items = [*target]
+    else:
+        items = ["top" if target is None else target]
+    return items if all(isinstance(item, str) or is_int(item) for item in items) else None
+
+
+def _indices(classes: Sequence[int]) -> Target:
+    return classes[0] if len(classes) == 1 else torch.tensor([classes], device="cpu")
+
+
+def _labels(target: object, output: object) -> list[str]:
+    """A name for each score that a target of another kind explains: of a function, as many as it returns."""
+    if not callable(target):
+        return [shown(target) if isinstance(target, tuple) else describe(target)]
+    name = getattr(target, "__name__", describe(target))
+    count = Targets(target, 1).scores(output).shape[1]
+    return [name] if count == 1 else [f"{name} {number}" for number in range(count)]
 
 
 def _predicted(scores: Tensor | None, wanted: Recipe) -> tuple[Score, ...]:

@@ -34,11 +34,17 @@ class Recipe(NamedTuple):
     interpolation: str = "bilinear"
 
     def resized(self, size: int, name: str) -> "Recipe":
-        """The same with another shorter side. Raises ``ValueError`` for one that the network, by ``name``, refuses."""
+        """The same with another shorter side; its transform cuts off as much in proportion.
+
+        Raises ``ValueError`` for a side that the network, called ``name``, refuses.
+
+        >>> Recipe(224, 32, False, (), (), (), resize=256).resized(448, "net").resize
+        512
+        """
         if size != self.size and (self.square or size < self.min_size):
             expected = f"{self.size}" if self.square else f"{self.min_size} or more"
             raise ValueError(f"size={size!r} does not fit {name}; expected {expected}.")
-        return self._replace(size=size)
+        return self._replace(size=size, resize=self.resize and round(self.resize * size / self.size))
 
 
 def input_size(size: tuple[int, int], wanted: Recipe) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -84,6 +85,12 @@ show().then(() => {
 """
 
 
+SLOW = """
+const uri = DATA.photos[0].columns[1].maps[1].picture;
+LOADED.set(uri, load(uri).then((image) => new Promise((done) => setTimeout(() => done(image), 200))));
+"""
+
+
 def pixels(driver):
     """What the left canvas shows, (3, 16, 16) in [0, 1]."""
     return torch.tensor(driver.execute_async_script(PIXELS)).view(16, 16, 4)[..., :3].permute(2, 0, 1) / 255
@@ -117,6 +124,10 @@ def test_it_shows_the_maps_and_answers_to_keys(opened, found):
         body.send_keys("-")
     assert (pixels(opened) - small_photo(found)).abs().mean() < 0.03  # no opacity
     assert (shown - small_photo(found)).abs().mean() > 0.03
+    opened.execute_script(SLOW)
+    body.send_keys("\ue012\ue014")  # left, to a map that takes long, and back
+    time.sleep(0.4)
+    assert opened.find_element("id", "caption-left").text == f"gradient · input — {found.scores[1]}"
     body.send_keys("s")
     assert caption("right").startswith("grad_cam layer4")
     body.send_keys("p")

@@ -39,9 +39,12 @@ function caption(column) {
   return column.name + layer;
 }
 
+const chosen = (side) => photo().columns[byId(side).selectedIndex];
+
 async function draw(side) {
-  const column = photo().columns[byId(side).selectedIndex], map = column.maps[target()];
+  const column = chosen(side), map = column.maps[target()];
   const [picture, grey] = await Promise.all([load(photo().pictures[column.picture]), load(map.picture)]);
+  if (map !== chosen(side).maps[target()]) return; // another one was chosen meanwhile
   const canvas = byId(`canvas-${side}`), context = canvas.getContext("2d", { willReadFrequently: true });
   const scale = Math.max(1, Math.floor(720 / Math.max(picture.width, picture.height)));
   [canvas.width, canvas.height] = [picture.width * scale, picture.height * scale];
@@ -52,12 +55,12 @@ async function draw(side) {
   byId(`caption-${side}`).textContent = alone ? photo().name : `${caption(column)} — ${photo().targets[target()]}`;
   if (alone) return;
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height), out = pixels.data;
-  const chosen = byId("colours").value, signed = map.signed;
-  const colours = table(chosen === "auto" ? (signed ? "diverging" : "heat") : chosen);
+  const named = byId("colours").value, signed = map.signed;
+  const colours = table(named === "auto" ? (signed ? "diverging" : "heat") : named);
   const opacity = byId("opacity").value / 100;
   for (let i = 0; i < out.length; i += 4) {
     const strength = Math.min(1, signed ? Math.abs(values[i] - 128) / 127 : values[i] / 255);
-    const value = signed || chosen !== "diverging" ? values[i] : 128 + values[i] / 2;
+    const value = signed || named !== "diverging" ? values[i] : 128 + values[i] / 2;
     const cover = opacity * (1 - (1 - strength) ** 2), colour = colours[Math.min(255, Math.round(value))];
     for (let c = 0; c < 3; c++) out[i + c] += cover * (colour[c] - out[i + c]);
   }
