@@ -92,8 +92,8 @@ def _check_played(argument: str, name: str, names: Collection[str]) -> None:
 
 
 def _baseline(name: str, dataset: Dataset | None) -> tuple[Function, Options]:
-    function, _, prior = BASELINES[name]
-    return function, {} if prior is None or dataset is None else {"prior": prior(dataset)}
+    row = BASELINES[name]
+    return row.function, {} if row.prior is None or dataset is None else {"prior": row.prior(dataset)}
 
 
 def _owner(pair: str) -> tuple[str, str]:

@@ -91,8 +91,8 @@ def make_setup(arguments: Namespace) -> Setup:
 
 def run_setup(setup: Setup) -> Outcome:
     """Run what was set up."""
-    dataset, model, wanted, methods, metrics, out, outputs, options = setup
-    return run(dataset, model, wanted, methods, metrics, out, outputs=outputs, **options)
+    what = setup.dataset, setup.model, setup.recipe, setup.methods, setup.metrics
+    return run(*what, setup.out, outputs=setup.outputs, **setup.options)
 
 
 def keep_freed_memory() -> None:
