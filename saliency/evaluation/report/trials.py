@@ -14,6 +14,7 @@ Key: TypeAlias = tuple[str, str, str]  # method, metric, fingerprint
 EXPERIMENT = ("dataset", "network", "outputs")  # trials are compared only where these are equal
 METHOD = ("function", "options", "session")
 AROUND = ("versions", "device", "dtype")
+FUNCTIONS = {"function": "the method", "metric_function": "the metric"}
 _DIGEST = re.compile(r"[0-9a-f]{16,}")
 
 
@@ -128,11 +129,12 @@ def is_same_experiment(config: Config, other: Config) -> bool:
 def differences(config: Config, later: Config) -> str:
     """How a method's earlier trial differed from a later one, in words."""
     old, new = (
-        flatten({**one.get("options", {}), **{part: one[part] for part in ("function", *AROUND) if part in one}})
+        flatten({**one.get("options", {}), **{part: one[part] for part in AROUND if part in one}})
         for one in (config, later)
     )
-    differing = sorted(name for name in {**old, **new} if old.get(name) != new.get(name) and name != "function")
+    differing = sorted(name for name in {**old, **new} if old.get(name) != new.get(name))
     changed = [f"{name}={old[name]}" if name in old else f"{name} not set" for name in differing]
     if not changed:
-        return "another version of the function" if old.get("function") != new.get("function") else "another process"
+        newer = [what for part, what in FUNCTIONS.items() if config.get(part) != later.get(part)]
+        return f"another version of {' and '.join(newer)}" if newer else "another process"
     return ", ".join(text if len(text) <= 60 else f"{text[:40]}…{text[-16:]}" for text in changed)

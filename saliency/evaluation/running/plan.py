@@ -106,16 +106,16 @@ def make_jobs(methods: Methods, metrics: Metrics, setting: Mapping[str, object],
     described = {name: _described(one, unversioned[name], session) for name, one in explainers.items()}
     jobs: dict[tuple[Names, str], Job] = {}
     for names, metric in _tasks(explainers, metrics):
-        measuring: list[str] = []
+        row, measuring = METRICS[metric], list[str]()
         configuration: dict[str, Json] = {
             **common,
             "method": "|".join(names),
             **(described[names[0]] if len(names) == 1 else {"methods": {name: described[name] for name in names}}),
             "metric": metric,
-            "metric_function": written(METRICS[metric].function, measuring),
-            "metric_options": written(metrics[metric], measuring),
+            "metric_function": written(row.function, measuring, row.version),
+            "metric_options": written(metrics[metric], measuring, row.version),
         }
-        of = jobs[names, METRICS[metric].of].fingerprint if METRICS[metric].of else ""
+        of = jobs[names, row.of].fingerprint if row.of else ""
         configuration |= ({"of": of} if of else {}) | ({"metric_session": session} if measuring else {})
         unknown_here = (*chain.from_iterable(unversioned[name] for name in names), *measuring)
         fingerprint = fingerprint_of(configuration)

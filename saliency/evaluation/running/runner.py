@@ -92,8 +92,8 @@ def carry_out(run: Run, ranks: Ranks, retry_errors: bool) -> Outcome:
     """Carry out the plan in its folder, together with the other ranks."""
     unversioned = ", ".join(sorted({name for job in run.jobs for name in job.unversioned}))
     if unversioned and ranks.rank == 0:
-        said = "no version of %s: a later process does not reuse these results; expected version= (--method-version)"
-        logging.getLogger(__name__).warning(said, unversioned)
+        said = "no version of %s: a later process does not reuse these results; expected version= of the %s"
+        logging.getLogger(__name__).warning(said, unversioned, "Explainer (--method-version) or Metric")
     batches = [[case.key for case in chain.from_iterable(batch)] for batch in run.batches]
     plan = fingerprint_of({"jobs": [job.fingerprint for job in run.jobs], "batches": batches})
     interrupted, problems, report = False, list[str](), None

@@ -17,6 +17,7 @@ from saliency.evaluation.cases import class_mask, is_difficult, labels_of
 from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.datasets.photos import ImageSet
 from saliency.evaluation.explainers import Explainer
+from saliency.evaluation.metrics import METRICS, Metric
 from saliency.evaluation.metrics.agreement import rank_correlation
 from saliency.evaluation.metrics.localisation import points_hit, saliency_points
 from saliency.evaluation.report import terminal
@@ -300,6 +301,18 @@ def test_a_version_stands_for_what_a_function_does(play, monkeypatch, caplog, tm
         play({"own": method}, limit=2)
         assert len(list(scan_results(tmp_path / "out"))) == rows
     assert not caplog.messages
+
+
+def test_a_version_stands_for_what_a_metric_does(play, monkeypatch, caplog, tmp_path):
+    runs = (("first", "1", 2), ("later", "1", 2), ("later", "2", 4), ("later", None, 6), ("last", None, 8))
+    for session, version, rows in runs:
+        monkeypatch.setattr(runner, "SESSION", session)
+        own = Metric(lambda saliency: saliency.amax((1, 2, 3)), "case", "", version=version)
+        monkeypatch.setitem(METRICS, "own", own)
+        caplog.clear()
+        play({"gradient": METHODS["gradient"].function}, "own", limit=2)
+        assert len(list(scan_results(tmp_path / "out"))) == rows
+        assert ["<lambda>" in text for text in caplog.messages] == [True] * (version is None)
 
 
 def test_a_broken_image_fails_alone(play, tmp_path):
