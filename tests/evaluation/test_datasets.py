@@ -123,10 +123,10 @@ class TestVoc:
         (notes / "mixed.xml").write_text(describe_in_xml("mixed.jpg", (30, 40), objects))
         (notes / "wordy.xml").write_text(describe_in_xml("wordy.jpg", (30, 40), [("dog", ("one", 1, 9, 9))]))
         expected = [
-            r"^gone: its file .*gone\.jpg is missing",
-            r"^no_xml: its annotation .* cannot be read .*No such file",
-            r"^cut: its annotation .*cut\.xml cannot be read",
-            r"^other: its annotation .* is of another photo, 'good'",
+            r"^gone: the file .*gone\.jpg does not exist",
+            r"^no_xml: the annotation .* cannot be read .*No such file",
+            r"^cut: the annotation .*cut\.xml cannot be read",
+            r"^other: the annotation .* is of another photo, 'good'",
             r"^mixed: object 1 is of the unknown class 'god'",
             r"^mixed: a 'dog' has the box \(8\.0, 0\.0, 1\.0, 9\.0\) without area",
             r"^mixed: a 'cat' has the box \(0\.0, 0\.0, 60\.0, 9\.0\) outside of its image of 40 x 30 pixels",
@@ -141,7 +141,7 @@ class TestVoc:
         kit = voc_tree(tmp_path, {"000001": [], "000002": []})
         bomb = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation><filename>&c;</filename></annotation>'
         (kit / "Annotations/000001.xml").write_text(bomb)
-        check_problems("voc2007", tmp_path, [r"^000001: its annotation .* cannot be read"])
+        check_problems("voc2007", tmp_path, [r"^000001: the annotation .* cannot be read"])
 
     def test_without_a_size_the_photo_has_it(self, tmp_path):
         kit = voc_tree(tmp_path, {"000001": [("dog", (1, 1, 40, 30))], "000002": []})
@@ -155,7 +155,7 @@ class TestVoc:
     def test_nothing_left(self, tmp_path):
         kit = voc_tree(tmp_path, {"000001": []})
         (kit / "JPEGImages/000001.jpg").unlink()
-        with pytest.raises(ValueError, match=r"no sound photo of 'voc2007' \(1 problems, the first: 000001: its file"):
+        with pytest.raises(ValueError, match=r"no sound photo of 'voc2007' \(1 problems, the first: 000001: the file"):
             load_dataset("voc2007", tmp_path)
         (kit / "ImageSets/Main/test.txt").write_text("")
         with pytest.raises(ValueError, match=r"no sound photo of 'voc2007'; expected a folder"):
@@ -248,7 +248,7 @@ class TestCoco:
         ]
         assert names == ["val2014.jpg", "val2017.jpg", "train2017.jpg"]
         other = tmp_path / "annotations/instances_train2017.json"
-        with pytest.raises(ValueError, match=r"no sound photo .* train2017\.jpg: its file .*val2014.* is missing"):
+        with pytest.raises(ValueError, match=r"no sound photo .* train2017\.jpg: the file .*val2014.* does not exist"):
             load_dataset("coco2017", tmp_path, split="val2014", annotations=other)
         with pytest.raises(ValueError, match=r"annotations='.*instances_test\.json' is not a file; .*expected"):
             load_dataset("coco2014", tmp_path, split="test")
@@ -318,7 +318,7 @@ class TestCoco:
             r"^a\.jpg: a 'dog' has the box \(0, 0, nan, 5\) without area",
             r"^a\.jpg: a 'dog' has the box \(35, 0, 44, 5\) outside of its image of 40 x 30 pixels",
             r"^a\.jpg: a 'dog' has the box \(0, -9, 5, -4\) outside",
-            r"^gone\.jpg: its file .* is missing",
+            r"^gone\.jpg: the file .* does not exist",
             r"^b\.jpg: it is listed twice",
             r"^image id 41: it has no file_name",
             r"^no_photo\.jpg: photo='.*' cannot be read",
@@ -448,12 +448,12 @@ class TestImageNet:
         solution = tmp_path / "LOC_val_solution.csv"
         solution.write_text(re.sub("neither,.*\n", "", solution.read_text()))
         expected = [
-            r"^gone: its file .*gone\.JPEG is missing",
+            r"^gone: the file .*gone\.JPEG does not exist",
             r"^differs: .*differs\.xml and the solution 'n01440764 0 0 9 8 ' differ",
-            r"^class: its solution .* has the unknown class 'n00000000'",
-            r"^words: its solution .* is not a list of classes and boxes",
-            r"^cut: its annotation .* cannot be read",
-            r"^neither: its annotation .* cannot be read",
+            r"^class: the solution .* has the unknown class 'n00000000'",
+            r"^words: the solution .* is not a list of classes and boxes",
+            r"^cut: the annotation .* cannot be read",
+            r"^neither: the annotation .* cannot be read",
         ]
         dataset = check_problems("imagenet", tmp_path, expected)
         assert [entry.name for entry in dataset.annotations] == ["good"]
@@ -463,7 +463,7 @@ class TestImageNet:
         listing, solution = tmp_path / "ILSVRC/ImageSets/CLS-LOC/val.txt", tmp_path / "LOC_val_solution.csv"
         listing.write_text(listing.read_text().replace("\n", "\n\n"))
         solution.write_text(re.sub("cut,.*\n", "cut\n", solution.read_text()))
-        expected = [r"^cut: its solution '' is not a list of classes and boxes"]
+        expected = [r"^cut: the solution '' is not a list of classes and boxes"]
         assert [entry.name for entry in check_problems("imagenet", tmp_path, expected).annotations] == ["good"]
         listing.unlink()
         check_problems("imagenet", tmp_path, expected)

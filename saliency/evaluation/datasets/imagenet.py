@@ -78,7 +78,7 @@ def _answered(answer: str, xml: Path, image: Path, labels: Mapping[str, int]) ->
     try:
         things = _things(answer, labels)
     except ValueError as error:
-        yield f"{image.stem}: its solution {answer!r} {error}"
+        yield f"{image.stem}: the solution {answer!r} {error}"
         return
     if not xml.is_file():
         yield Entry(image.stem, image, None, things)

@@ -133,12 +133,12 @@ def _checked_size(entry: Entry, root: Path | None, taken: Container[str]) -> tup
     if not isinstance(path, Path):
         return entry.size or (0, 0)
     if root is not None and not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
-        raise ValueError(f"its file {path} is outside of {root}")
+        raise ValueError(f"the file {path} is outside of {root}")
     if not path.is_file():
-        raise ValueError(f"its file {path} is missing")
+        raise ValueError(f"the file {path} does not exist")
     size = entry.size or stored_size(path)
     if math.prod(size) > TRUSTED and stored_size(path) != size:
-        raise ValueError(f"its file {path} is not of the annotated height and width {reprlib.repr(size)}")
+        raise ValueError(f"the file {path} is not of the annotated height and width {reprlib.repr(size)}")
     return size
 
 

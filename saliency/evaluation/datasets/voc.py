@@ -37,11 +37,11 @@ def read_xml(path: Path, image: Path, labels: Mapping[str, int], first: int) -> 
     try:
         root = ElementTree.parse(path).getroot()
     except Exception as error:  # besides malformed XML: unknown encodings, entities, names that no file can have
-        yield f"{image.stem}: its annotation {path} cannot be read ({' '.join(str(error).split())})"
+        yield f"{image.stem}: the annotation {path} cannot be read ({' '.join(str(error).split())})"
         return
     described = Path(root.findtext("filename") or image.name).stem
     if described != image.stem:
-        yield f"{image.stem}: its annotation {path} is of another photo, {described!r}"
+        yield f"{image.stem}: the annotation {path} is of another photo, {described!r}"
         return
     sides = [_number(root, f"size/{side}") for side in ("height", "width")]
     size = (int(sides[0]), int(sides[1])) if all(1 <= side < math.inf for side in sides) else None
