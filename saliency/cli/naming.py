@@ -34,14 +34,13 @@ NOT_WRAPPED = frozenset({"shared", "progress", "debug", "return_convergence_delt
 class Named(NamedTuple):
     """A method: ``options`` can be passed by name, and ``written`` of them as NAME=VALUE on a command line.
 
-    ``row`` is the name in METHODS of the method, or of the one that is ``wrapped``; '' for a function of the user's.
+    ``row`` is the name in METHODS of the method, or of the one that is wrapped; '' for a function of the user's.
     """
 
     function: Function
     options: frozenset[str]
     written: frozenset[str]
     row: str = ""
-    wrapped: bool = False
 
     @property
     def is_path(self) -> bool:
@@ -103,7 +102,7 @@ def _wrapped(wrapper: Callable[..., Function], method: Named) -> Named:
     own = frozenset(name for name in [*signature(wrapper).parameters][1:] if _is_written(hints[name]))
     options, written = (names - NOT_WRAPPED | own for names in (method.options, method.written))
     function = update_wrapper(partial(call_wrapped, wrapper, method.function), method.function)
-    return Named(function, options, written, method.row, True)
+    return Named(function, options, written, method.row)
 
 
 def call_wrapped(

@@ -67,14 +67,14 @@ def module(tmp_path, monkeypatch):
 def test_every_method_of_the_table_is_found_by_its_name():
     for name, row in METHODS.items():
         found = find_method(name)
-        assert (found.function, found.options, found.row, found.wrapped) == (row.function, row.options, name, False)
+        assert (found.function, found.options, found.row) == (row.function, row.options, name)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_wrapped_method_is_what_the_wrapper_makes_of_it(wrapper):
     options = {"smooth_grad": {"n_samples": 2, "seed": 3}, "low_pass": {"cutoff": 0.5}}.get(wrapper, {})
     found = find_method(f"{wrapper}(layer_cam)")
-    assert (found.row, found.wrapped) == ("layer_cam", True)
+    assert found.row == "layer_cam"
     assert options.keys() | {"resize"} <= found.written
     assert not {"shared", "progress", "debug", "warps", "method"} & found.written
     call = scene_network(), make_scene(0).image[None], torch.tensor([[1, 4]])

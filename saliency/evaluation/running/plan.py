@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch.nn import Module
 
-from saliency.engine.checks import check_model, check_type, is_int, is_positive_int, shown
+from saliency.engine.checks import check_model, check_type, did_you_mean, is_int, is_positive_int, shown
 from saliency.engine.state import model_device
 from saliency.evaluation.cases import Annotation, Case, Dataset, Images, labels_of
 from saliency.evaluation.explainers import Explainer, Methods, Options, named_methods
@@ -72,9 +72,7 @@ class Run:
         return model_device(self.model)
 
 
-def check_setting(
-    dataset: object, model: object, recipe: object, outputs: Sequence[Sequence[int]] | None = None
-) -> None:
+def check_setting(dataset: object, model: object, recipe: object, outputs: Sequence[Sequence[int]] | None) -> None:
     """Raise ``ValueError`` for what is not a data set, a network or its recipe, and outputs of other classes."""
     for part in ("name", "root", "source", "classes", "annotations", "problems", "image"):
         if not hasattr(dataset, part):
@@ -159,14 +157,17 @@ def named_metrics(metrics: Metrics) -> dict[str, Options]:
             raise ValueError(f"metric_options={shown(options)} of {metric} is not a dict; expected some of {known}.")
         for option in options:
             if option not in known:
-                raise ValueError(f"metric_options={option!r} is not an option of {metric}; expected one of {known}.")
+                hint = did_you_mean(str(option), known)
+                raise ValueError(
+                    f"metric_option={option!r} is not an option of {metric}{hint}; expected one of {known}."
+                )
     return named
 
 
 def plan_batches(
     annotations: Sequence[Annotation],
     recipe: Recipe,
-    batch_size: int = 8,
+    batch_size: int,
     limit: int | None = None,
     without: Collection[int] = (),
 ) -> list[Images]:
@@ -179,7 +180,7 @@ def plan_batches(
     >>> thing = Thing(3, (0, 0, 2, 2))
     >>> square, wide = Annotation("a", (9, 9), (thing,)), Annotation("b", (9, 12), (thing,))
     >>> recipe = Recipe(9, 1, False, (), (), ())
-    >>> [[cases[0].index for cases in batch] for batch in plan_batches([square, wide, square], recipe)]
+    >>> [[cases[0].index for cases in batch] for batch in plan_batches([square, wide, square], recipe, 8)]
     [[0, 2], [1]]
     """
     for argument, value in (("batch_size", batch_size), ("limit", limit)):

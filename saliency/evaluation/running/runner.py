@@ -30,6 +30,7 @@ from saliency.images import check_path
 from saliency.networks.preprocessing import Recipe
 
 Done = Collection[tuple[tuple[str, int], str]]  # the key of a case, and the fingerprint of a job
+BATCH_SIZE, GALLERY = 8, 24  # images
 GROUPS = 4  # sizes of images, and with them maps of a batch, that are kept for the next metric
 
 
@@ -44,8 +45,8 @@ def run(
     network: Mapping[str, object] | None = None,
     outputs: Sequence[Sequence[int]] | None = None,
     limit: int | None = None,
-    batch_size: int = 8,
-    gallery: int = 24,
+    batch_size: int = BATCH_SIZE,
+    gallery: int = GALLERY,
     retry_errors: bool = False,
 ) -> Outcome:
     """Score every case by every method and metric; results of an earlier run in ``out`` are reused.

@@ -163,7 +163,7 @@ def test_every_case_once_whatever_the_limit_and_batch_size(scenes):
                 assert len({len(own) for own in batch}) == 1
     without = plan_batches(scenes.annotations, RECIPE, 4, None, without={0, 5})
     assert planned(without) == [c for c in cases if c[1] not in (0, 5)]
-    for wrong in ({"batch_size": 0}, {"limit": 0}):
+    for wrong in ({"batch_size": 0}, {"batch_size": 8, "limit": 0}):
         with pytest.raises(ValueError, match="; expected "):
             plan_batches(scenes.annotations, RECIPE, **wrong)
 
