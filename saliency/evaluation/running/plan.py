@@ -110,7 +110,7 @@ def make_jobs(methods: Methods, metrics: Metrics, setting: Mapping[str, object],
             "method": "|".join(names),
             **(described[names[0]] if len(names) == 1 else {"methods": {name: described[name] for name in names}}),
             "metric": metric,
-            "metric_function": written(row.function, measuring, row.version),
+            "metric_function": written((row.function, row.area, row.options), measuring, row.version),
             "metric_options": written(metrics[metric], measuring, row.version),
         }
         of = jobs[names, row.of].fingerprint if row.of else ""

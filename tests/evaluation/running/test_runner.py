@@ -19,6 +19,7 @@ from saliency.evaluation.datasets.photos import ImageSet
 from saliency.evaluation.explainers import Explainer
 from saliency.evaluation.metrics import METRICS, Metric
 from saliency.evaluation.metrics.agreement import rank_correlation
+from saliency.evaluation.metrics.faithfulness import curve_area
 from saliency.evaluation.metrics.localisation import points_hit, saliency_points
 from saliency.evaluation.report import terminal
 from saliency.evaluation.running import runner
@@ -313,6 +314,17 @@ def test_a_version_stands_for_what_a_metric_does(play, monkeypatch, caplog, tmp_
         play({"gradient": METHODS["gradient"].function}, "own", limit=2)
         assert len(list(scan_results(tmp_path / "out"))) == rows
         assert ["<lambda>" in text for text in caplog.messages] == [True] * (version is None)
+
+
+def test_a_metric_is_known_by_its_whole_row(play, monkeypatch, tmp_path):
+    """Here the function is the package's own, so it has a version; the options and the summary of the curve differ."""
+    for number, row in enumerate(({"steps": 2}, {"steps": 4}, {"steps": 4, "seed": 1}), 1):
+        monkeypatch.setitem(METRICS, "own", Metric(METRICS["deletion"].function, "case", "", row, area=curve_area))
+        play({"gradient": METHODS["gradient"].function}, "own", limit=1)
+        assert len(list(scan_results(tmp_path / "out"))) == number
+    monkeypatch.setitem(METRICS, "own", METRICS["own"]._replace(area=torch.trapezoid))
+    play({"gradient": METHODS["gradient"].function}, "own", limit=1)
+    assert len(list(scan_results(tmp_path / "out"))) == 4
 
 
 def test_a_broken_image_fails_alone(play, tmp_path):
