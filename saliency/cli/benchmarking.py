@@ -135,8 +135,6 @@ def tell(outcome: Outcome) -> None:
     """Print the results."""
     for problem in outcome.problems:
         sys.stderr.write(f"no row, left out: {printable(problem)}\n")
-    say(outcome.table)
-    for remark in ["", *outcome.remarks, *outcome.places]:
-        say(remark)
+    say(str(outcome))
     if outcome.failed:
         say("--retry-errors tries the failed cases again")

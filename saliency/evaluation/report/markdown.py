@@ -54,15 +54,15 @@ def markdown_report(analysis: Analysis) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, its first column to the left, the others to the right.
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Return a Markdown table, its first columns aligned to the left, the others to the right.
 
     >>> print(table(["method", "hits"], [["cam", "9"]]))
     | method | hits |
     | --- | ---: |
     | cam | 9 |
     """
-    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *map(list, rows)]
+    lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
