@@ -68,7 +68,7 @@ def test_edges_are_sobel_s_by_hand():
 
 def test_the_mean_of_the_boxes_by_counting():
     dataset = load_dataset("scenes", scenes=5)
-    boxes = [(thing.box, entry.size) for entry in dataset.annotations for thing in entry.things]
+    boxes = [(instance.box, entry.size) for entry in dataset.annotations for instance in entry.instances]
     prior = mean_boxes(dataset)
     assert prior.shape == (64, 64)
     for row, column in ((0, 0), (20, 41), (32, 32), (63, 10)):

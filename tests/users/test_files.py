@@ -91,7 +91,7 @@ ANNOTATIONS = {
 def test_a_hostile_object_is_one_problem(tmp_path, case):
     annotation, message = ANNOTATIONS[case]
     found = coco(tmp_path, annotation=annotation)
-    assert [len(annotation.things) for annotation in found.annotations] == [0, 1]
+    assert [len(annotation.instances) for annotation in found.annotations] == [0, 1]
     (problem,) = found.problems
     assert message in problem
     assert len(problem) <= 400

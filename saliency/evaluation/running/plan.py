@@ -176,9 +176,9 @@ def plan_batches(
     They follow from the arguments alone, so a result does not depend on which process computes it, or when.
     ``ValueError`` for a limit or batch size below 1.
 
-    >>> from saliency.evaluation.cases import Thing
-    >>> thing = Thing(3, (0, 0, 2, 2))
-    >>> square, wide = Annotation("a", (9, 9), (thing,)), Annotation("b", (9, 12), (thing,))
+    >>> from saliency.evaluation.cases import Instance
+    >>> instance = Instance(3, (0, 0, 2, 2))
+    >>> square, wide = Annotation("a", (9, 9), (instance,)), Annotation("b", (9, 12), (instance,))
     >>> recipe = Recipe(9, 1, False, (), (), ())
     >>> [[cases[0].index for cases in batch] for batch in plan_batches([square, wide, square], recipe, 8)]
     [[0, 2], [1]]

@@ -113,7 +113,9 @@ def test_images_larger_than_the_input_and_of_many_sizes(play, network, tmp_path)
     photos.annotations = tuple(
         entry._replace(
             size=(h, w),
-            things=tuple(thing._replace(mask=partial(_scaled, thing.mask, (h, w))) for thing in entry.things),
+            instances=tuple(
+                instance._replace(mask=partial(_scaled, instance.mask, (h, w))) for instance in entry.instances
+            ),
         )
         for entry, (h, w) in zip(photos.annotations, sizes, strict=True)
     )
@@ -481,7 +483,7 @@ def test_pictures_of_the_first_images(play, scenes, tmp_path):
     for annotation in scenes.annotations[:2]:
         page = pages[annotation.name]
         assert page["size"] == [128, 128]
-        assert page["things"] == [[thing.label, list(thing.box)] for thing in annotation.things]
+        assert page["instances"] == [[instance.label, list(instance.box)] for instance in annotation.instances]
         names = ("grad_cam", "centre", "gradient")
         assert set(page["maps"]) == {f"{label}/{name}" for label in labels_of(annotation) for name in names}
         for file in page["maps"].values():
