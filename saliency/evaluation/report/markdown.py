@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from saliency.evaluation.report.analysis import Analysis, Summary
+from saliency.evaluation.report.analysis import SIGNIFICANT, Analysis, Summary
 from saliency.evaluation.report.comparison import Comparison, compare_published, describe_run
 from saliency.evaluation.report.series import is_better_high
 from saliency.evaluation.report.statistics import LEVEL, NOTHING, RESAMPLES, Estimate
@@ -105,8 +105,8 @@ def _results(analysis: Analysis) -> Iterator[str]:
     if not found:
         return
     yield (
-        "Mean over cases [95 % interval]. **Bold**: the best. ≈: not told from the best by the paired test "
-        "(adjusted p ≥ 0.05). MaxBoxAcc has no such test.\n"
+        "Mean over cases [95 % interval]. **Bold**: the best. ≈: not significantly different from the best "
+        f"(paired test, adjusted p ≥ {SIGNIFICANT}). MaxBoxAcc has no such test.\n"
     )
     dates = {line: f", {date}" for line, date in analysis.dates.items()}
     header, rows = ["method"], [[escape(line + dates.get(line, ""))] for line in analysis.lines]
