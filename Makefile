@@ -58,7 +58,7 @@ benchmark: $(VENV)/.installed-benchmark ## score every method by every metric on
 		echo "Report: $(CURDIR)/bench_out/$$1/report.html"; \
 	done
 
-sweep: $(VENV)/.installed-test ## explain every classifier of torchvision, in all sizes, by every method; goes on where it was
+sweep: $(VENV)/.installed-test ## explain every classifier of torchvision, in all sizes, by every method; resumes where it stopped
 	@mkdir -p bench_out
 	$(BIN)/python -m benchmarks.zoo --library torchvision --every-size --method all --method attention \
 		--method feature_permutation --out bench_out/architectures.jsonl --document bench_out/architectures.md

@@ -37,6 +37,11 @@ class Verdict(NamedTuple):
     hit: bool
     point: tuple[int, int]
 
+    @property
+    def key(self) -> Key:
+        """The case and the method."""
+        return self.image, self.target, self.method
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare, and print a table and every case that differs."""
@@ -46,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     played = run_setup(setup).fingerprints
     rows = {(row.image, row.target, row.method): row for row in read_results(setup.out) if row.fingerprint in played}
     kept = setup.out / "torchray.jsonl"
-    verdicts = {verdict[:3]: verdict for verdict in read_verdicts(kept)}
+    verdicts = {verdict.key: verdict for verdict in read_verdicts(kept)}
     wanted = {key: row for key, row in rows.items() if row.score is not None}
     with kept.open("a", encoding="utf-8") as file:
         missing = wanted.keys() - verdicts.keys()
         for verdict in tqdm(
             judge(setup, make_networks(setup.model), missing), total=len(missing), disable=None, unit="case"
         ):
-            verdicts[verdict[:3]] = verdict
+            verdicts[verdict.key] = verdict
             file.write(json.dumps(verdict._asdict()) + "\n")
             file.flush()
     return print_table({key: (row, verdicts[key]) for key, row in wanted.items() if key in verdicts})

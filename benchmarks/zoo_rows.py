@@ -13,6 +13,7 @@ import torch
 
 from saliency import METHODS
 from saliency.cli.listing import table
+from saliency.evaluation.report.markdown import table as markdown_table
 
 _BATCH_NORM = (
     "PyTorch's backward pass of batch norm in evaluation mode is wrong for one image of tokens viewed as a map "
@@ -92,7 +93,7 @@ def page(rows: Sequence[Row]) -> str:
     times = []
     for some in (rows[start : start + _COLUMNS] for start in range(0, len(rows), _COLUMNS)):
         lines = [[name, *(_cell(row, name, notes) for row in some)] for name in methods]
-        times.append(_markdown(["method", *(row.network for row in some)], lines))
+        times.append(markdown_table(["method", *(row.network for row in some)], lines))
     header = ["network", "image", "layer", "grid", "ms a forward pass", ""]
     layers = [
         [row.network, _sides(row.shape), f"`{row.layer}`", _sides(row.grid), f"{500 * row.forward:.0f}", row.verdict]
@@ -100,7 +101,7 @@ def page(rows: Sequence[Row]) -> str:
     ]
     return _PAGE.format(
         run=_run(rows),
-        layers=_markdown(header, layers),
+        layers=markdown_table(header, layers),
         known="\n".join(f"- {line}" for line in _known(rows)),
         times="\n\n".join(times),
         notes="\n".join(f"({number}) {note}" + "  " for note, number in notes.items()),
@@ -152,8 +153,3 @@ def _cell(row: Row, method: str, notes: dict[str, int]) -> str:
         reason = re.sub(r"^model=\w+ ", "The network ", row.reasons[method].partition("; expected")[0])
         return f"({notes.setdefault(reason, len(notes) + 1)})"
     return f"{row.times[method] / row.forward:.1f}" if row.times.get(method) else "failed"
-
-
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines))

@@ -171,9 +171,9 @@ def test_a_benchmark_of_coco_and_of_a_data_set_of_the_package(tmp_path):
     scenes = load_dataset("scenes", scenes=3)
     of_scenes = PointingGameBenchmark(scenes)
     annotation = scenes.annotations[2]
-    mask = make_scene(2).class_mask(annotation.things[0].label)
+    mask = make_scene(2).class_mask(annotation.instances[0].label)
     y, x = mask.nonzero()[0].tolist()
-    assert of_scenes.evaluate(annotation, annotation.things[0].label, (x, y)) == 1
+    assert of_scenes.evaluate(annotation, annotation.instances[0].label, (x, y)) == 1
 
 
 def test_a_class_of_which_all_objects_are_difficult_is_no_case(tmp_path):

@@ -10,12 +10,14 @@ from contextlib import contextmanager
 from saliency.cli.ending import own_rank
 from saliency.cli.parsing import Parser, add_network_files, positive, say
 from saliency.cli.preparing import Setup, make_setup, run_setup
+from saliency.cli.settings import NUMBER_OF_SCENES
 from saliency.evaluation.baselines import BASELINES
 from saliency.evaluation.cases import left_out
 from saliency.evaluation.datasets import DATASETS
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.printing import printable
 from saliency.evaluation.report.terminal import Outcome
+from saliency.evaluation.running.runner import BATCH_SIZE, GALLERY
 
 SHOWN = 5  # problems of a data set
 DESCRIPTION = """How good are the maps? Every case of a data set, explained by every method, measured by every metric.
@@ -41,10 +43,11 @@ def add_benchmark(parser: Parser) -> None:
     add = parser.add_argument
     add("--metric", action="append", metavar="NAME", help=f"repeatable; 'all' or {', '.join(METRICS)}")
     add("--metric-option", action="append", metavar="METRIC.NAME=VALUE", help="repeatable")
-    add("--tolerance", type=float, metavar="PIXELS", help="of the pointing game (15)")
+    tolerance = METRICS["pointing_game"].defaults["tolerance"]
+    add("--tolerance", type=float, metavar="PIXELS", help=f"of the pointing game ({tolerance})")
     add("--limit", type=positive, metavar="N", help="only the first N cases")
-    add("--batch-size", type=positive, metavar="N", default=8, help="largest number of images at once (8)")
-    add("--gallery", type=int, metavar="N", default=24, help="pictures of the first N images (24)")
+    add("--batch-size", type=positive, metavar="N", default=BATCH_SIZE, help=f"images at once, at most ({BATCH_SIZE})")
+    add("--gallery", type=int, metavar="N", default=GALLERY, help=f"pictures of the first N images ({GALLERY})")
     add("--out", metavar="DIR", help="where the results go, and a run is resumed (bench_out/DATASET-ARCH)")
     add("--retry-errors", action="store_true", help="retry the cases that failed in an earlier run")
     add("--device", default="auto", metavar="auto|cpu|cuda", help="auto is cuda where available, shared by ranks")
@@ -63,7 +66,7 @@ def _add_data_and_network(parser: Parser) -> None:
     add("--root", metavar="DIR", help="where the data set is")
     add("--split", help="part of the data set, if not the usual one")
     add("--annotations", metavar="FILE", help="a JSON file in COCO's format")
-    add("--scenes", type=positive, metavar="N", help="number of embedded scenes (200)")
+    add("--scenes", type=positive, metavar="N", help=f"number of embedded scenes ({NUMBER_OF_SCENES})")
     add("--on-error", choices=["skip", "refuse"], default="skip", help="what to do with broken files and annotations")
     add(
         "--arch", help="'scenes[_vit]', a classifier of torchvision, or one of TorchRay's (scenes; resnet50 for photos)"
@@ -132,8 +135,6 @@ def tell(outcome: Outcome) -> None:
     """Print the results."""
     for problem in outcome.problems:
         sys.stderr.write(f"no row, left out: {printable(problem)}\n")
-    say(outcome.table)
-    for remark in ["", *outcome.remarks, *outcome.places]:
-        say(remark)
+    say(str(outcome))
     if outcome.failed:
         say("--retry-errors tries the failed cases again")

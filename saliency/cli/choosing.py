@@ -22,10 +22,10 @@ from saliency.evaluation.baselines import BASELINES
 from saliency.evaluation.cases import Dataset
 from saliency.evaluation.explainers import Explainer, Methods, Options
 from saliency.evaluation.metrics import METRICS
+from saliency.evaluation.running.plan import named_metrics
 from saliency.explaining.choosing import POINTS_AT_ONCE
 from saliency.methods import METHODS
 from saliency.networks.models import EMBEDDED
-from saliency.networks.names import unknown
 
 CENTRE = "centre"
 
@@ -92,8 +92,8 @@ def _check_played(argument: str, name: str, names: Collection[str]) -> None:
 
 
 def _baseline(name: str, dataset: Dataset | None) -> tuple[Function, Options]:
-    function, _, prior = BASELINES[name]
-    return function, {} if prior is None or dataset is None else {"prior": prior(dataset)}
+    row = BASELINES[name]
+    return row.function, {} if row.prior is None or dataset is None else {"prior": row.prior(dataset)}
 
 
 def _owner(pair: str) -> tuple[str, str]:
@@ -142,10 +142,7 @@ def choose_metrics(
     {'pointing_game': {'tolerance': 5}}
     """
     names = [metric for name in asked or ["pointing_game"] for metric in (METRICS if name == "all" else [name])]
-    for name in names:
-        if name not in METRICS:
-            raise unknown("metric", name, list(METRICS), f"expected 'all' or one of {', '.join(METRICS)}")
-    metrics: dict[str, dict[str, object]] = {name: {} for name in names}
+    metrics: dict[str, dict[str, object]] = {name: {} for name in named_metrics(names)}
     given = [] if tolerance is None else [f"pointing_game.tolerance={tolerance}"]
     for pair in [*given, *pairs]:
         option, _, value = pair.partition("=")
@@ -155,9 +152,6 @@ def choose_metrics(
             raise ValueError(
                 f"metric_option={pair!r} is not for a metric of this run; expected METRIC.NAME=VALUE of {known}."
             )
-        defaults = list(METRICS[metric].defaults)
-        if name not in defaults:
-            hint = did_you_mean(name, defaults)
-            raise ValueError(f"metric_option={name!r} is not an option of {metric}{hint}; expected one of {defaults}.")
         metrics[metric][name] = read_value(value)
+    named_metrics(metrics)
     return metrics

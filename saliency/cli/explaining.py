@@ -20,6 +20,7 @@ from saliency.cli.ending import tell_warning
 from saliency.cli.naming import find_method
 from saliency.cli.options import choose_device, choose_methods, choose_options, import_modules, split_layers
 from saliency.cli.parsing import add_network_files, numbers, positive, say
+from saliency.evaluation.explainers import Explainer
 from saliency.evaluation.printing import one_line
 from saliency.explaining.choosing import Asked, check_layers, choose
 from saliency.explaining.entry import normalising
@@ -141,7 +142,7 @@ def ask(methods: Sequence[str], arguments: argparse.Namespace) -> list[Asked]:
     asked = []
     for name in methods:
         method = find_method(name)
-        function = method.function if method.row else method.maps
+        function = method.function if method.row else Explainer(method.function).maps
         layers = own.get(name) or (common if "saliency_layer" in options[name] else None)
         chosen = {option: value for option, value in options[name].items() if option != "saliency_layer"}
         asked += [column._replace(options=chosen) for column in choose({name: function}, layers, {})]

@@ -29,8 +29,9 @@ def layers_table(arch: str) -> str:
     rows = []
     for name, layer in model.named_modules():
         if name:
-            shape, problem = found[name][1:] if name in found else ("-", "no single tensor, or not run")
-            rows.append(("*" if name == default else " ", name, type(layer).__name__, str(shape), problem))
+            seen = found.get(name)
+            shape, problem = ("-", "no single tensor, or not run") if seen is None else (str(seen.shape), seen.problem)
+            rows.append(("*" if name == default else " ", name, type(layer).__name__, shape, problem))
     return f"{table(rows)}\n* where the CAMs look by default; shapes for an input of {tuple(image.shape)}"
 
 

@@ -7,12 +7,9 @@ from inspect import Parameter, signature
 from types import UnionType
 from typing import NamedTuple, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-import torch
-from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Input
-from saliency.engine.checks import describe
 from saliency.engine.signatures import Maps
 from saliency.engine.targets import Target
 from saliency.methods import METHODS
@@ -37,14 +34,13 @@ NOT_WRAPPED = frozenset({"shared", "progress", "debug", "return_convergence_delt
 class Named(NamedTuple):
     """A method: ``options`` can be passed by name, and ``written`` of them as NAME=VALUE on a command line.
 
-    ``row`` is the name in METHODS of the method, or of the one that is ``wrapped``; '' for a function of the user's.
+    ``row`` is the name in METHODS of the method, or of the one that is wrapped; '' for a function of the user's.
     """
 
     function: Function
     options: frozenset[str]
     written: frozenset[str]
     row: str = ""
-    wrapped: bool = False
 
     @property
     def is_path(self) -> bool:
@@ -54,17 +50,6 @@ class Named(NamedTuple):
         (True, False)
         """
         return bool(self.row) and "path" in METHODS[self.row].sets
-
-    def maps(self, model: Module, input: Tensor, targets: Tensor, **options: object) -> Tensor:
-        """Maps (N, K, h, w) of the targets (N, K); a function of the user's is given one (N,) after the other."""
-        if self.row:
-            found: Tensor = self.function(model, input, targets, **options)
-            return found
-        columns = [self.function(model, input, target, **options) for target in targets.unbind(1)]
-        for column in columns:
-            if not isinstance(column, Tensor) or column.ndim != 4 or column.shape[:2] != (len(input), 1):
-                raise ValueError(f"method returned {describe(column)}; expected maps of shape ({len(input)}, 1, h, w).")
-        return torch.cat(columns, 1).detach()
 
 
 def find_method(name: str, others: Collection[str] = ()) -> Named:
@@ -117,7 +102,7 @@ def _wrapped(wrapper: Callable[..., Function], method: Named) -> Named:
     own = frozenset(name for name in [*signature(wrapper).parameters][1:] if _is_written(hints[name]))
     options, written = (names - NOT_WRAPPED | own for names in (method.options, method.written))
     function = update_wrapper(partial(call_wrapped, wrapper, method.function), method.function)
-    return Named(function, options, written, method.row, True)
+    return Named(function, options, written, method.row)
 
 
 def call_wrapped(

@@ -14,6 +14,7 @@ from torch.nn import Module
 from saliency.cli.choosing import choose_metrics, choose_names, make_methods
 from saliency.cli.ending import own_rank
 from saliency.cli.options import choose_device, import_modules
+from saliency.cli.settings import NUMBER_OF_SCENES
 from saliency.cli.trying import try_methods, try_metrics
 from saliency.engine.outputs import main_output
 from saliency.engine.search import find_layer
@@ -91,8 +92,8 @@ def make_setup(arguments: Namespace) -> Setup:
 
 def run_setup(setup: Setup) -> Outcome:
     """Run what was set up."""
-    dataset, model, wanted, methods, metrics, out, outputs, options = setup
-    return run(dataset, model, wanted, methods, metrics, out, outputs=outputs, **options)
+    what = setup.dataset, setup.model, setup.recipe, setup.methods, setup.metrics
+    return run(*what, setup.out, outputs=setup.outputs, **setup.options)
 
 
 def keep_freed_memory() -> None:
@@ -109,7 +110,7 @@ def read_dataset(arguments: Namespace) -> Dataset:
         raise ValueError(f"scenes={arguments.scenes!r} is for the data set of scenes only; expected --limit.")
     options = {"split": arguments.split, "annotations": arguments.annotations}
     if arguments.dataset == "scenes":
-        options["scenes"] = arguments.scenes or 200
+        options["scenes"] = arguments.scenes or NUMBER_OF_SCENES
     return load_dataset(arguments.dataset, arguments.root, on_error=arguments.on_error, **options)
 
 

@@ -47,6 +47,8 @@ TORCHRAY_SMOOTH: dict[str, dict[str, float]] = {
     name: {"smooth": 0.02} for name in ("gradient", "guided_backprop", "deconvnet")
 }
 
+NUMBER_OF_SCENES = 200
+
 # Of the embedded networks, for a second a map: each of the 16 x 16 positions of a layer is a feature; few samples.
 SCENES_LAYERS = {SCENES: "layer4", SCENES_VIT: "patch_embed"}
 SCENES_OPTIONS: dict[str, dict[str, object]] = {

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from inspect import CO_VARKEYWORDS
 from numbers import Integral, Real
 from types import FrameType
@@ -78,6 +79,17 @@ def describe(value: object) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     shape = getattr(value, "shape", None)  # of an array
     return f"a {type(value).__name__}" + (f" of shape {shape}" if isinstance(shape, tuple) else "")
+
+
+def name_of(function: object) -> str:
+    """The name of a function, or else of its class; for a partial function, of the function inside.
+
+    >>> name_of(partial(torch.relu)), name_of(lambda: 0), name_of(torch.nn.ReLU())
+    ('relu', 'lambda', 'ReLU')
+    """
+    while isinstance(function, partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__)).strip("<>")
 
 
 def check_tensor(argument: str, value: object) -> None:

@@ -21,16 +21,14 @@ class Steps(NamedTuple):
 
     def joined(self, others: "Steps") -> "Steps":
         """These steps followed by the others."""
-        moved = None if self.moved is None or others.moved is None else torch.cat([self.moved, others.moved])
-        x, gradient, weight = (torch.cat(pair) for pair in zip(self[:3], others[:3], strict=True))
-        return Steps(x, gradient, weight, moved)
+        pairs = zip(self, others, strict=True)
+        return Steps._make(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs)
 
     def last(self, count: int) -> "Steps | None":
         """Copies of the last of these steps."""
         if not count:
             return None
-        x, gradient, weight = (tensor[-count:].clone() for tensor in self[:3])
-        return Steps(x, gradient, weight, None if self.moved is None else self.moved[-count:].clone())
+        return Steps._make(None if tensor is None else tensor[-count:].clone() for tensor in self)
 
 
 @dataclass(frozen=True)

@@ -239,9 +239,10 @@ def _change(call: Call, targets: Targets, path: Path, starts: Call | None, size:
     moving = [at for at, x in enumerate(call.inputs) if x.is_floating_point()]
     walk, spans, changes = _begin(call, path, starts, moving), path.spans or 1, []
     for samples, steps, _ in _chunks(call.samples, spans, size):
+        rows = walk(samples, steps)
         start, end = (
             targets.rows(samples).scores(call.replacing(dict(zip(moving, x, strict=True)), samples).run())
-            for x in walk(samples, steps)[1:]
+            for x in (rows.starts, rows.ends)
         )
         changes.append((end - start).detach())
     return torch.cat(changes).view(call.samples, spans, -1).mean(1)

@@ -146,7 +146,7 @@ class Watching(OwnMode):
         self.seen.append(grid)
 
     def _of_tokens(self, rows: int, tokens: int) -> Grid | None:
-        return next((grid for grid in reversed(self.seen) if grid[0] == rows and grid.tokens == tokens), None)
+        return next((grid for grid in reversed(self.seen) if grid.rows == rows and grid.tokens == tokens), None)
 
 
 def _unfolded(

@@ -77,8 +77,8 @@ def mean_boxes(dataset: Dataset) -> Tensor:
     boxes = torch.tensor(
         [
             (x0 / width, y0 / height, x1 / width, y1 / height)
-            for _, (height, width), things in dataset.annotations
-            for x0, y0, x1, y1 in (thing.box for thing in things)
+            for _, (height, width), instances in dataset.annotations
+            for x0, y0, x1, y1 in (instance.box for instance in instances)
         ],
         device="cpu",
     ).view(-1, 4)

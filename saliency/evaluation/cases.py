@@ -18,7 +18,7 @@ from saliency.images import check_path
 from saliency.networks.preprocessing import Recipe, preprocess
 
 
-class Thing(NamedTuple):
+class Instance(NamedTuple):
     """One object: its class, its box x0, y0, x1, y1, half-open in pixels, and what draws its mask (H, W), bool.
 
     Without a mask the box counts. ``difficult`` is VOC's flag for what is hard to see, ``crowd`` COCO's for groups.
@@ -36,7 +36,7 @@ class Annotation(NamedTuple):
 
     name: str
     size: tuple[int, int]
-    things: tuple[Thing, ...]
+    instances: tuple[Instance, ...]
 
 
 class Dataset(Protocol):
@@ -93,37 +93,37 @@ Images: TypeAlias = Sequence[Sequence[Case]]  # each image as its cases
 def labels_of(annotation: Annotation) -> list[int]:
     """The classes that make a case of the image, in order; a class with difficult objects alone does not count.
 
-    >>> labels_of(Annotation("a", (9, 9), (Thing(3, (0, 0, 2, 2)), Thing(1, (0, 0, 1, 1), difficult=True))))
+    >>> labels_of(Annotation("a", (9, 9), (Instance(3, (0, 0, 2, 2)), Instance(1, (0, 0, 1, 1), difficult=True))))
     [3]
     """
-    return sorted({thing.label for thing in annotation.things if not thing.difficult})
+    return sorted({instance.label for instance in annotation.instances if not instance.difficult})
 
 
 def class_boxes(annotation: Annotation, label: int) -> Tensor:
     """The boxes (K, 4) of all objects of the class, difficult ones too."""
-    boxes = [thing.box for thing in annotation.things if thing.label == label]
+    boxes = [instance.box for instance in annotation.instances if instance.label == label]
     return torch.tensor(boxes, dtype=torch.float32, device="cpu").reshape(-1, 4)
 
 
 def class_mask(annotation: Annotation, label: int) -> Tensor:
     """Where an object of the class is, (H, W) bool; difficult ones and crowds count as everywhere in the field."""
     mask = torch.zeros(annotation.size, dtype=torch.bool, device="cpu")
-    for thing in annotation.things:
-        if thing.label == label:
-            mask |= thing_mask(thing, annotation.size)
+    for instance in annotation.instances:
+        if instance.label == label:
+            mask |= instance_mask(instance, annotation.size)
     return mask
 
 
-def thing_mask(thing: Thing, size: tuple[int, int]) -> Tensor:
+def instance_mask(instance: Instance, size: tuple[int, int]) -> Tensor:
     """Where the object is, (H, W) bool: its mask, or else its box.
 
     For an object too small to cover a pixel, the pixels that its box touches.
 
-    >>> thing_mask(Thing(0, (0.2, 0.1, 0.8, 0.9)), (1, 2))
+    >>> instance_mask(Instance(0, (0.2, 0.1, 0.8, 0.9)), (1, 2))
     tensor([[ True, False]])
     """
-    box = torch.tensor([thing.box], dtype=torch.float64, device="cpu")
-    mask = thing.mask() if thing.mask else boxes_to_mask(box, size)
+    box = torch.tensor([instance.box], dtype=torch.float64, device="cpu")
+    mask = instance.mask() if instance.mask else boxes_to_mask(box, size)
     return mask if mask.any() else boxes_to_mask(torch.cat((box[:, :2].floor(), box[:, 2:].ceil()), 1), size)
 
 
@@ -134,11 +134,11 @@ def is_difficult(annotation: Annotation, label: int, mask: Tensor | None = None)
     masks, or else boxes, with difficult objects and crowds.
     Zhang et al., Top-down Neural Attention by Excitation Backprop, IJCV 2018.
 
-    >>> things = (Thing(0, (0, 0, 4, 4)), Thing(1, (0, 0, 4, 3)))
-    >>> [is_difficult(Annotation("a", (8, 8), things), label) for label in (0, 1)]
+    >>> instances = (Instance(0, (0, 0, 4, 4)), Instance(1, (0, 0, 4, 3)))
+    >>> [is_difficult(Annotation("a", (8, 8), instances), label) for label in (0, 1)]
     [False, True]
     """
-    if all(thing.label == label for thing in annotation.things):
+    if all(instance.label == label for instance in annotation.instances):
         return False
     mask = class_mask(annotation, label) if mask is None else mask
     return 4 * int(mask.sum()) < mask.numel()
@@ -219,21 +219,21 @@ def read_class_map(path: str | Path) -> dict[str, list[int]]:
 
 
 def describe(dataset: Dataset) -> dict[str, object]:
-    """What identifies a data set, as JSON: name, root, classes, numbers of images and things, and a digest.
+    """What identifies a data set, as JSON: name, root, classes, numbers of images and instances, and a digest.
 
     The digest is a sha256 of all names, sizes and objects, and of the file of the masks, but not of the photos.
     """
     digest = hashlib.sha256(dataset.source.encode())
-    things = 0
+    instances = 0
     for annotation in dataset.annotations:
-        objects = [(thing.label, thing.box, thing.difficult, thing.crowd) for thing in annotation.things]
+        objects = [(one.label, one.box, one.difficult, one.crowd) for one in annotation.instances]
         digest.update(repr((annotation.name, annotation.size, objects)).encode())
-        things += len(objects)
+        instances += len(objects)
     return {
         "name": dataset.name,
         "root": None if dataset.root is None else str(Path(dataset.root).resolve()),
         "classes": list(dataset.classes),
         "images": len(dataset.annotations),
-        "things": things,
+        "instances": instances,
         "annotations": digest.hexdigest(),
     }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from saliency.engine.checks import check_type, describe, shown
+from saliency.engine.checks import check_type, describe, name_of, shown
 from saliency.engine.layers import Layer, resolve_layer
 from saliency.engine.maps import check_map_options, finish_map
 from saliency.engine.state import own_copy
@@ -104,14 +104,15 @@ class Explainer:
                     "expected a function of these."
                 ) from None
 
-    def maps(self, model: Module, input: Tensor, targets: Tensor, seed: int = 0, **options: object) -> Tensor:
+    def maps(self, model: Module, input: Tensor, targets: Tensor, seed: int = 0, /, **options: object) -> Tensor:
         """Maps (N, K, h, w) of the targets (N, K). ``ValueError`` for another result; its own errors pass through.
 
         Global random numbers are drawn from the ``seed``, for every call of the function anew.
         """
         ask = partial(self._ask, model, input, seed=seed, options=options)
         if self._one_by_one is None and targets.shape[1] == 1:
-            self.maps(model, input[:1], targets[:1].expand(1, 2), seed)
+            own = {name: value for name, value in options.items() if name != "shared"}
+            self.maps(model, input[:1], targets[:1].expand(1, 2), seed, **own)
         if not self._one_by_one:
             found = attempt(partial(ask, targets))
             if not isinstance(found, Exception):
@@ -193,14 +194,3 @@ def _checked_name(name: object) -> str:
     if not isinstance(name, str) or not name or "|" in name:
         raise ValueError(f"methods={shown(name)} is not a name; expected a text without '|', which joins two names.")
     return name
-
-
-def name_of(function: object) -> str:
-    """The name of a function, or else of its class; for a partial function, of the function inside.
-
-    >>> name_of(partial(torch.relu)), name_of(lambda: 0), name_of(torch.nn.ReLU())
-    ('relu', 'lambda', 'ReLU')
-    """
-    while isinstance(function, partial):
-        function = function.func
-    return str(getattr(function, "__name__", type(function).__name__)).strip("<>")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saliency.engine.checks import check_count, check_flag, check_tensor, describe, is_int, is_number, shown
-from saliency.evaluation.cases import Annotation, Thing, class_mask, is_difficult, labels_of
+from saliency.evaluation.cases import Annotation, Instance, class_mask, is_difficult, labels_of
 from saliency.evaluation.datasets.segmentation import draw_mask
 from saliency.evaluation.metrics.localisation import points_hit
 from saliency.networks.class_names import VOC_CLASSES
@@ -138,23 +138,23 @@ class PointingGameBenchmark(PointingGame):
 
     def _read_voc(self, label: Record) -> Annotation:
         described = label["annotation"]
-        objects, things = described["object"], []
+        objects, instances = described["object"], []
         for found in objects if isinstance(objects, list) else [objects]:
             x0, y0, x1, y1 = (float(found["bndbox"][edge]) for edge in ("xmin", "ymin", "xmax", "ymax"))
             box = (x0 - 1, y0 - 1, x1, y1)  # VOC's pixels count from 1, and the last one is inside
-            things.append(Thing(self._labels[found["name"]], box, difficult=str(found.get("difficult")) == "1"))
+            instances.append(Instance(self._labels[found["name"]], box, difficult=str(found.get("difficult")) == "1"))
         size = int(described["size"]["height"]), int(described["size"]["width"])
-        return Annotation(described["filename"], size, tuple(things))
+        return Annotation(described["filename"], size, tuple(instances))
 
     def _read_coco(self, label: Sequence[Record]) -> Annotation:
         if not label:
             return Annotation("", (1, 1), ())
         (image,) = self.dataset.coco.loadImgs(label[0]["image_id"])
         size = image["height"], image["width"]
-        things = []
+        instances = []
         for found in label:
             x, y, width, height = found["bbox"]
             outline = found.get("segmentation")
             mask = partial(draw_mask, outline, size) if outline else None
-            things.append(Thing(self._labels[found["category_id"]], (x, y, x + width, y + height), mask))
-        return Annotation(image["file_name"], size, tuple(things))
+            instances.append(Instance(self._labels[found["category_id"]], (x, y, x + width, y + height), mask))
+        return Annotation(image["file_name"], size, tuple(instances))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch.nn import Module
 
-from saliency.engine.checks import check_type, instead_of, shown
+from saliency.engine.checks import check_type, instead_of, name_of, shown
 from saliency.engine.layers import Layer, plain_name, resolve_layer
 from saliency.methods import METHODS, Method
 from saliency.networks.names import unknown
@@ -85,9 +85,7 @@ def named_methods(methods: Methods) -> dict[str, Function]:
 
 def _named(method: object) -> Iterator[tuple[str, Function]]:
     if callable(method):
-        inner: object = getattr(method, "func", method)
-        own = str(getattr(inner, "__name__", type(inner).__name__))
-        yield next((name for name, row in METHODS.items() if row.function is method), own), method
+        yield next((name for name, row in METHODS.items() if row.function is method), name_of(method)), method
     elif method == "all":
         yield from ((name, row.function) for name, row in METHODS.items())
     elif isinstance(method, str) and method in METHODS:

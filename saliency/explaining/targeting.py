@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saliency.engine.checks import describe, is_int, shown
+from saliency.engine.checks import describe, is_int, name_of, shown
 from saliency.engine.outputs import main_output
 from saliency.engine.targets import Target, Targets
 from saliency.explaining.columns import Score
@@ -86,7 +86,7 @@ def _labels(target: object, output: object) -> list[str]:
     """A name for each score that a target of another kind explains: of a function, as many as it returns."""
     if not callable(target):
         return [shown(target) if isinstance(target, tuple) else describe(target)]
-    name = getattr(target, "__name__", describe(target))
+    name = name_of(target)
     count = Targets(target, 1).scores(output).shape[1]
     return [name] if count == 1 else [f"{name} {number}" for number in range(count)]
 

@@ -167,8 +167,9 @@ def _find_recipe(arch: str) -> Recipe:
         from torchvision.models import get_model_weights
 
         return weights_recipe(get_model_weights(arch)["DEFAULT"])
-    classes, _, layer, min_size = CAFFE_ARCHS[arch]
-    return Recipe(224, min_size, False, MEAN, STD, classes, multi_label=True, caffe_resize=True, layer=layer)
+    row = CAFFE_ARCHS[arch]
+    expected = Recipe(224, row.min_size, False, MEAN, STD, row.classes, multi_label=True)
+    return expected._replace(caffe_resize=True, layer=row.layer)
 
 
 def _download_error(arch: str, error: Exception) -> ValueError:

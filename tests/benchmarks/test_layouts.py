@@ -56,19 +56,19 @@ def test_voc(played, tmp_path):
 
 
 def test_coco(played, tmp_path):
-    def thing(category, box, **more):
+    def instance(category, box, **more):
         x, y, width, height = box
         corners = [x, y, x + width, y, x + width, y + height, x, y + height]
         return {"category_id": category, "bbox": list(box), "segmentation": [corners], **more}
 
     person, dog, everything = 1, 18, {"size": [30, 40], "counts": [0, 1200]}
     photos = {
-        "a.jpg": [thing(person, (10, 8, 20, 14)), thing(dog, (0, 0, 5, 5))],
+        "a.jpg": [instance(person, (10, 8, 20, 14)), instance(dog, (0, 0, 5, 5))],
         # A crowd of dogs that covers the photo, as a run-length code.
-        "b.jpg": [{**thing(dog, (0, 0, 40, 30)), "segmentation": everything, "iscrowd": 1}],
+        "b.jpg": [{**instance(dog, (0, 0, 40, 30)), "segmentation": everything, "iscrowd": 1}],
         # Around the centre there is a person's box, but the mask is a corner of it.
-        "c.jpg": [{**thing(person, (10, 8, 20, 20)), "segmentation": [[28, 26, 30, 26, 30, 28, 28, 28]]}],
-        "d.jpg": [thing(person, (16, 12, 8, 6))],
+        "c.jpg": [{**instance(person, (10, 8, 20, 20)), "segmentation": [[28, 26, 30, 26, 30, 28, 28, 28]]}],
+        "d.jpg": [instance(person, (16, 12, 8, 6))],
     }
     coco_tree(tmp_path, photos, "val2017")
     truncate(tmp_path / "val2017" / "d.jpg")

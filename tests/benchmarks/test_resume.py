@@ -239,7 +239,7 @@ def test_a_full_disk_ends_the_run_with_whole_rows_and_a_clear_message(folder, wh
     assert "Traceback" not in said
     assert said.count("\n") == 1
     assert said.startswith("pointing_game: error: ")
-    assert "File too large; the rows before are whole, and the same command goes on: 'out/rows-0.jsonl'" in said
+    assert "File too large; earlier results are intact, the same command resumes: 'out/rows-0.jsonl'" in said
     (path,) = result_files("out")
     assert 0 < path.stat().st_size <= room
     assert path.read_bytes().endswith(b"\n")

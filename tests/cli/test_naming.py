@@ -29,6 +29,10 @@ def for_one_class(model, input, target):
         raise ValueError("one class an image")
     return grad_cam(model, input, target, "layer4")
 
+def for_all_classes(model, input, target, *, gain):
+    assert target.ndim == 2
+    return gain * gradient(model, input, target)
+
 def flat(model, input, target):
     return input.sum((1, 2, 3))
 
@@ -63,14 +67,14 @@ def module(tmp_path, monkeypatch):
 def test_every_method_of_the_table_is_found_by_its_name():
     for name, row in METHODS.items():
         found = find_method(name)
-        assert (found.function, found.options, found.row, found.wrapped) == (row.function, row.options, name, False)
+        assert (found.function, found.options, found.row) == (row.function, row.options, name)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_wrapped_method_is_what_the_wrapper_makes_of_it(wrapper):
     options = {"smooth_grad": {"n_samples": 2, "seed": 3}, "low_pass": {"cutoff": 0.5}}.get(wrapper, {})
     found = find_method(f"{wrapper}(layer_cam)")
-    assert (found.row, found.wrapped) == ("layer_cam", True)
+    assert found.row == "layer_cam"
     assert options.keys() | {"resize"} <= found.written
     assert not {"shared", "progress", "debug", "warps", "method"} & found.written
     call = scene_network(), make_scene(0).image[None], torch.tensor([[1, 4]])
@@ -112,13 +116,16 @@ class TestOwn:
             find_method(name)
 
     def test_maps_of_photos(self, tmp_path, capsys):
-        names = ["my_methods:for_one_class", "my_methods:powered", "smooth_grad(gradient)"]
-        options = ["--option", "n_samples=2", "--target", "1", "--target", "4", "--scenes", "1", "--save", "maps"]
+        names = [f"my_methods:{name}" for name in ("for_one_class", "for_all_classes", "powered")]
+        names.append("smooth_grad(gradient)")
+        options = ["--option", "n_samples=2", "--option", "gain=2", "--target", "1", "--target", "4"]
+        options += ["--scenes", "1", "--save", "maps"]
         methods = [part for name in names for part in ("--method", name)]
         assert main(["explain", *methods, *options, "--out", "out"]) == 0
         model, image = scene_network(), make_scene(0).image[None]
         expected = {
             "my_methods_for_one_class": saliency.grad_cam(model, image, 4, "layer4"),
+            "my_methods_for_all_classes": 2 * saliency.gradient(model, image, 4),
             "my_methods_powered": saliency.gradient(model, image, 4),
             "smooth_grad_gradient": saliency.smooth_grad(saliency.gradient, n_samples=2)(model, image, 4),
         }
@@ -127,7 +134,7 @@ class TestOwn:
             np.testing.assert_allclose(np.load(path), maps[0, 0].numpy(), rtol=1e-4, atol=1e-6)
         capsys.readouterr()
         assert main(["explain", "--scenes", "1", "--method", "my_methods:flat", "--out", "out"]) == 2
-        assert "method returned a tensor of shape (1,); expected maps of shape (1, 1, h, w)." in capsys.readouterr().err
+        assert "maps=a tensor of shape (1,) do not fit target=a tensor of shape (1,)" in capsys.readouterr().err
 
     def test_a_network_and_rows_of_a_module(self, capsys):
         arguments = ["--scenes", "1", "--import", "my_methods", "--method", "my_row"]

@@ -8,7 +8,7 @@ import torch
 
 from saliency.evaluation.cases import (
     Annotation,
-    Thing,
+    Instance,
     class_boxes,
     class_mask,
     describe,
@@ -28,19 +28,24 @@ def stripe(rows: int, size=(8, 8)) -> torch.Tensor:
 
 def test_a_class_all_of_whose_objects_are_difficult_makes_no_case():
     box = (0, 0, 2, 2)
-    things = (Thing(4, box, difficult=True), Thing(2, box), Thing(2, box, difficult=True), Thing(0, box, crowd=True))
-    annotation = Annotation("a", (8, 8), things)
+    instances = (
+        Instance(4, box, difficult=True),
+        Instance(2, box),
+        Instance(2, box, difficult=True),
+        Instance(0, box, crowd=True),
+    )
+    annotation = Annotation("a", (8, 8), instances)
     assert labels_of(annotation) == [0, 2]
     assert labels_of(Annotation("a", (8, 8), ())) == []
 
 
 def test_masks_and_boxes_count_every_object_of_the_class():
-    things = (
-        Thing(1, (0, 0, 8, 8), partial(stripe, 1)),
-        Thing(1, (5, 5, 7, 8), difficult=True),
-        Thing(2, (0, 4, 8, 5)),
+    instances = (
+        Instance(1, (0, 0, 8, 8), partial(stripe, 1)),
+        Instance(1, (5, 5, 7, 8), difficult=True),
+        Instance(2, (0, 4, 8, 5)),
     )
-    annotation = Annotation("a", (8, 8), things)
+    annotation = Annotation("a", (8, 8), instances)
     expected = [[y < 1 or (y >= 5 and 5 <= x < 7) for x in range(8)] for y in range(8)]
     assert class_mask(annotation, 1).tolist() == expected
     assert class_boxes(annotation, 1).tolist() == [[0, 0, 8, 8], [5, 5, 7, 8]]
@@ -51,7 +56,7 @@ def test_masks_and_boxes_count_every_object_of_the_class():
 def test_an_object_smaller_than_a_pixel_is_the_pixels_it_touches():
     empty = partial(torch.zeros, 8, 8, dtype=torch.bool)
     for mask in (None, empty):
-        found = class_mask(Annotation("a", (8, 8), (Thing(0, (2.2, 3.1, 2.9, 4.5), mask),)), 0)
+        found = class_mask(Annotation("a", (8, 8), (Instance(0, (2.2, 3.1, 2.9, 4.5), mask),)), 0)
         assert found.nonzero().tolist() == [[3, 2], [4, 2]]
 
 
@@ -61,16 +66,18 @@ def test_an_object_smaller_than_a_pixel_is_the_pixels_it_touches():
 )
 def test_difficult_is_small_among_others(rows, others, difficult):
     """2 of 8 rows are a quarter: less is difficult, if another class is there."""
-    things = (Thing(1, (0, 0, 8, 8), partial(stripe, rows)), *(Thing(label, (0, 0, 1, 1)) for label in others))
-    assert is_difficult(Annotation("a", (8, 8), things), 1) is difficult
+    instances = (Instance(1, (0, 0, 8, 8), partial(stripe, rows)), *(Instance(label, (0, 0, 1, 1)) for label in others))
+    assert is_difficult(Annotation("a", (8, 8), instances), 1) is difficult
 
 
 def test_difficult_counts_the_union_of_masks_with_crowds_and_difficult_objects():
-    other, half = Thing(0, (0, 0, 1, 1)), (0, 0, 8, 1)
-    crowd = Thing(1, (0, 0, 8, 1), partial(stripe, 2), crowd=True)
-    assert not is_difficult(Annotation("a", (8, 8), (other, Thing(1, half), crowd)), 1)
-    assert not is_difficult(Annotation("a", (8, 8), (other, Thing(1, half), Thing(1, (0, 1, 8, 2), None, True))), 1)
-    assert is_difficult(Annotation("a", (8, 8), (other, Thing(1, half), Thing(1, half), Thing(1, half))), 1)
+    other, half = Instance(0, (0, 0, 1, 1)), (0, 0, 8, 1)
+    crowd = Instance(1, (0, 0, 8, 1), partial(stripe, 2), crowd=True)
+    assert not is_difficult(Annotation("a", (8, 8), (other, Instance(1, half), crowd)), 1)
+    assert not is_difficult(
+        Annotation("a", (8, 8), (other, Instance(1, half), Instance(1, (0, 1, 8, 2), None, True))), 1
+    )
+    assert is_difficult(Annotation("a", (8, 8), (other, Instance(1, half), Instance(1, half), Instance(1, half))), 1)
 
 
 def test_outputs_of_the_own_classes_are_one_by_one():

@@ -71,8 +71,8 @@ class TestScenes:
 
     def test_masks_are_own_copies(self):
         (entry,) = load_dataset("scenes", scenes=1).annotations
-        entry.things[0].mask().fill_(False)
-        assert entry.things[0].mask().any()
+        entry.instances[0].mask().fill_(False)
+        assert entry.instances[0].mask().any()
 
     def test_beyond_the_last(self):
         with pytest.raises(IndexError):
@@ -123,10 +123,10 @@ class TestVoc:
         (notes / "mixed.xml").write_text(describe_in_xml("mixed.jpg", (30, 40), objects))
         (notes / "wordy.xml").write_text(describe_in_xml("wordy.jpg", (30, 40), [("dog", ("one", 1, 9, 9))]))
         expected = [
-            r"^gone: its file .*gone\.jpg is missing",
-            r"^no_xml: its annotation .* cannot be read .*No such file",
-            r"^cut: its annotation .*cut\.xml cannot be read",
-            r"^other: its annotation .* is of another photo, 'good'",
+            r"^gone: the file .*gone\.jpg does not exist",
+            r"^no_xml: the annotation .* cannot be read .*No such file",
+            r"^cut: the annotation .*cut\.xml cannot be read",
+            r"^other: the annotation .* is of another photo, 'good'",
             r"^mixed: object 1 is of the unknown class 'god'",
             r"^mixed: a 'dog' has the box \(8\.0, 0\.0, 1\.0, 9\.0\) without area",
             r"^mixed: a 'cat' has the box \(0\.0, 0\.0, 60\.0, 9\.0\) outside of its image of 40 x 30 pixels",
@@ -135,13 +135,13 @@ class TestVoc:
         ]
         dataset = check_problems("voc2007", tmp_path, expected)
         assert [entry.name for entry in dataset.annotations] == ["good", "mixed", "wordy"]
-        assert [len(entry.things) for entry in dataset.annotations] == [1, 1, 0]
+        assert [len(entry.instances) for entry in dataset.annotations] == [1, 1, 0]
 
     def test_an_entity_bomb_is_a_broken_file(self, tmp_path):
         kit = voc_tree(tmp_path, {"000001": [], "000002": []})
         bomb = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation><filename>&c;</filename></annotation>'
         (kit / "Annotations/000001.xml").write_text(bomb)
-        check_problems("voc2007", tmp_path, [r"^000001: its annotation .* cannot be read"])
+        check_problems("voc2007", tmp_path, [r"^000001: the annotation .* cannot be read"])
 
     def test_without_a_size_the_photo_has_it(self, tmp_path):
         kit = voc_tree(tmp_path, {"000001": [("dog", (1, 1, 40, 30))], "000002": []})
@@ -155,7 +155,7 @@ class TestVoc:
     def test_nothing_left(self, tmp_path):
         kit = voc_tree(tmp_path, {"000001": []})
         (kit / "JPEGImages/000001.jpg").unlink()
-        with pytest.raises(ValueError, match=r"no sound photo of 'voc2007' \(1 problems, the first: 000001: its file"):
+        with pytest.raises(ValueError, match=r"no sound photo of 'voc2007' \(1 problems, the first: 000001: the file"):
             load_dataset("voc2007", tmp_path)
         (kit / "ImageSets/Main/test.txt").write_text("")
         with pytest.raises(ValueError, match=r"no sound photo of 'voc2007'; expected a folder"):
@@ -204,7 +204,7 @@ TRIANGLE = [20.5, 10.5, 35.5, 10.5, 35.5, 25.5]
 COLUMN = {"size": [30, 40], "counts": [150, 30, 1020]}
 
 
-def thing(name="dog", box=(2, 3, 8, 5), segmentation=None, **more):
+def instance(name="dog", box=(2, 3, 8, 5), segmentation=None, **more):
     return {
         "category_id": COCO_IDS[COCO_CLASSES.index(name)],
         "bbox": list(box),
@@ -216,9 +216,9 @@ def thing(name="dog", box=(2, 3, 8, 5), segmentation=None, **more):
 class TestCoco:
     def test_polygons_crowds_and_classes(self, tmp_path):
         objects = [
-            thing("toothbrush"),
-            thing("person", (5, 0, 1, 30), COLUMN, iscrowd=1),
-            thing("person", (20.5, 10.5, 15, 15), [TRIANGLE, SQUARE]),
+            instance("toothbrush"),
+            instance("person", (5, 0, 1, 30), COLUMN, iscrowd=1),
+            instance("person", (20.5, 10.5, 15, 15), [TRIANGLE, SQUARE]),
         ]
         coco_tree(tmp_path, {"COCO_val2014_000000000007.jpg": objects, "b.jpg": []})
         dataset = load_dataset("coco2014", tmp_path)
@@ -228,7 +228,7 @@ class TestCoco:
         assert (entry.name, entry.size) == ("COCO_val2014_000000000007.jpg", (30, 40))
         assert labels_of(entry) == [0, 79]
         assert torch.equal(class_mask(entry, 79), pixels_in((2, 3, 10, 8)))
-        assert [item.crowd for item in entry.things] == [False, True, False]
+        assert [item.crowd for item in entry.instances] == [False, True, False]
         person = class_mask(entry, 0)
         square_or_column = pixels_in((2, 3, 10, 8)) | pixels_in((5, 0, 6, 30))
         assert person[square_or_column].all()
@@ -241,63 +241,68 @@ class TestCoco:
 
     def test_years_and_splits(self, tmp_path):
         for split in ("val2014", "val2017", "train2017"):
-            coco_tree(tmp_path, {f"{split}.jpg": [thing()]}, split)
+            coco_tree(tmp_path, {f"{split}.jpg": [instance()]}, split)
         names = [
             load_dataset(name, tmp_path, **options).annotations[0].name
             for name, options in (("coco2014", {}), ("coco2017", {}), ("coco2017", {"split": "train2017"}))
         ]
         assert names == ["val2014.jpg", "val2017.jpg", "train2017.jpg"]
         other = tmp_path / "annotations/instances_train2017.json"
-        with pytest.raises(ValueError, match=r"no sound photo .* train2017\.jpg: its file .*val2014.* is missing"):
+        with pytest.raises(ValueError, match=r"no sound photo .* train2017\.jpg: the file .*val2014.* does not exist"):
             load_dataset("coco2017", tmp_path, split="val2014", annotations=other)
         with pytest.raises(ValueError, match=r"annotations='.*instances_test\.json' is not a file; .*expected"):
             load_dataset("coco2014", tmp_path, split="test")
 
     def test_photos_come_by_rising_id(self, tmp_path):
-        content = coco_tree(tmp_path, {"b.jpg": [], "a.jpg": [thing()]})
+        content = coco_tree(tmp_path, {"b.jpg": [], "a.jpg": [instance()]})
         content["images"].reverse()
         write_json(tmp_path, content)
         assert [entry.name for entry in load_dataset("coco2014", tmp_path).annotations] == ["b.jpg", "a.jpg"]
 
     def test_boxes_without_masks(self, tmp_path):
-        objects = [thing("dog", (1, 2, 3, 4), []), {"category_id": 1, "bbox": [0, 0, 2, 2]}]
+        objects = [instance("dog", (1, 2, 3, 4), []), {"category_id": 1, "bbox": [0, 0, 2, 2]}]
         coco_tree(tmp_path, {"a.jpg": objects})
         (entry,) = load_dataset("coco2014", tmp_path).annotations
         assert torch.equal(class_mask(entry, COCO_CLASSES.index("dog")), pixels_in((1, 2, 4, 6)))
         assert torch.equal(class_mask(entry, 0), pixels_in((0, 0, 2, 2)))
 
     def test_rounding_is_cut_off(self, tmp_path):
-        coco_tree(tmp_path, {"a.jpg": [thing(box=(-0.25, 0, 40.5, 30.75))]})
+        coco_tree(tmp_path, {"a.jpg": [instance(box=(-0.25, 0, 40.5, 30.75))]})
         (entry,) = load_dataset("coco2014", tmp_path, on_error="refuse").annotations
-        assert entry.things[0].box == (0, 0, 40, 30)
+        assert entry.instances[0].box == (0, 0, 40, 30)
 
     def test_what_is_wrong_is_named_and_skipped(self, tmp_path):
         nan = float("nan")
         size = [30, 40]
         wrong = [
-            (r"is of the unknown category 12$", thing(category_id=12)),
-            (r"is of the unknown category 91, 'hat'", thing(category_id=91)),
-            (r"has the bbox None", thing(bbox=None)),
-            (r"has the bbox \[1, 2, 3\]", thing(box=(1, 2, 3))),
-            (r"has the bbox \['a'", thing(box=("a", 1, 2, 3))),
-            (r"neither polygons nor", thing(segmentation=[[1, 2, 3, 4]])),
-            (r"neither polygons nor", thing(segmentation=["x"])),
-            (r"a polygon of other things than numbers", thing(segmentation=[[1, 2, 3, None, 5, 6]])),
-            (r"a polygon far outside", thing(segmentation=[[1, 2, 3, 1e12, 5, 6]])),
-            (r"a polygon far outside", thing(segmentation=[[1, 2, 3, nan, 5, 6]])),
+            (r"is of the unknown category 12$", instance(category_id=12)),
+            (r"is of the unknown category 91, 'hat'", instance(category_id=91)),
+            (r"has the bbox None", instance(bbox=None)),
+            (r"has the bbox \[1, 2, 3\]", instance(box=(1, 2, 3))),
+            (r"has the bbox \['a'", instance(box=("a", 1, 2, 3))),
+            (r"neither polygons nor", instance(segmentation=[[1, 2, 3, 4]])),
+            (r"neither polygons nor", instance(segmentation=["x"])),
+            (r"a polygon of other things than numbers", instance(segmentation=[[1, 2, 3, None, 5, 6]])),
+            (r"a polygon far outside", instance(segmentation=[[1, 2, 3, 1e12, 5, 6]])),
+            (r"a polygon far outside", instance(segmentation=[[1, 2, 3, nan, 5, 6]])),
             (
                 r"a mask of size \[40, 30\] in an image of size",
-                thing(segmentation={"size": [40, 30], "counts": [1200]}),
+                instance(segmentation={"size": [40, 30], "counts": [1200]}),
             ),
-            (r"a mask that does not fill its image", thing(segmentation={"size": size, "counts": [1, 2]})),
-            (r"a mask that does not fill its image", thing(segmentation={"size": size, "counts": "zzz"})),
-            (r"a mask that does not fill its image", thing(segmentation={"size": size, "counts": [1210, -10]})),
-            (r"a broken run-length code", thing(segmentation={"size": size, "counts": [None]})),
-            (r"a broken run-length code", thing(segmentation={"size": size})),
+            (r"a mask that does not fill its image", instance(segmentation={"size": size, "counts": [1, 2]})),
+            (r"a mask that does not fill its image", instance(segmentation={"size": size, "counts": "zzz"})),
+            (r"a mask that does not fill its image", instance(segmentation={"size": size, "counts": [1210, -10]})),
+            (r"a broken run-length code", instance(segmentation={"size": size, "counts": [None]})),
+            (r"a broken run-length code", instance(segmentation={"size": size})),
         ]
-        boxes = [thing(box=(0, 0, 0, 5)), thing(box=(0, 0, nan, 5)), thing(box=(35, 0, 9, 5)), thing(box=(0, -9, 5, 5))]
+        boxes = [
+            instance(box=(0, 0, 0, 5)),
+            instance(box=(0, 0, nan, 5)),
+            instance(box=(35, 0, 9, 5)),
+            instance(box=(0, -9, 5, 5)),
+        ]
         content = coco_tree(
-            tmp_path, {"a.jpg": [*(entry for _, entry in wrong), *boxes, thing()], "gone.jpg": [], "b.jpg": []}
+            tmp_path, {"a.jpg": [*(entry for _, entry in wrong), *boxes, instance()], "gone.jpg": [], "b.jpg": []}
         )
         (tmp_path / "val2014/gone.jpg").unlink()
         content["categories"].append({"id": 91, "name": "hat"})
@@ -318,17 +323,17 @@ class TestCoco:
             r"^a\.jpg: a 'dog' has the box \(0, 0, nan, 5\) without area",
             r"^a\.jpg: a 'dog' has the box \(35, 0, 44, 5\) outside of its image of 40 x 30 pixels",
             r"^a\.jpg: a 'dog' has the box \(0, -9, 5, -4\) outside",
-            r"^gone\.jpg: its file .* is missing",
+            r"^gone\.jpg: the file .* does not exist",
             r"^b\.jpg: it is listed twice",
             r"^image id 41: it has no file_name",
             r"^no_photo\.jpg: photo='.*' cannot be read",
         ]
         dataset = check_problems("coco2014", tmp_path, expected)
         assert [entry.name for entry in dataset.annotations] == ["a.jpg", "b.jpg"]
-        assert len(dataset.annotations[0].things) == 1
+        assert len(dataset.annotations[0].instances) == 1
 
     def test_without_a_size_the_photo_has_it(self, tmp_path):
-        content = coco_tree(tmp_path, {"a.jpg": [thing(segmentation=COLUMN)]})
+        content = coco_tree(tmp_path, {"a.jpg": [instance(segmentation=COLUMN)]})
         del content["images"][0]["height"]
         write_json(tmp_path, content)
         (entry,) = load_dataset("coco2014", tmp_path, on_error="refuse").annotations
@@ -336,7 +341,7 @@ class TestCoco:
 
     @pytest.mark.parametrize("damage", ["cut", "list", "no categories", "no image_id", "nameless", "ids", "empty"])
     def test_a_broken_file(self, tmp_path, damage):
-        content = coco_tree(tmp_path, {"a.jpg": [thing()]})
+        content = coco_tree(tmp_path, {"a.jpg": [instance()]})
         path = tmp_path / "annotations/instances_val2014.json"
         if damage == "no categories":
             del content["categories"]
@@ -353,12 +358,12 @@ class TestCoco:
             load_dataset("coco2014", tmp_path)
 
     def test_nothing_is_printed(self, tmp_path, capfd):
-        coco_tree(tmp_path, {"a.jpg": [thing()]})
+        coco_tree(tmp_path, {"a.jpg": [instance()]})
         load_dataset("coco2014", tmp_path)
         assert capfd.readouterr() == ("", "")
 
     def test_no_photo_is_opened(self, tmp_path, monkeypatch):
-        coco_tree(tmp_path, {"a.jpg": [thing()]})
+        coco_tree(tmp_path, {"a.jpg": [instance()]})
         voc_tree(tmp_path, {"000001": [("dog", (1, 1, 9, 9))]})
         imagenet_tree(tmp_path, {"val_1": [("n01440764", (0, 0, 9, 9))]})
         monkeypatch.setattr(Image, "open", None)
@@ -448,12 +453,12 @@ class TestImageNet:
         solution = tmp_path / "LOC_val_solution.csv"
         solution.write_text(re.sub("neither,.*\n", "", solution.read_text()))
         expected = [
-            r"^gone: its file .*gone\.JPEG is missing",
+            r"^gone: the file .*gone\.JPEG does not exist",
             r"^differs: .*differs\.xml and the solution 'n01440764 0 0 9 8 ' differ",
-            r"^class: its solution .* has the unknown class 'n00000000'",
-            r"^words: its solution .* is not a list of classes and boxes",
-            r"^cut: its annotation .* cannot be read",
-            r"^neither: its annotation .* cannot be read",
+            r"^class: the solution .* has the unknown class 'n00000000'",
+            r"^words: the solution .* is not a list of classes and boxes",
+            r"^cut: the annotation .* cannot be read",
+            r"^neither: the annotation .* cannot be read",
         ]
         dataset = check_problems("imagenet", tmp_path, expected)
         assert [entry.name for entry in dataset.annotations] == ["good"]
@@ -463,7 +468,7 @@ class TestImageNet:
         listing, solution = tmp_path / "ILSVRC/ImageSets/CLS-LOC/val.txt", tmp_path / "LOC_val_solution.csv"
         listing.write_text(listing.read_text().replace("\n", "\n\n"))
         solution.write_text(re.sub("cut,.*\n", "cut\n", solution.read_text()))
-        expected = [r"^cut: its solution '' is not a list of classes and boxes"]
+        expected = [r"^cut: the solution '' is not a list of classes and boxes"]
         assert [entry.name for entry in check_problems("imagenet", tmp_path, expected).annotations] == ["good"]
         listing.unlink()
         check_problems("imagenet", tmp_path, expected)
@@ -487,7 +492,7 @@ class TestRealData:
         assert len(dataset.classes) == 1000
         assert dataset.classes[0] == "tench, Tinca tinca"
         assert all(entry.size == (227, 227) and len(labels_of(entry)) == 1 for entry in dataset.annotations)
-        assert sum(len(entry.things) for entry in dataset.annotations) == 758
+        assert sum(len(entry.instances) for entry in dataset.annotations) == 758
         assert dataset.image(499).shape == (3, 227, 227)
 
     @needs_shared
@@ -495,11 +500,11 @@ class TestRealData:
         folder = load_dataset("folder", SHARED / "coco", on_error="refuse")
         named = load_dataset("coco2017", SHARED / "coco", split="train2017", on_error="refuse")
         assert folder.classes == named.classes == COCO_CLASSES
-        assert (describe(folder)["images"], describe(folder)["things"]) == (107, 844)
+        assert (describe(folder)["images"], describe(folder)["instances"]) == (107, 844)
         assert describe(folder)["annotations"] == describe(named)["annotations"]
         content = json.loads((SHARED / "coco/annotations/instances_train2017.json").read_text())
         areas = {entry["id"]: entry["area"] for entry in content["annotations"]}
-        found = [thing.mask().sum().item() for entry in named.annotations[:20] for thing in entry.things]
+        found = [instance.mask().sum().item() for entry in named.annotations[:20] for instance in entry.instances]
         ids = [
             note["id"]
             for image in sorted(content["images"], key=lambda image: image["id"])[:20]
@@ -554,7 +559,7 @@ def test_wrong_arguments(arguments, options, message):
 
 
 def test_data_sets_can_be_sent_to_other_processes(tmp_path):
-    coco_tree(tmp_path, {"a.jpg": [thing(), thing("person", segmentation=COLUMN, iscrowd=1)]})
+    coco_tree(tmp_path, {"a.jpg": [instance(), instance("person", segmentation=COLUMN, iscrowd=1)]})
     for dataset in (load_dataset("coco2014", tmp_path), load_dataset("scenes", scenes=1)):
         copy = pickle.loads(pickle.dumps(dataset))
         entry, twin = dataset.annotations[0], copy.annotations[0]
@@ -563,7 +568,7 @@ def test_data_sets_can_be_sent_to_other_processes(tmp_path):
 
 
 def test_the_description_hangs_on_the_masks(tmp_path):
-    content = coco_tree(tmp_path, {"a.jpg": [thing()]})
+    content = coco_tree(tmp_path, {"a.jpg": [instance()]})
     before = describe(load_dataset("coco2014", tmp_path))
     assert before["root"] == str(tmp_path.resolve())
     content["annotations"][0]["segmentation"] = [TRIANGLE]

@@ -119,10 +119,10 @@ def test_random_numbers_are_those_of_the_seed_whatever_was_tried_before(network)
 
     input, targets = torch.rand(2, 3, 64, 64), torch.tensor([[1, 2], [4, 5]])
     explainer, state = Explainer(noisy), torch.get_rng_state()
-    first, second = (explainer.maps(network, input, targets, seed=7) for _ in range(2))
+    first, second = (explainer.maps(network, input, targets, 7) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(first, explainer.maps(network, input, targets, seed=8))
+    assert not torch.equal(first, explainer.maps(network, input, targets, 8))
 
 
 def test_arguments_that_a_function_overwrites_are_its_own(network):

@@ -156,8 +156,8 @@ def test_many_targets_of_one_method_follow_each_other(network):
 @pytest.mark.parametrize(
     ("target", "names"),
     [
-        (lambda output: output[:, :2], ["<lambda> 0", "<lambda> 1"]),
-        (lambda output: output[:, 0], ["<lambda>"]),
+        (lambda output: output[:, :2], ["lambda 0", "lambda 1"]),
+        (lambda output: output[:, 0], ["lambda"]),
         ((2,), ["(2,)"]),
     ],
 )

@@ -82,7 +82,7 @@ def test_functions_wrapped_methods_and_options(network):
         found.maps["rise"], saliency.rise_class(network, IMAGE[None], 0, num_masks=20, smooth=0.02)
     )
     mine = explain(network, IMAGE, 0, [lambda model, input, target: input[:, :1]])
-    assert torch.equal(mine.maps["<lambda>"], IMAGE[None, :1])
+    assert torch.equal(mine.maps["lambda"], IMAGE[None, :1])
 
 
 def test_what_refuses_is_left_out_with_a_warning(network):

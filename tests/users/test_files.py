@@ -52,9 +52,9 @@ IMAGES = {
     "a wide one": ({"width": 10**9}, "is not of the annotated height and width"),
     "a size of hundreds of digits": ({"width": 10**400, "height": 10**400}, "is not of the annotated height and width"),
     "a name of 5,000 characters": ({"file_name": "x" * 5000 + ".png"}, "File name too long"),
-    "a name with NUL": ({"file_name": "a\0.png"}, "is missing"),
-    "a name that no text can hold": ({"file_name": "\ud800.png"}, "is missing"),
-    "a name that clears the screen": ({"file_name": "\x1b[2J\x1b[1;1H.png"}, "is missing"),
+    "a name with NUL": ({"file_name": "a\0.png"}, "does not exist"),
+    "a name that no text can hold": ({"file_name": "\ud800.png"}, "does not exist"),
+    "a name that clears the screen": ({"file_name": "\x1b[2J\x1b[1;1H.png"}, "does not exist"),
 }
 
 
@@ -91,7 +91,7 @@ ANNOTATIONS = {
 def test_a_hostile_object_is_one_problem(tmp_path, case):
     annotation, message = ANNOTATIONS[case]
     found = coco(tmp_path, annotation=annotation)
-    assert [len(annotation.things) for annotation in found.annotations] == [0, 1]
+    assert [len(annotation.instances) for annotation in found.annotations] == [0, 1]
     (problem,) = found.problems
     assert message in problem
     assert len(problem) <= 400

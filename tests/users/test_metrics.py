@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from saliency import grad_cam, gradient
-from saliency.evaluation.cases import Annotation, Thing
+from saliency.evaluation.cases import Annotation, Instance
 from saliency.evaluation.metrics.faithfulness import curve_area, deletion, insertion, road
 from saliency.evaluation.metrics.localisation import pointing_game
 from saliency.evaluation.metrics.randomisation import parameter_groups, parameter_randomisation
@@ -27,7 +27,7 @@ class Photos:
     """Four random photos of 12 x 16 pixels with one object each."""
 
     name, root, source, classes, problems = "photos", None, "", ("a", "b"), ()
-    annotations = tuple(Annotation(f"p{i}", (12, 16), (Thing(i % 2, (2, 3, 9, 8)),)) for i in range(4))
+    annotations = tuple(Annotation(f"p{i}", (12, 16), (Instance(i % 2, (2, 3, 9, 8)),)) for i in range(4))
 
     def image(self, index):
         return torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(index))

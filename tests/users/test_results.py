@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from saliency import gradient
-from saliency.evaluation.cases import Annotation, Thing
+from saliency.evaluation.cases import Annotation, Instance
 from saliency.evaluation.running import ranks as folders
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import Result, decode, encode, read_results, scan_results
@@ -25,7 +25,7 @@ class Photos:
     """Two random photos."""
 
     name, root, source, classes, problems = "photos", None, "", ("a",), ()
-    annotations = tuple(Annotation(f"p{i}", (8, 8), (Thing(0, (1, 1, 5, 5)),)) for i in range(2))
+    annotations = tuple(Annotation(f"p{i}", (8, 8), (Instance(0, (1, 1, 5, 5)),)) for i in range(2))
 
     def image(self, index):
         return torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(index))

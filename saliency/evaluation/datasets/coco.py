@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from saliency.evaluation.cases import Thing
+from saliency.evaluation.cases import Instance
 from saliency.evaluation.datasets.photos import Box, Entry, Listing, each_photo, stored_size
 from saliency.evaluation.datasets.segmentation import draw_mask, segmentation_problem
 from saliency.images import is_file
@@ -131,14 +131,14 @@ def _photo(
     except ValueError as error:
         yield f"{name}: {error}"
         return
-    things = []
+    instances = []
     for entry in entries:
         problem = _problem(entry, size, labels, categories)
         if problem:
             yield f"{name}: annotation {entry['id']} {problem}"
         else:
-            things.append(_thing(entry, size, labels[entry["category_id"]]))
-    yield Entry(name, folder / name, size, tuple(things))
+            instances.append(_instance(entry, size, labels[entry["category_id"]]))
+    yield Entry(name, folder / name, size, tuple(instances))
 
 
 def _size(image: Record, path: Path) -> tuple[int, int]:
@@ -165,9 +165,9 @@ def _is_pixels(value: object) -> bool:
     return isinstance(value, (int, float)) and not abs(value) > FARTHEST
 
 
-def _thing(entry: Record, size: tuple[int, int], label: int) -> Thing:
+def _instance(entry: Record, size: tuple[int, int], label: int) -> Instance:
     x, y, width, height = entry["bbox"]
     box: Box = (x, y, x + width, y + height)
     segmentation = entry.get("segmentation")
     mask = partial(draw_mask, segmentation, size) if segmentation else None
-    return Thing(label, box, mask, crowd=bool(entry.get("iscrowd")))
+    return Instance(label, box, mask, crowd=bool(entry.get("iscrowd")))

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from saliency.evaluation.cases import Thing
+from saliency.evaluation.cases import Instance
 from saliency.evaluation.datasets.photos import Entry, Listing, each_photo
 from saliency.evaluation.datasets.voc import read_xml
 
@@ -76,34 +76,34 @@ def _read(path: Path) -> str:
 def _answered(answer: str, xml: Path, image: Path, labels: Mapping[str, int]) -> Iterator[Entry | str]:
     """Yield a photo with the objects of its solution; its XML file, where there is one, has to agree."""
     try:
-        things = _things(answer, labels)
+        instances = _instances(answer, labels)
     except ValueError as error:
-        yield f"{image.stem}: its solution {answer!r} {error}"
+        yield f"{image.stem}: the solution {answer!r} {error}"
         return
     if not xml.is_file():
-        yield Entry(image.stem, image, None, things)
+        yield Entry(image.stem, image, None, instances)
         return
     for entry in read_xml(xml, image, labels, FIRST):
-        if isinstance(entry, Entry) and _places(entry.things) != _places(things):
+        if isinstance(entry, Entry) and _places(entry.instances) != _places(instances):
             yield f"{image.stem}: {xml} and the solution {answer!r} differ"
         else:
             yield entry
 
 
-def _things(answer: str, labels: Mapping[str, int]) -> tuple[Thing, ...]:
+def _instances(answer: str, labels: Mapping[str, int]) -> tuple[Instance, ...]:
     """The objects in ``n02112137 52 61 199 215 …``: class and box of each, again and again."""
     words = answer.split()
     if len(words) % 5 or not words:
         raise ValueError("is not a list of classes and boxes")
-    things = []
+    instances = []
     for start in range(0, len(words), 5):
         synset, *corners = words[start : start + 5]
         if synset not in labels:
             raise ValueError(f"has the unknown class {synset!r}")
         x0, y0, x1, y1 = map(int, corners)
-        things.append(Thing(labels[synset], (x0 - FIRST, y0 - FIRST, x1 - FIRST + 1, y1 - FIRST + 1)))
-    return tuple(things)
+        instances.append(Instance(labels[synset], (x0 - FIRST, y0 - FIRST, x1 - FIRST + 1, y1 - FIRST + 1)))
+    return tuple(instances)
 
 
-def _places(things: tuple[Thing, ...]) -> list[tuple[int, tuple[float, ...]]]:
-    return sorted((thing.label, thing.box) for thing in things)
+def _places(instances: tuple[Instance, ...]) -> list[tuple[int, tuple[float, ...]]]:
+    return sorted((instance.label, instance.box) for instance in instances)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from saliency.evaluation.cases import Annotation, Thing
+from saliency.evaluation.cases import Annotation, Instance
 from saliency.evaluation.printing import printable
 from saliency.images import pixels_to_tensor
 
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     name: str
     place: Path | int
     size: tuple[int, int] | None
-    things: tuple[Thing, ...]
+    instances: tuple[Instance, ...]
 
 
 class Listing(NamedTuple):
@@ -91,10 +91,10 @@ def collect(name: str, root: Path | None, listing: Listing, loader: Loader, on_e
         except (ValueError, OSError) as error:  # of a system's error the text without the path
             problems.append(f"{entry.name}: {getattr(error, 'strerror', None) or error}")
             continue
-        found = [(thing, box_problem(thing.box, size)) for thing in entry.things]
-        problems += [f"{entry.name}: a {classes[thing.label]!r} {problem}" for thing, problem in found if problem]
-        things = tuple(thing._replace(box=clip_box(thing.box, size)) for thing, problem in found if not problem)
-        annotations[entry.name] = Annotation(entry.name, size, things)
+        found = [(instance, box_problem(instance.box, size)) for instance in entry.instances]
+        problems += [f"{entry.name}: a {classes[instance.label]!r} {problem}" for instance, problem in found if problem]
+        instances = tuple(one._replace(box=clip_box(one.box, size)) for one, problem in found if not problem)
+        annotations[entry.name] = Annotation(entry.name, size, instances)
         places.append(entry.place)
     problems = [printable(_shortened(problem)) for problem in problems]
     if problems and on_error == "refuse":
@@ -133,12 +133,12 @@ def _checked_size(entry: Entry, root: Path | None, taken: Container[str]) -> tup
     if not isinstance(path, Path):
         return entry.size or (0, 0)
     if root is not None and not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(root)):
-        raise ValueError(f"its file {path} is outside of {root}")
+        raise ValueError(f"the file {path} is outside of {root}")
     if not path.is_file():
-        raise ValueError(f"its file {path} is missing")
+        raise ValueError(f"the file {path} does not exist")
     size = entry.size or stored_size(path)
     if math.prod(size) > TRUSTED and stored_size(path) != size:
-        raise ValueError(f"its file {path} is not of the annotated height and width {reprlib.repr(size)}")
+        raise ValueError(f"the file {path} is not of the annotated height and width {reprlib.repr(size)}")
     return size
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from saliency.engine.checks import check_type, is_positive_int, shown
-from saliency.evaluation.cases import Thing
+from saliency.evaluation.cases import Instance
 from saliency.evaluation.datasets.photos import Entry, Listing
 from saliency.scenes import CLASSES, make_scene
 
@@ -26,6 +26,6 @@ def draw_scene(seed: int) -> Tensor:
 
 def _entry(seed: int) -> Entry:
     scene = make_scene(seed)
-    things = tuple(Thing(item.label, item.box, partial(torch.clone, item.mask)) for item in scene.objects)
+    instances = tuple(Instance(item.label, item.box, partial(torch.clone, item.mask)) for item in scene.objects)
     height, width = scene.image.shape[1:]
-    return Entry(f"scene{seed}", seed, (height, width), things)
+    return Entry(f"scene{seed}", seed, (height, width), instances)

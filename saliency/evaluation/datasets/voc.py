@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from saliency.evaluation.cases import Thing
+from saliency.evaluation.cases import Instance
 from saliency.evaluation.datasets.photos import Entry, Listing, each_photo
 from saliency.networks.class_names import VOC_CLASSES
 
@@ -37,29 +37,29 @@ def read_xml(path: Path, image: Path, labels: Mapping[str, int], first: int) -> 
     try:
         root = ElementTree.parse(path).getroot()
     except Exception as error:  # besides malformed XML: unknown encodings, entities, names that no file can have
-        yield f"{image.stem}: its annotation {path} cannot be read ({' '.join(str(error).split())})"
+        yield f"{image.stem}: the annotation {path} cannot be read ({' '.join(str(error).split())})"
         return
     described = Path(root.findtext("filename") or image.name).stem
     if described != image.stem:
-        yield f"{image.stem}: its annotation {path} is of another photo, {described!r}"
+        yield f"{image.stem}: the annotation {path} is of another photo, {described!r}"
         return
     sides = [_number(root, f"size/{side}") for side in ("height", "width")]
     size = (int(sides[0]), int(sides[1])) if all(1 <= side < math.inf for side in sides) else None
-    found = [_thing(element, labels, first) for element in root.findall("object")]
+    found = [_instance(element, labels, first) for element in root.findall("object")]
     for number, problem in enumerate(found, 1):
         if isinstance(problem, str):
             yield f"{image.stem}: object {number} {problem}"
-    yield Entry(image.stem, image, size, tuple(thing for thing in found if isinstance(thing, Thing)))
+    yield Entry(image.stem, image, size, tuple(instance for instance in found if isinstance(instance, Instance)))
 
 
-def _thing(element: Element, labels: Mapping[str, int], first: int) -> Thing | str:
+def _instance(element: Element, labels: Mapping[str, int], first: int) -> Instance | str:
     """An object with its box made half-open, or the problem with it."""
     name = (element.findtext("name") or "").strip()
     if name not in labels:
         return f"is of the unknown class {name!r}"
     x0, y0, x1, y1 = (_number(element, f"bndbox/{corner}") - first for corner in ("xmin", "ymin", "xmax", "ymax"))
     difficult = (element.findtext("difficult") or "0").strip() == "1"
-    return Thing(labels[name], (x0, y0, x1 + 1, y1 + 1), difficult=difficult)
+    return Instance(labels[name], (x0, y0, x1 + 1, y1 + 1), difficult=difficult)
 
 
 def _number(element: Element, path: str) -> float:

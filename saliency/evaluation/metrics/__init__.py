@@ -41,7 +41,8 @@ class Metric(NamedTuple):
     which makes maps like ``saliency``. Of a ``'pair'``, its first two parameters are the maps of two methods; of a
     ``'data set'``, the first is the curves (N, T) of all cases, of the metric ``of``, and the result one number.
     The further parameters are options; ``options`` are defaults other than the function's. ``hits``: a score is a hit
-    or a miss, or the chance of a hit, so that a mean is a percentage.
+    or a miss, or the chance of a hit, so that a mean is a percentage. ``version`` stands for what a function of your
+    own does, as that of an :class:`saliency.evaluation.explainers.Explainer`.
     """
 
     function: Callable[..., Tensor]
@@ -52,6 +53,7 @@ class Metric(NamedTuple):
     area: Callable[[Tensor], Tensor] | None = None
     hits: bool = False
     of: str = ""
+    version: str | None = None
 
     @property
     def evidence(self) -> list[str]:

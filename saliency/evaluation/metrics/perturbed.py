@@ -24,7 +24,7 @@ from saliency.engine.targets import Target, Targets, target_error
 Activation: TypeAlias = Callable[[Tensor], Tensor]  # the model's output -> probabilities
 Baseline: TypeAlias = Tensor | str
 
-BASELINES = ("blur", "zero", "mean")
+NAMED = ("blur", "zero", "mean")  # baselines
 
 # RISE's blur, made for images of 224 pixels.
 _BLUR_SIDE = 224
@@ -151,7 +151,7 @@ def make_baseline(input: Tensor, baseline: Baseline) -> Tensor:
         return input.mean((2, 3), keepdim=True).expand_as(input)
     if kind == "zero":
         return torch.zeros_like(input)
-    raise ValueError(f"baseline={shown(baseline)} is unknown; expected a tensor or one of {', '.join(BASELINES)}.")
+    raise ValueError(f"baseline={shown(baseline)} is unknown; expected a tensor or one of {', '.join(NAMED)}.")
 
 
 def _blur(input: Tensor) -> Tensor:

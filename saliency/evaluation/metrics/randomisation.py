@@ -1,4 +1,4 @@
-"""Sanity checks: does a map change with the model's parameters and with the class? Lower is better."""
+"""Sanity checks: does a map depend on the model's parameters, and on the class? Lower is better."""
 
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
@@ -41,12 +41,12 @@ POWER_ITERATIONS = 20
 def parameter_groups(
     model: Module, layers: Sequence[str] | None = None, steps: int | None = None
 ) -> list[tuple[str, ...]]:
-    """The names of the modules that are randomised together, group by group, from the output down.
+    """Groups of modules, by name, that are randomised one group after another, from the output towards the input.
 
-    Without ``layers`` each module with parameters of its own is a group, the last registered one first, together with
-    what is behind its parametrisations; with them each of these layers is, with all that is in it, in the order given.
-    ``steps`` joins neighbours into that many groups, as equal as possible. Raises ``ValueError`` for an unknown layer,
-    one without parameters, no ``steps``.
+    By default every module that owns parameters is a group of its own, with its parametrisations, and the module that
+    was registered last comes first. With ``layers``, each of them is a group, with its submodules, in the given order.
+    ``steps`` merges neighbouring groups into at most that many, of about equal size. Raises ``ValueError`` for a layer
+    that is unknown or has no parameters, and for ``steps`` below 1.
 
     >>> parameter_groups(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU(), torch.nn.Linear(2, 2)))
     [('2',), ('0',)]
@@ -84,17 +84,17 @@ def parameter_randomisation(
     seed: int = 0,
     similarity: Similarity = rank_correlation,
 ) -> Tensor:
-    r"""Similarity (N, L) of the maps ``saliency`` with those of the model after each of L randomisations.
+    r"""Similarity (N, L) of the maps ``saliency`` to those of the model after each of L randomisations.
 
     .. math:: r_{nl} = \mathrm{similarity}(s_n, \mathrm{explain}(f_{\theta'_l}, x, y)_n)
 
-    ``cascading`` randomises one of :func:`parameter_groups` more each time, from the output down; otherwise one group
-    alone. Randomised means: as ``reset_parameters()`` of the module leaves it, with running statistics; a parameter
-    that this does not reach, as one behind weight norm or pruning, has its values in random order. A group gets the
-    same values in both kinds, on every device. ``explain(model, input, target)`` is given copies, and has to find its
-    layer there by name.
+    Step l randomises the first l of :func:`parameter_groups`, from the output down, or, if not ``cascading``, only the
+    l-th. A module's ``reset_parameters()`` draws its parameters and resets its running statistics; a parameter that it
+    does not change, such as one behind weight norm or pruning, has its values shuffled. The values depend on ``seed``
+    alone: they are the same in both modes and on every device. ``explain(model, input, target)`` is called with copies
+    of the model, so it has to look up its layer by name.
     Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018.
-    Raises ``ValueError`` as :func:`parameter_groups`, and for an invalid ``seed``.
+    Raises the errors of :func:`parameter_groups`, and ``ValueError`` for an invalid ``seed``.
     """
     check_seed(seed)
     check_flag("cascading", cascading)
@@ -114,14 +114,14 @@ def random_logit(
     seed: int = 0,
     similarity: Similarity = rank_correlation,
 ) -> Tensor:
-    r"""Similarity (N,) of the maps ``saliency`` of the classes ``target`` (N,) with those of another class each.
+    r"""Similarity (N,) of the maps ``saliency`` of the classes ``target`` (N,) to the maps of other classes.
 
     .. math:: r_n = \mathrm{similarity}(s_n, \mathrm{explain}(f, x, y')_n), \quad y'_n \ne y_n
 
-    ``seed`` draws for each class one of the others, so a case has the same one in every batch. ``classes`` is their
-    number; None counts the model's outputs with a forward pass of the first image.
-    Sixt et al., When Explanations Lie, ICML 2020. Raises ``ValueError`` for fewer than two classes, and for a
-    ``target`` or ``seed`` that is invalid.
+    ``seed`` draws another class y' for each class y, so it does not depend on the batch. ``classes`` is the number of
+    classes; None counts the model's outputs, in a forward pass of the first image.
+    Sixt et al., When Explanations Lie, ICML 2020. Raises ``ValueError`` for fewer than two classes, and for an invalid
+    ``target`` or ``seed``.
     """
     check_seed(seed)
     check_model(model)
@@ -166,12 +166,12 @@ def _randomised_networks(
 
 
 def _drawn(low: int, high: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    """Drawn on the CPU whatever the default device, so equal on every device."""
+    """Random integers, drawn on the CPU whatever the default device: the same for every device."""
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(int(seed)), device="cpu")
 
 
 def _copy(model: Module) -> Module:
-    """A copy. Old hooks leave a computed weight on their layer, with its graph, which cannot be copied."""
+    """A deep copy. Hooks of the old weight norm leave a tensor with a graph on their module; it is copied detached."""
     with torch.inference_mode(False):  # a copy made in inference mode has no gradients
         kept = [value for module in model.modules() for value in tree_leaves(vars(module)) if _is_made(value)]
         return deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in kept})
@@ -189,14 +189,14 @@ def _take_values(module: Module, source: Module) -> None:
 
 
 def _parts(module: Module) -> list[Module]:
-    """The parts randomised with a module: a parametrisation's own state belongs to the parameter behind it."""
+    """The modules whose state is randomised together: a parametrisation's belongs to the parameter that it computes."""
     return list(module.modules()) if isinstance(module, ParametrizationList) else [module]
 
 
 def _randomised(model: Module, seed: int) -> Module:
-    """A copy on the CPU, all of whose modules are randomised."""
+    """A copy on the CPU with every module randomised."""
     network = _copy(model).cpu()
-    # Not the seed itself: a network made after torch.manual_seed(seed) would get its own values back.
+    # Not the seed itself: a network built after torch.manual_seed(seed) would be drawn as it was.
     state = int(_drawn(0, 2**63 - 1, (), seed))
     # reset_parameters() draws from the global generator: here the CPU's, and no other.
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -206,7 +206,7 @@ def _randomised(model: Module, seed: int) -> Module:
             vars(module).update({name: x.cpu() for name, x in vars(module).items() if isinstance(x, Tensor)})
             _reset(module)
             for parameter in module.parameters(False):
-                if parameter._version == versions[parameter]:  # nothing resets it, or a hook stands before it
+                if parameter._version == versions[parameter]:  # nothing has reset it, or a hook computes it
                     order = torch.randperm(parameter.numel(), device="cpu")
                     parameter.copy_(parameter.flatten()[order].view_as(parameter))
         _settle(network)
@@ -214,7 +214,7 @@ def _randomised(model: Module, seed: int) -> Module:
 
 
 def _reset(module: Module) -> None:
-    """Run ``reset_parameters()``, if there is one; what it draws for a parametrised parameter is assigned to it."""
+    """Call ``reset_parameters()``, if there is one, and assign the values drawn for a parametrised parameter to it."""
     reset, parametrised = getattr(module, "reset_parameters", None), getattr(module, "parametrizations", {})
     if not callable(reset) or not (module._parameters or parametrised):
         return
@@ -222,12 +222,12 @@ def _reset(module: Module) -> None:
         reset()
         drawn = {name: getattr(module, name).clone() for name in parametrised}
     for name, value in drawn.items():
-        with suppress(NotImplementedError, RuntimeError, ValueError):  # it has no inverse, or none of this value
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # the parametrisation cannot be inverted
             setattr(module, name, value)
 
 
 def _settle(network: Module) -> None:
-    """Estimate the spectral norms of weights that were drawn anew: in evaluation mode they never are."""
+    """Estimate the spectral norms of the new weights: in evaluation mode that would never happen."""
     for module in network.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, SpectralNorm):

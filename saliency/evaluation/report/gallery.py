@@ -79,8 +79,8 @@ def _read_image(path: Path, rows: Found, shown: list[Series], order: dict[str, i
                 "picture": picture,
                 "class": (own[0][0] if own else shown[0]).class_name(target),
                 "difficult": any(row.difficult for _, row in own),
-                "boxes": [box for label, box in entry["things"] if label == target],
-                "others": [box for label, box in entry["things"] if label != target],
+                "boxes": [box for label, box in entry["instances"] if label == target],
+                "others": [box for label, box in entry["instances"] if label != target],
                 "maps": [
                     {"method": method, "picture": _data_uri(path.parent / Path(name).name), **_result(found[method])}
                     for method, name in maps
@@ -137,7 +137,7 @@ def write_gallery(
     known: dict[str, object] = {
         "image": annotation.name,
         "size": list(annotation.size),
-        "things": [[thing.label, list(thing.box)] for thing in annotation.things],
+        "instances": [[instance.label, list(instance.box)] for instance in annotation.instances],
         "maps": {**_known_maps(page), **files},
     }
     write_file(page, json.dumps(known).encode())

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from saliency.evaluation.report.analysis import Analysis, Summary
+from saliency.evaluation.report.analysis import SIGNIFICANT, Analysis, Summary
 from saliency.evaluation.report.comparison import Comparison, compare_published, describe_run
 from saliency.evaluation.report.series import is_better_high
 from saliency.evaluation.report.statistics import LEVEL, NOTHING, RESAMPLES, Estimate
@@ -54,15 +54,15 @@ def markdown_report(analysis: Analysis) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table, its first column to the left, the others to the right.
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """Return a Markdown table, its first columns aligned to the left, the others to the right.
 
     >>> print(table(["method", "hits"], [["cam", "9"]]))
     | method | hits |
     | --- | ---: |
     | cam | 9 |
     """
-    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *map(list, rows)]
+    lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -105,8 +105,8 @@ def _results(analysis: Analysis) -> Iterator[str]:
     if not found:
         return
     yield (
-        "Mean over cases [95 % interval]. **Bold**: the best. ≈: not told from the best by the paired test "
-        "(adjusted p ≥ 0.05). MaxBoxAcc has no such test.\n"
+        "Mean over cases [95 % interval]. **Bold**: the best. ≈: not significantly different from the best "
+        f"(paired test, adjusted p ≥ {SIGNIFICANT}). MaxBoxAcc has no such test.\n"
     )
     dates = {line: f", {date}" for line, date in analysis.dates.items()}
     header, rows = ["method"], [[escape(line + dates.get(line, ""))] for line in analysis.lines]

@@ -11,6 +11,7 @@ FLIPS = 10_000
 EXACT = 13  # up to so many images every assignment of signs is tried: 2^13 < FLIPS
 LEVEL = 0.95
 CHUNK = 2**22  # random numbers in memory at once
+SEED = 0
 
 
 class Estimate(NamedTuple):
@@ -96,7 +97,7 @@ def estimate_box_accuracy(
     return _estimate(torch.stack(best).mean(0), len(overlaps)), places[0]
 
 
-def paired_p_values(differences: Tensor, images: Tensor, seed: int = 0) -> Tensor:
+def paired_p_values(differences: Tensor, images: Tensor) -> Tensor:
     r"""Two-sided p-values (P,) of paired differences (N, P), under random signs that the cases of an image share.
 
     .. math:: p = P(|\sum_i \sigma_i d_i| \ge |\sum_i d_i|),\quad d_i = \sum_{n \in i} d_n,\ \sigma_i = \pm 1
@@ -114,7 +115,7 @@ def paired_p_values(differences: Tensor, images: Tensor, seed: int = 0) -> Tenso
     # Sums of the same numbers in another order are equal only up to rounding.
     observed = sums.sum(0).abs() - 1e-9 * sums.abs().sum(0)
     extreme, tried = torch.zeros(sums.shape[1], dtype=torch.double), 0
-    for signs in _sign_chunks(len(sums), seed):
+    for signs in _sign_chunks(len(sums)):
         extreme += ((signs @ sums).abs() >= observed).sum(0)
         tried += len(signs)
     return extreme / tried if len(sums) <= EXACT else (extreme + 1) / (tried + 1)
@@ -133,7 +134,7 @@ def holm(p_values: Tensor) -> Tensor:
     return adjusted
 
 
-def _image_weights(images: int, seed: int = 0) -> Iterator[Tensor]:
+def _image_weights(images: int) -> Iterator[Tensor]:
     """How often each image counts, (images, 1) ones for the data itself; then in each resample, (images, resamples).
 
     In pieces, and always the same draws. Fewer than two images are not resampled.
@@ -141,7 +142,7 @@ def _image_weights(images: int, seed: int = 0) -> Iterator[Tensor]:
     yield torch.ones(images, 1, dtype=torch.double)
     if images < 2:
         return
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(SEED)
     step = max(1, CHUNK // images)
     for start in range(0, RESAMPLES, step):
         drawn = torch.randint(images, (min(step, RESAMPLES - start), images), generator=generator)
@@ -149,12 +150,12 @@ def _image_weights(images: int, seed: int = 0) -> Iterator[Tensor]:
         yield weights.scatter_add_(1, drawn, torch.ones_like(weights)).T
 
 
-def _sign_chunks(images: int, seed: int) -> Iterator[Tensor]:
+def _sign_chunks(images: int) -> Iterator[Tensor]:
     """Signs (assignments, images), in pieces: every assignment for few images, else FLIPS random ones."""
     if images <= EXACT:
         yield 1.0 - 2.0 * (torch.arange(2**images)[:, None] >> torch.arange(images) & 1).double()
         return
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(SEED)
     step = max(1, CHUNK // images)
     for start in range(0, FLIPS, step):
         bits = torch.randint(2, (min(step, FLIPS - start), images), generator=generator, dtype=torch.int8)

@@ -9,6 +9,7 @@ import torch
 
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.printing import printable
+from saliency.evaluation.report.markdown import table
 from saliency.evaluation.running.plan import Job
 from saliency.evaluation.running.store import Result
 
@@ -131,10 +132,7 @@ def markdown(lines: Iterable[Line]) -> str:
     | --- | --- | ---: | ---: | ---: | ---: | ---: |
     | pointing_game | rise | 0.5000 | 0.2500 | – | 4 | 1 |
     """
-    table = [
-        "| metric | method | mean | mean over classes | difficult | cases | failed |",
-        "| --- | --- |" + 5 * " ---: |",
-    ]
+    rows: list[list[str]] = []
     by_metric: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         by_metric[line.metric].append(line)
@@ -142,9 +140,9 @@ def markdown(lines: Iterable[Line]) -> str:
         sign = -1 if metric not in METRICS or METRICS[metric].higher_is_better else 1
         for line in sorted(entries, key=lambda entry: (entry.mean is None, sign * (entry.mean or 0))):
             means = [_shown(value) for value in (line.mean, line.class_mean, line.difficult)]
-            cells = [metric, line.method.replace("|", "\\|"), *means, str(line.cases), str(line.failures)]
-            table.append(f"| {' | '.join(cells)} |")
-    return "\n".join(table)
+            rows.append([metric, line.method.replace("|", "\\|"), *means, str(line.cases), str(line.failures)])
+    header = ["metric", "method", "mean", "mean over classes", "difficult", "cases", "failed"]
+    return table(header, rows, left=2)
 
 
 def _shown(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Trials: one method run again under its name with other options or versions. Of each metric the latest one counts."""
+"""Trials: runs of one method under the same name, with different options or versions. The latest of a metric counts."""
 
 import json
 import re
@@ -14,13 +14,14 @@ Key: TypeAlias = tuple[str, str, str]  # method, metric, fingerprint
 EXPERIMENT = ("dataset", "network", "outputs")  # trials are compared only where these are equal
 METHOD = ("function", "options", "session")
 AROUND = ("versions", "device", "dtype")
+FUNCTIONS = {"function": "the method", "metric_function": "the metric"}
 _DIGEST = re.compile(r"[0-9a-f]{16,}")
 
 
 class Trial(NamedTuple):
-    """Which of the ``total`` trials of its method a configuration belongs to, the earliest first, and its date.
+    """The trial of a method that a configuration belongs to: its number among ``total``, by date, and its date.
 
-    A ``superseded`` one has a later trial of the same metric; of a pair of methods, a later trial of one of them.
+    It is ``superseded`` if the same metric was measured in a later trial; a pair of methods, if either has a later one.
     """
 
     number: int
@@ -39,7 +40,7 @@ class Trial(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """Of a configuration, its date; what it measures; and of each of its methods, in its experiment, the trial."""
+    """A configuration's date, what it measures, and the trial of each of its methods in its experiment, as texts."""
 
     date: str
     measured: str
@@ -47,10 +48,10 @@ class _Known(NamedTuple):
 
 
 def find_trials(configs: Mapping[Key, Config]) -> dict[Key, Trial]:
-    """The trial of each configuration; none where no trial of a method has a date, as in runs of earlier releases."""
+    """The trial of each configuration. A method whose trials have no dates, as in old releases, is left out."""
     known = {key: _read(key, config) for key, config in configs.items()}
-    dates: dict[str, dict[str, str]] = defaultdict(dict)  # the last date of each trial of a method
-    latest: dict[str, str] = {}  # the last date of each measurement
+    dates: dict[str, dict[str, str]] = defaultdict(dict)  # method -> trial -> its latest date
+    latest: dict[str, str] = {}  # what is measured -> its latest date
     for own in known.values():
         latest[own.measured] = max(own.date, latest.get(own.measured, ""))
         for method, trial in own.trials.items():
@@ -85,9 +86,9 @@ def _text(value: object) -> str:
 
 
 def experiment_settings(configs: Sequence[Config]) -> list[dict[str, str]]:
-    """The settings that tell experiments apart, by dotted names; digests are numbered.
+    """The settings that distinguish experiments, by dotted names. Digests are shown as numbers, by date.
 
-    The digests are left out where the rest tells as much.
+    They are left out where the other settings suffice.
     """
     flat = [flatten({part: config[part] for part in EXPERIMENT if part in config}) for config in configs]
     orders: dict[str, list[str]] = defaultdict(list)
@@ -105,7 +106,7 @@ def experiment_settings(configs: Sequence[Config]) -> list[dict[str, str]]:
 
 
 def flatten(config: Mapping[str, object], above: str = "") -> dict[str, str]:
-    """The settings by dotted names, as texts.
+    """Nested settings as one dict of texts, by dotted names.
 
     >>> flatten({"network": {"arch": "vgg16", "size": 224}})
     {'network.arch': 'vgg16', 'network.size': '224'}
@@ -126,13 +127,14 @@ def is_same_experiment(config: Config, other: Config) -> bool:
 
 
 def differences(config: Config, later: Config) -> str:
-    """How a method's earlier trial differed from a later one, in words."""
+    """What was different in an earlier trial of a method, in words."""
     old, new = (
-        flatten({**one.get("options", {}), **{part: one[part] for part in ("function", *AROUND) if part in one}})
+        flatten({**one.get("options", {}), **{part: one[part] for part in AROUND if part in one}})
         for one in (config, later)
     )
-    differing = sorted(name for name in {**old, **new} if old.get(name) != new.get(name) and name != "function")
+    differing = sorted(name for name in {**old, **new} if old.get(name) != new.get(name))
     changed = [f"{name}={old[name]}" if name in old else f"{name} not set" for name in differing]
     if not changed:
-        return "another version of the function" if old.get("function") != new.get("function") else "another process"
+        newer = [what for part, what in FUNCTIONS.items() if config.get(part) != later.get(part)]
+        return f"another version of {' and '.join(newer)}" if newer else "another process"
     return ", ".join(text if len(text) <= 60 else f"{text[:40]}…{text[-16:]}" for text in changed)

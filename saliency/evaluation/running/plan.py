@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch.nn import Module
 
-from saliency.engine.checks import check_model, check_type, is_int, is_positive_int, shown
+from saliency.engine.checks import check_model, check_type, did_you_mean, is_int, is_positive_int, shown
 from saliency.engine.state import model_device
 from saliency.evaluation.cases import Annotation, Case, Dataset, Images, labels_of
 from saliency.evaluation.explainers import Explainer, Methods, Options, named_methods
@@ -72,9 +72,7 @@ class Run:
         return model_device(self.model)
 
 
-def check_setting(
-    dataset: object, model: object, recipe: object, outputs: Sequence[Sequence[int]] | None = None
-) -> None:
+def check_setting(dataset: object, model: object, recipe: object, outputs: Sequence[Sequence[int]] | None) -> None:
     """Raise ``ValueError`` for what is not a data set, a network or its recipe, and outputs of other classes."""
     for part in ("name", "root", "source", "classes", "annotations", "problems", "image"):
         if not hasattr(dataset, part):
@@ -106,16 +104,16 @@ def make_jobs(methods: Methods, metrics: Metrics, setting: Mapping[str, object],
     described = {name: _described(one, unversioned[name], session) for name, one in explainers.items()}
     jobs: dict[tuple[Names, str], Job] = {}
     for names, metric in _tasks(explainers, metrics):
-        measuring: list[str] = []
+        row, measuring = METRICS[metric], list[str]()
         configuration: dict[str, Json] = {
             **common,
             "method": "|".join(names),
             **(described[names[0]] if len(names) == 1 else {"methods": {name: described[name] for name in names}}),
             "metric": metric,
-            "metric_function": written(METRICS[metric].function, measuring),
-            "metric_options": written(metrics[metric], measuring),
+            "metric_function": written((row.function, row.area, row.options), measuring, row.version),
+            "metric_options": written(metrics[metric], measuring, row.version),
         }
-        of = jobs[names, METRICS[metric].of].fingerprint if METRICS[metric].of else ""
+        of = jobs[names, row.of].fingerprint if row.of else ""
         configuration |= ({"of": of} if of else {}) | ({"metric_session": session} if measuring else {})
         unknown_here = (*chain.from_iterable(unversioned[name] for name in names), *measuring)
         fingerprint = fingerprint_of(configuration)
@@ -159,14 +157,17 @@ def named_metrics(metrics: Metrics) -> dict[str, Options]:
             raise ValueError(f"metric_options={shown(options)} of {metric} is not a dict; expected some of {known}.")
         for option in options:
             if option not in known:
-                raise ValueError(f"metric_options={option!r} is not an option of {metric}; expected one of {known}.")
+                hint = did_you_mean(str(option), known)
+                raise ValueError(
+                    f"metric_option={option!r} is not an option of {metric}{hint}; expected one of {known}."
+                )
     return named
 
 
 def plan_batches(
     annotations: Sequence[Annotation],
     recipe: Recipe,
-    batch_size: int = 8,
+    batch_size: int,
     limit: int | None = None,
     without: Collection[int] = (),
 ) -> list[Images]:
@@ -175,11 +176,11 @@ def plan_batches(
     They follow from the arguments alone, so a result does not depend on which process computes it, or when.
     ``ValueError`` for a limit or batch size below 1.
 
-    >>> from saliency.evaluation.cases import Thing
-    >>> thing = Thing(3, (0, 0, 2, 2))
-    >>> square, wide = Annotation("a", (9, 9), (thing,)), Annotation("b", (9, 12), (thing,))
+    >>> from saliency.evaluation.cases import Instance
+    >>> instance = Instance(3, (0, 0, 2, 2))
+    >>> square, wide = Annotation("a", (9, 9), (instance,)), Annotation("b", (9, 12), (instance,))
     >>> recipe = Recipe(9, 1, False, (), (), ())
-    >>> [[cases[0].index for cases in batch] for batch in plan_batches([square, wide, square], recipe)]
+    >>> [[cases[0].index for cases in batch] for batch in plan_batches([square, wide, square], recipe, 8)]
     [[0, 2], [1]]
     """
     for argument, value in (("batch_size", batch_size), ("limit", limit)):

@@ -21,7 +21,7 @@ POLL = 0.2  # seconds between two looks at how far the others are
 
 
 class RankError(ValueError):
-    """An error of one rank alone, which the other ranks have not raised."""
+    """An error that this rank alone raises."""
 
 
 class UnwritableError(ValueError):
@@ -133,9 +133,9 @@ def _compare(out: Path, rank: int, said: Mapping[str, str], plan: str) -> None:
         raise UnwritableError(said["unwritable"]) if "unwritable" in said else ValueError(said["error"])
     lock = out / "lock"
     if not lock.is_file() or lock.read_text("utf-8") != said["token"]:
-        raise RankError(f"out={str(out)!r} of rank {rank} is not that of rank 0; expected a folder that all share.")
+        raise RankError(f"out={str(out)!r} on rank {rank} is not rank 0's folder; expected one that all ranks share.")
     if plan != said["plan"]:
         raise RankError(
-            f"rank {rank} would compute other results than rank 0; "
-            "expected equal versions, devices, data and arguments on all ranks."
+            f"rank={rank} does not have the same plan as rank 0; "
+            "expected the same versions, devices, data and arguments on every rank."
         )

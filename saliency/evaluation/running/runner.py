@@ -30,6 +30,7 @@ from saliency.images import check_path
 from saliency.networks.preprocessing import Recipe
 
 Done = Collection[tuple[tuple[str, int], str]]  # the key of a case, and the fingerprint of a job
+BATCH_SIZE, GALLERY = 8, 24  # images
 GROUPS = 4  # sizes of images, and with them maps of a batch, that are kept for the next metric
 
 
@@ -44,8 +45,8 @@ def run(
     network: Mapping[str, object] | None = None,
     outputs: Sequence[Sequence[int]] | None = None,
     limit: int | None = None,
-    batch_size: int = 8,
-    gallery: int = 24,
+    batch_size: int = BATCH_SIZE,
+    gallery: int = GALLERY,
     retry_errors: bool = False,
 ) -> Outcome:
     """Score every case by every method and metric; results of an earlier run in ``out`` are reused.
@@ -92,8 +93,8 @@ def carry_out(run: Run, ranks: Ranks, retry_errors: bool) -> Outcome:
     """Carry out the plan in its folder, together with the other ranks."""
     unversioned = ", ".join(sorted({name for job in run.jobs for name in job.unversioned}))
     if unversioned and ranks.rank == 0:
-        said = "no version of %s: a later process does not reuse these results; expected version= (--method-version)"
-        logging.getLogger(__name__).warning(said, unversioned)
+        said = "no version of %s: a later process does not reuse these results; expected version= of the %s"
+        logging.getLogger(__name__).warning(said, unversioned, "Explainer (--method-version) or Metric")
     batches = [[case.key for case in chain.from_iterable(batch)] for batch in run.batches]
     plan = fingerprint_of({"jobs": [job.fingerprint for job in run.jobs], "batches": batches})
     interrupted, problems, report = False, list[str](), None

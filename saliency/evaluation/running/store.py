@@ -164,7 +164,7 @@ def append_results(file: IO[bytes], results: Sequence[Result]) -> None:
     except BaseException as error:
         file.truncate(start)
         if isinstance(error, OSError):
-            problem = f"{error.strerror}; the rows before are whole, and the same command goes on"
+            problem = f"{error.strerror}; earlier results are intact, the same command resumes"
             raise OSError(error.errno, problem, str(file.name)) from error
         raise
 

@@ -91,9 +91,9 @@ def test_a_metric_of_one_s_own_of_each_kind(tmp_path, monkeypatch):
     assert lines["grad_cam", "spread"].mean == pytest.approx(10 * curves.std(0).mean().item(), rel=1e-5)
     assert lines["grad_cam|gradient", "apart"].mean > 0
     scene = load_dataset("scenes", scenes=1)
-    label = scene.annotations[0].things[0].label
+    label = scene.annotations[0].instances[0].label
     map = METHODS["grad_cam"].function(scene_network(), scene.image(0)[None], label, resize=True)
-    mask = torch.stack([t.mask() for t in scene.annotations[0].things if t.label == label]).any(0)
+    mask = torch.stack([t.mask() for t in scene.annotations[0].instances if t.label == label]).any(0)
     expected = float((mask & (map[0, 0] > 0.25 * map.max())).float().mean())
     (row,) = [row for row in rows if row.key[:4] == ("scene0", label, "grad_cam", "covers")]
     assert row.score == pytest.approx(expected, abs=1e-4)

@@ -96,7 +96,7 @@ def _write_pictures(folder: Path, name: str, slug: str, scene: Any, labels: list
     known = {
         "image": name,
         "size": list(scene.image.shape[1:]),
-        "things": [[item.label, list(item.box)] for item in scene.objects],
+        "instances": [[item.label, list(item.box)] for item in scene.objects],
         "maps": files,
     }
     (folder / f"{slug}.json").write_text(json.dumps(known), "utf-8")

@@ -71,6 +71,10 @@ def test_what_makes_a_trial_and_what_another_experiment_or_metric(tmp_path):
     for number, changes in enumerate(trials):
         analysis = make(tmp_path / str(number), ([0.0], dated(1)), ([1.0], dated(2, **changes)))
         assert means(analysis) == {("mine · 2", "pointing_game"): 1.0}
+        assert (analysis.earlier[0].differences == "another version of the method") == ("function" in changes)
+    newer = make(tmp_path / "metric", ([0.0], dated(1)), ([1.0], dated(2, metric_function="m 2")))
+    assert means(newer) == {("mine", "pointing_game"): 1.0}
+    assert [(item.line, item.differences) for item in newer.earlier] == [("mine", "another version of the metric")]
     others = {
         "dataset": {"name": "voc2007", "root": None, "classes": ["a"]},
         "network": {"arch": "vgg16", "weights": "DEFAULT"},

@@ -17,7 +17,9 @@ from saliency.evaluation.cases import class_mask, is_difficult, labels_of
 from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.datasets.photos import ImageSet
 from saliency.evaluation.explainers import Explainer
+from saliency.evaluation.metrics import METRICS, Metric
 from saliency.evaluation.metrics.agreement import rank_correlation
+from saliency.evaluation.metrics.faithfulness import curve_area
 from saliency.evaluation.metrics.localisation import points_hit, saliency_points
 from saliency.evaluation.report import terminal
 from saliency.evaluation.running import runner
@@ -111,7 +113,9 @@ def test_images_larger_than_the_input_and_of_many_sizes(play, network, tmp_path)
     photos.annotations = tuple(
         entry._replace(
             size=(h, w),
-            things=tuple(thing._replace(mask=partial(_scaled, thing.mask, (h, w))) for thing in entry.things),
+            instances=tuple(
+                instance._replace(mask=partial(_scaled, instance.mask, (h, w))) for instance in entry.instances
+            ),
         )
         for entry, (h, w) in zip(photos.annotations, sizes, strict=True)
     )
@@ -162,7 +166,7 @@ def test_every_case_once_whatever_the_limit_and_batch_size(scenes):
                 assert len({len(own) for own in batch}) == 1
     without = plan_batches(scenes.annotations, RECIPE, 4, None, without={0, 5})
     assert planned(without) == [c for c in cases if c[1] not in (0, 5)]
-    for wrong in ({"batch_size": 0}, {"limit": 0}):
+    for wrong in ({"batch_size": 0}, {"batch_size": 8, "limit": 0}):
         with pytest.raises(ValueError, match="; expected "):
             plan_batches(scenes.annotations, RECIPE, **wrong)
 
@@ -300,6 +304,29 @@ def test_a_version_stands_for_what_a_function_does(play, monkeypatch, caplog, tm
         play({"own": method}, limit=2)
         assert len(list(scan_results(tmp_path / "out"))) == rows
     assert not caplog.messages
+
+
+def test_a_version_stands_for_what_a_metric_does(play, monkeypatch, caplog, tmp_path):
+    runs = (("first", "1", 2), ("later", "1", 2), ("later", "2", 4), ("later", None, 6), ("last", None, 8))
+    for session, version, rows in runs:
+        monkeypatch.setattr(runner, "SESSION", session)
+        own = Metric(lambda saliency: saliency.amax((1, 2, 3)), "case", "", version=version)
+        monkeypatch.setitem(METRICS, "own", own)
+        caplog.clear()
+        play({"gradient": METHODS["gradient"].function}, "own", limit=2)
+        assert len(list(scan_results(tmp_path / "out"))) == rows
+        assert ["<lambda>" in text for text in caplog.messages] == [True] * (version is None)
+
+
+def test_a_metric_is_known_by_its_whole_row(play, monkeypatch, tmp_path):
+    """Here the function is the package's own, so it has a version; the options and the summary of the curve differ."""
+    for number, row in enumerate(({"steps": 2}, {"steps": 4}, {"steps": 4, "seed": 1}), 1):
+        monkeypatch.setitem(METRICS, "own", Metric(METRICS["deletion"].function, "case", "", row, area=curve_area))
+        play({"gradient": METHODS["gradient"].function}, "own", limit=1)
+        assert len(list(scan_results(tmp_path / "out"))) == number
+    monkeypatch.setitem(METRICS, "own", METRICS["own"]._replace(area=torch.trapezoid))
+    play({"gradient": METHODS["gradient"].function}, "own", limit=1)
+    assert len(list(scan_results(tmp_path / "out"))) == 4
 
 
 def test_a_broken_image_fails_alone(play, tmp_path):
@@ -456,7 +483,7 @@ def test_pictures_of_the_first_images(play, scenes, tmp_path):
     for annotation in scenes.annotations[:2]:
         page = pages[annotation.name]
         assert page["size"] == [128, 128]
-        assert page["things"] == [[thing.label, list(thing.box)] for thing in annotation.things]
+        assert page["instances"] == [[instance.label, list(instance.box)] for instance in annotation.instances]
         names = ("grad_cam", "centre", "gradient")
         assert set(page["maps"]) == {f"{label}/{name}" for label in labels_of(annotation) for name in names}
         for file in page["maps"].values():

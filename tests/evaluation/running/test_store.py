@@ -167,5 +167,5 @@ def test_the_system_s_own_limit_leaves_whole_rows(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=False, env=environment
     )
-    assert f"File too large; the rows before are whole, and the same command goes on: '{path}'" in ended.stderr
+    assert f"File too large; earlier results are intact, the same command resumes: '{path}'" in ended.stderr
     assert path.read_text() == encode(ROW) * 9

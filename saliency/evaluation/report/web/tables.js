@@ -58,7 +58,7 @@ function estimateCell(numbers, range, share, mark, failed, constant) {
   if (!isNumber(value)) return { node: el("div", {}, "–", remarks), class: "number", sort: null };
   const place = (x) => (range[1] > range[0] ? (100 * (x - range[0])) / (range[1] - range[0]) : 50);
   const interval = isNumber(low) ? `${format(low, share)} – ${format(high, share)}` : "";
-  const sign = { best: el("span", { class: "badge" }, "best"), tied: el("span", { class: "tie", title: "not told from the best" }, "≈") }[mark];
+  const sign = { best: el("span", { class: "badge" }, "best"), tied: el("span", { class: "tie", title: "not significantly different from the best" }, "≈") }[mark];
   const bar = el("div", { class: "whisker", "aria-hidden": "true" },
     isNumber(low) ? el("i", { style: `left:${place(low)}%;width:${Math.max(0, place(high) - place(low))}%` }) : null,
     el("b", { style: `left:${place(value)}%` }));
