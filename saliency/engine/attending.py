@@ -220,11 +220,12 @@ class Attending(OwnMode):
 
     def forgetting(self) -> AbstractContextManager[None]:
         """Save for the backward pass only what comes after the last attention; needing more raises an error."""
+        every = self._saved  # the graph keeps the functions: one that referred to the graph would never be freed
 
         def save(x: Tensor) -> list[Tensor]:
             with torch._C.DisableTorchFunction():
-                self._saved.append([x.detach()])
-            return self._saved[-1]
+                every.append([x.detach()])
+            return every[-1]
 
         def load(saved: list[Tensor]) -> Tensor:
             if not saved:
