@@ -95,6 +95,7 @@ class Attending(OwnMode):
         self._images = images
         self._copies = copies
         self._followed: dict[int, _Followed] = {}
+        self._keeps_blocks = True
         self._saved: list[list[Tensor]] = []  # by autograd, since the last attention
         # The modules that are running, each with its name and the number of attentions found before it.
         self._around: list[tuple[str, Module | None, int]] = [("", None, 0)]
@@ -219,7 +220,8 @@ class Attending(OwnMode):
         self._saved.clear()
 
     def forgetting(self) -> AbstractContextManager[None]:
-        """Save for the backward pass only what comes after the last attention; needing more raises an error."""
+        """Save for the backward pass only what comes after the last attention, and no block; needing more is an error."""
+        self._keeps_blocks = False
         every = self._saved  # the graph keeps the functions: one that referred to the graph would never be freed
 
         def save(x: Tensor) -> list[Tensor]:
@@ -243,7 +245,7 @@ class Attending(OwnMode):
 
         def leave(module: Module, args: object, output: object) -> None:
             name, _, before = self._around.pop()
-            if len(self.found) == before + 1:
+            if self._keeps_blocks and len(self.found) == before + 1:
                 with torch._C.DisableTorchFunction():
                     self.found[before].note_block(module, name, output, self._copies)
 
