@@ -224,7 +224,7 @@ ATTENTION_COMPARISONS = [
         workload=vits.with_vit(vits.BASE),
     ),
     # At 224 px of the workload's image these are 512 and 768 px: 1,025 and 2,305 tokens. The gradient alone shows what
-    # autograd keeps of the layers between attentions, which no method that needs gradients of all layers can do without.
+    # autograd keeps of the layers between attentions: whatever needs gradients of all layers needs that too.
     *(
         Comparison(
             f"{name} of a ViT at {side}/7 of the image's side / transformer attribution with attention spelled out",
