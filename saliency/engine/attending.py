@@ -218,7 +218,7 @@ class Attending(OwnMode):
         self._saved.clear()
 
     def forgetting(self) -> AbstractContextManager[None]:
-        """Keep for the backward pass only what comes after the last attention, no block; needing more raises an error."""
+        """Keep for the backward pass only what comes after the last attention, no block; needing more is an error."""
         self._keeps_blocks = False
         every = self._saved  # the graph keeps the functions: one that referred to the graph would never be freed
 
