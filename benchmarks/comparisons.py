@@ -223,12 +223,13 @@ ATTENTION_COMPARISONS = [
         time_goal=1.2,
         workload=vits.with_vit(vits.BASE),
     ),
-    # At 224 px of the workload's image these are 512 and 768 px: 1,025 and 2,305 tokens.
+    # At 224 px of the workload's image these are 512 and 768 px: 1,025 and 2,305 tokens. The gradient alone shows what
+    # autograd keeps of the layers between attentions: whatever needs gradients of all layers needs that too.
     *(
         Comparison(
             f"{name} of a ViT at {side}/7 of the image's side / transformer attribution with attention spelled out",
             vits.spelled_out,
-            {OURS: ours},
+            {OURS: ours, "a gradient alone": one.forward_and_backward},
             memory_goal=0.25,
             workload=vits.with_vit(vits.TINY, side / 7),
         )

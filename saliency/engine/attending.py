@@ -4,7 +4,7 @@ One that is spelled out is followed: ``logits = q @ k.mT`` is remembered with it
 logits.softmax(-1)`` as a softmax, and ``a @ v`` is then an attention with queries q, keys k and values v.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -54,9 +54,7 @@ _KEPT = 8  # matrices followed at once: more than are alive between two products
 
 
 class _Factor(NamedTuple):
-    """One factor of a matrix product. ``order`` lists its axes: those of both factors, its own, and the one summed
-    over.
-    """
+    """One factor of a matrix product; ``order`` lists its axes: those of both factors, its own, the one summed over."""
 
     tensor: Tensor
     order: tuple[int, ...]
@@ -96,6 +94,7 @@ class Attending(OwnMode):
         self._copies = copies
         self._followed: dict[int, _Followed] = {}
         self._saved: list[list[Tensor]] = []  # by autograd, since the last attention
+        self._keeps_blocks = True
         # The modules that are running, each with its name and the number of attentions found before it.
         self._around: list[tuple[str, Module | None, int]] = [("", None, 0)]
 
@@ -219,12 +218,14 @@ class Attending(OwnMode):
         self._saved.clear()
 
     def forgetting(self) -> AbstractContextManager[None]:
-        """Save for the backward pass only what comes after the last attention; needing more raises an error."""
+        """Keep for the backward pass only what comes after the last attention, no block; needing more is an error."""
+        self._keeps_blocks = False
+        every = self._saved  # the graph keeps the functions: one that referred to the graph would never be freed
 
         def save(x: Tensor) -> list[Tensor]:
             with torch._C.DisableTorchFunction():
-                self._saved.append([x.detach()])
-            return self._saved[-1]
+                every.append([x.detach()])
+            return every[-1]
 
         def load(saved: list[Tensor]) -> Tensor:
             if not saved:
@@ -237,12 +238,12 @@ class Attending(OwnMode):
     def around(self, model: Module) -> Iterator[None]:
         """Note which modules contain each attention, and the output of the largest one that contains no other."""
 
-        def enter(name: str, module: Module) -> None:
+        def enter(name: str, module: Module, *given: object) -> None:
             self._around.append((name, module, len(self.found)))
 
         def leave(module: Module, args: object, output: object) -> None:
             name, _, before = self._around.pop()
-            if len(self.found) == before + 1:
+            if self._keeps_blocks and len(self.found) == before + 1:
                 with torch._C.DisableTorchFunction():
                     self.found[before].note_block(module, name, output, self._copies)
 
@@ -250,8 +251,7 @@ class Attending(OwnMode):
             for name, module in model.named_modules():
                 if isinstance(module, ScriptModule) or _is_elementary(module):
                     continue
-                begin = partial(_ignoring, partial(enter, name, module))
-                stack.callback(add_hook(module.register_forward_pre_hook, begin).remove)
+                stack.callback(add_hook(module.register_forward_pre_hook, partial(enter, name, module)).remove)
                 stack.callback(add_hook(module.register_forward_hook, leave).remove)
             yield
 
@@ -259,10 +259,6 @@ class Attending(OwnMode):
 def _is_elementary(module: Module) -> bool:
     """Is this a built-in layer without submodules? None of these attends, and they are many."""
     return not module._modules and type(module).__module__.startswith("torch.nn.modules.")
-
-
-def _ignoring(function: Callable[[], None], *args: object) -> None:
-    function()
 
 
 def _factors(function: Function, args: Args, kwargs: Kwargs) -> tuple[_Factor, _Factor] | None:

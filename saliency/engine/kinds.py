@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saliency.engine.operations import Function, with_exported
+from saliency.engine.operations import Function, Operation, with_exported
 
 LINEAR = with_exported(F.linear)
 CONVOLUTIONS = with_exported(F.conv1d, F.conv2d, F.conv3d)
@@ -55,3 +55,11 @@ SQUASHING = (
     ),
     *(*SOFTMAX, *LOG_SOFTMAX),
 )
+
+
+def parameters_of(norm: Operation) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Mean, variance, weight and bias of a batch or instance norm: ``torch.batch_norm`` has the last two first."""
+    names = ("running_mean", "running_var", "weight", "bias")
+    order = names if norm.function in (F.batch_norm, F.instance_norm) else (*names[2:], *names[:2])
+    mean, variance, weight, bias = (norm.argument(order.index(name) + 1, name) for name in names)
+    return mean, variance, weight, bias

@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge, Node
 from torch.nn import Parameter
 
 from saliency.engine.graph import node_of, sources, walk
-from saliency.engine.kinds import BATCH_NORMS, CONVOLUTIONS, WEIGHTED
+from saliency.engine.kinds import BATCH_NORMS, CONVOLUTIONS, WEIGHTED, parameters_of
 from saliency.engine.operations import Operation
 from saliency.engine.standing import Origin, Standing
 
@@ -142,9 +142,7 @@ def _has_channels_second(op: Operation, norm: Operation) -> bool:
 
 def _affine(norm: Operation) -> tuple[Tensor, Tensor]:
     """Scale and shift of a batch norm in evaluation mode, by channel."""
-    names = ("running_mean", "running_var", "weight", "bias")
-    order = names if norm.function is F.batch_norm else (*names[2:], *names[:2])
-    mean, variance, weight, bias = (norm.argument(order.index(name) + 1, name) for name in names)
+    mean, variance, weight, bias = parameters_of(norm)
     scale = (variance + norm.argument(7, "eps", 1e-5)).rsqrt()
     scale = scale if weight is None else scale * weight
     return scale, -mean * scale if bias is None else bias - mean * scale

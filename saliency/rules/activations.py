@@ -15,6 +15,7 @@ from saliency.engine.operations import (
     activation_rules,
     with_exported,
 )
+from saliency.rules.denominators import negligible
 
 # The positive part of the gradient goes through the activation: dx = f'(x) max(0, dy); for ReLU where dy > 0 and x > 0.
 # Springenberg et al., Striving for Simplicity, ICLR workshop 2015.
@@ -37,7 +38,7 @@ def pass_on(op: Operation, gradient: Tensor) -> list[Tensor | None]:
     Bach et al., PLOS ONE 2015, section 2.4; the identity rule of Achtibat et al., AttnLRP, ICML 2024.
     """
     x, (native, *others) = op.tensors[0], op.derivative(gradient)
-    near = x.abs() <= torch.finfo(x.dtype).tiny / torch.finfo(x.dtype).eps ** 0.5
+    near = x.abs() <= negligible(x.dtype)
     found = torch.where(near, 0 if native is None else native, gradient * op.result / torch.where(near, 1, x))
     if op.ledger is not None:
         op.ledger.add(lost=gradient * op.result - x * found)

@@ -10,7 +10,6 @@ from saliency.engine.kinds import (
     BATCH_NORMS,
     DIFFERENCES,
     JOINS,
-    LINEAR,
     MATRIX_PRODUCTS,
     NORMALISATIONS,
     PRODUCTS,
@@ -39,8 +38,7 @@ def bias_of(op: Operation) -> Tensor | None:
     """
     if op.function in WEIGHTED and not any(op.recorded[1:]):
         bias: Tensor | None = op.argument(2, "bias")
-        axes = 0 if op.function in LINEAR else op.tensors[1].ndim - 2  # the spatial axes, after the channels
-        return None if bias is None else bias.view(-1, *[1] * axes)
+        return None if bias is None else bias.view(-1, *[1] * (op.tensors[1].ndim - 2))  # one axis for each of space
     if op.function in SUMS + DIFFERENCES + JOINS and len(op.places) > 1 and all(op.recorded):
         return None
     if op.function in BATCH_NORMS and not op.argument(5, "training", False):

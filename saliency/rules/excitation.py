@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from saliency.engine.checks import shown
@@ -12,6 +11,7 @@ from saliency.engine.contexts import Conserved
 from saliency.engine.kinds import MEANS, NORMALISATIONS, PRODUCTS, QUOTIENTS, SQUASHING, SUMS, WEIGHTED
 from saliency.engine.operations import ACTIVATIONS, Function, Gradients, Operation, Row, Rule, Through
 from saliency.engine.state import full_precision
+from saliency.rules.denominators import away_from_0
 
 
 def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance: Tensor) -> list[Tensor]:
@@ -26,14 +26,8 @@ def shares(function: Callable[..., Tensor], inputs: Sequence[Tensor], relevance:
     with torch.enable_grad(), full_precision(relevance.device):
         inputs = [x.detach().to(precision).requires_grad_() for x in inputs]
         results = function(*inputs)
-    gradients = torch.autograd.grad(results, inputs, relevance.to(precision) / _nonzero(results.detach()))
+    gradients = torch.autograd.grad(results, inputs, relevance.to(precision) / away_from_0(results.detach()))
     return [(x.detach() * dx).to(relevance.dtype) for x, dx in zip(inputs, gradients, strict=True)]
-
-
-def _nonzero(results: Tensor) -> Tensor:
-    """The results, with infinity in place of those very close to 0, so that quotients by them are 0."""
-    nothing = torch.finfo(results.dtype).tiny / torch.finfo(results.dtype).eps ** 0.5
-    return F.threshold(results.abs(), nothing, torch.inf).copysign_(results)
 
 
 _ROOM = 2**22  # initial size of the weight buffer: enough for most layers

@@ -11,14 +11,13 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from saliency.engine.checks import is_number, shown
 from saliency.engine.choices import Attributing
-from saliency.engine.maps import safe_divide
 from saliency.engine.operations import Operation, Rule
 from saliency.engine.state import full_precision
+from saliency.rules.denominators import away_from_0
 from saliency.rules.excitation import with_parameters
 
 Bound: TypeAlias = float | Sequence[float] | Tensor
@@ -82,14 +81,6 @@ def _parts_of(op: Operation, gradient: Tensor) -> _Parts:
         if op.ledger is not None:  # the norm has already entered its shift
             op.ledger.add(bias=-gradient * summand)
     return _Parts(x, weight, bias, result, gradient)
-
-
-def away_from_0(z: Tensor, epsilon: float) -> Tensor:
-    """Move denominators away from 0 by ``epsilon``; if that is 0, make those very close to 0 infinite."""
-    if epsilon:
-        return z.abs().add_(epsilon).copysign_(z)
-    nothing = torch.finfo(z.dtype).tiny / torch.finfo(z.dtype).eps ** 0.5
-    return F.threshold(z.abs(), nothing, torch.inf).copysign_(z)
 
 
 def _share(op: Operation, terms: Sequence[_Term], relevance: Tensor, epsilon: float) -> list[Tensor]:
@@ -268,7 +259,7 @@ def identity() -> Rule:
         if parts.x.shape != parts.result.shape:
             shapes = f"{tuple(parts.x.shape)} to {tuple(parts.result.shape)}"
             raise ValueError(f"rules=identity() is not possible for a layer from {shapes}; expected equal shapes.")
-        found = safe_divide(parts.relevance, parts.x)
+        found = parts.relevance / away_from_0(parts.x)
         if op.ledger is not None:
             op.ledger.add(lost=parts.relevance - parts.x * found)
         return found.to(gradient.dtype)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saliency.engine.kinds import BATCH_NORMS, GROUP_NORMS, INSTANCE_NORMS, LAYER_NORMS, RMS_NORMS
+from saliency.engine.kinds import BATCH_NORMS, GROUP_NORMS, INSTANCE_NORMS, LAYER_NORMS, RMS_NORMS, parameters_of
 from saliency.engine.operations import Function, Operation, Row, Rule, with_exported
 from saliency.rules.activations import pass_on
 
@@ -48,16 +48,10 @@ def _through_group_norm(op: Operation, gradient: Tensor) -> Tensor:
     return _through_groups(op, gradient, op.argument(1, "num_groups"), affine, op.argument(4, "eps", 1e-5))
 
 
-def _affine_of(op: Operation) -> tuple[Tensor | None, Tensor | None]:
-    """Weight and bias of a batch or instance norm: torch's own functions have them before the statistics."""
-    first = 3 if op.function in (F.batch_norm, F.instance_norm) else 1
-    return op.argument(first, "weight"), op.argument(first + 1, "bias")
-
-
 def _through_instance_norm(op: Operation, gradient: Tensor) -> Tensor | list[Tensor | None]:
     if not op.argument(5, "use_input_stats", True):
         return _through_statistics(op, gradient)
-    return _through_groups(op, gradient, op.tensors[0].shape[1], _affine_of(op), op.argument(7, "eps", 1e-5))
+    return _through_groups(op, gradient, op.tensors[0].shape[1], parameters_of(op)[2:], op.argument(7, "eps", 1e-5))
 
 
 def _through_statistics(op: Operation, gradient: Tensor) -> list[Tensor | None]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saliency.engine.comparing import Compared
+from saliency.engine.kinds import parameters_of
 from saliency.engine.operations import Operation
 from saliency.engine.state import full_precision
 
@@ -156,8 +157,8 @@ def group_norm(op: Operation, pair: Tensor, *parameters: Tensor) -> Tensor:
 
 def instance_norm(op: Operation, pair: Tensor, *parameters: Tensor) -> Tensor:
     """The same for each channel."""
-    weight = op.argument(3 if op.function is F.instance_norm else 1, "weight")
-    return _scaled(_standardised(pair, [*range(3, pair.ndim)], op.argument(7, "eps", 1e-5)), weight, pair.ndim - 3)
+    standardised = _standardised(pair, [*range(3, pair.ndim)], op.argument(7, "eps", 1e-5))
+    return _scaled(standardised, parameters_of(op)[2], pair.ndim - 3)
 
 
 def local_response_norm(op: Operation, pair: Tensor) -> Tensor:

@@ -310,10 +310,11 @@ def test_outlier_tokens_are_those_with_large_norms():
 @pytest.mark.parametrize("method", ["raw_attention", "attention_rollout"])
 def test_what_is_in_front_of_the_last_attention_is_not_kept(method, monkeypatch):
     """Nothing of it is needed for what the score reads; where something is, the model runs once more."""
-    kept, load = [], Attending.forgetting
+    kept, watched, load = [], [], Attending.forgetting
 
     def forgetting(self):
         kept.append(self._saved)
+        watched.append(self)
         return load(self)
 
     monkeypatch.setattr(Attending, "forgetting", forgetting)
@@ -323,6 +324,7 @@ def test_what_is_in_front_of_the_last_attention_is_not_kept(method, monkeypatch)
         saliency.METHODS[method].function(model, images(), 1)
         assert len(passes) == 1
     assert 0 < len(kept[0]) == len(kept[1])
+    assert {of.block for attending in watched for of in attending.found} == {None}
 
     class Aside(torch.nn.Module):
         """Another attention comes later, and the score does not depend on it."""

@@ -1,5 +1,6 @@
 """The contract of methods that need attention: what test_contract.py says of the others, on networks that have it."""
 
+import gc
 import threading
 from typing import Any
 
@@ -191,6 +192,21 @@ def test_nothing_is_touched(method, mishap):
         with pytest.raises(error):
             method(model, untouched.input, **{"target": 1, **options})
     untouched.check()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_memory_is_free_after_a_call(case):
+    """All methods at once: to look at every object takes longer than the methods do."""
+    model, input = case.model(), case.input()
+
+    def leaves(known: set[int]) -> list[Tensor]:
+        for method in cases.ATTENTION:
+            method(model, input, 1)
+        gc.collect()
+        return [x for x in gc.get_objects() if issubclass(type(x), Tensor) and id(x) not in known]
+
+    before = leaves(set())
+    assert [x.shape for x in leaves({id(x) for x in before})] == []
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -178,6 +178,10 @@ def test_identity_in_loops():
     layer, x, target = drawn(nn.Conv2d(2, 2, 3, padding=1)), rand(1, 2, 4, 4), rand(1, 2, 4, 4)
     table = rules.relevance_rules(rules.identity(), rules.identity())
     torch.testing.assert_close(relevance(layer, x, table, target), layer(x) * target)
+    x[0, 0, 0] = torch.tensor([0, -0.0, 1e-320, -1e-300])  # what goes to an input of 0, or as good as 0, is lost
+    expected = layer(x) * target
+    expected[0, 0, 0] = 0
+    torch.testing.assert_close(relevance(layer, x, table, target), expected)
     with pytest.raises(ValueError, match=r"identity\(\) is not possible for a layer from"):
         relevance(drawn(nn.Linear(3, 2)), rand(1, 3), table, rand(1, 2))
 
