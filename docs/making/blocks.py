@@ -1,6 +1,7 @@
 """The code blocks of a page: found, and run from the top in one namespace."""
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -36,17 +37,18 @@ def blocks(text: str) -> Iterator[Block]:
 def run(path: Path) -> list[Any]:
     """Run what a page says in Python, in one namespace; return the ``picture`` of each block of the kind {picture}.
 
-    A block of the kind {picture} leaves a figure, or a picture of Pillow, under that name. What is printed is dropped.
+    A block of the kind {picture} leaves a figure, or a picture of Pillow, under that name. What is printed is dropped,
+    and what a page does to the filter of warnings ends with it.
     """
     names: dict[str, Any] = {"__name__": "__page__"}
     pictures = []
-    for block in blocks(path.read_text("utf-8")):
-        if block.kind not in ("python", "{picture}"):
-            continue
-        compiled = compile("\n" * block.line + block.code, str(path), "exec")
-        if block.is_run:
-            with redirect_stdout(StringIO()):
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        for block in blocks(path.read_text("utf-8")):
+            if block.kind not in ("python", "{picture}"):
+                continue
+            compiled = compile("\n" * block.line + block.code, str(path), "exec")
+            if block.is_run:
                 exec(compiled, names)
-        if block.kind == "{picture}":
-            pictures.append(names.pop("picture"))
+            if block.kind == "{picture}":
+                pictures.append(names.pop("picture"))
     return pictures
