@@ -1,165 +1,111 @@
 """The page for those who come from another library: every row runs, and both of its cells give what it says."""
 
 import importlib
+import inspect
+import pkgutil
 import re
-import warnings
-from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
 
-import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
 
 import saliency
-from saliency import images
-from tests.parity.agreement import relative_error
+from benchmarks.agreement import DISTRIBUTIONS, NOTES, PAGE, PEERS, ROWS, difference, measure, ours, scaled, sections
+from benchmarks.agreement import theirs as of_peer
 
-PAGE = (Path(__file__).parent.parent / "docs" / "migrating.md").read_text(encoding="utf-8")
-ROW = re.compile(r"^\| `(.+)` \| `(.+)` \| (.*?)\|$", re.MULTILINE)
-_CAMS = "pytorch_grad_cam"
-# Where the names in the first column of a section's table come from.
-PEERS = {
+TOLERANCES = {"zennit": 1e-4}  # it adds its epsilon twice
+# Where a library keeps what it is imported for.
+PUBLIC = {
     "TorchRay": [
-        *(f"torchray.attribution.{name}" for name in ("gradient", "deconvnet", "guided_backprop", "linear_approx")),
-        *(f"torchray.attribution.{name}" for name in ("grad_cam", "excitation_backprop", "rise")),
-        *("torchray.attribution.extremal_perturbation", "torchray.attribution.common", "torchray.utils"),
+        *(f"torchray.{name}" for name in ("attribution", "utils", "benchmark", "benchmark.datasets")),
+        *(f"torchray.benchmark.{name}" for name in ("logging", "models", "pointing_game", "server")),
     ],
     "Captum": ["captum.attr"],
-    "pytorch-grad-cam": [_CAMS, f"{_CAMS}.utils.model_targets", f"{_CAMS}.utils.image"],
-    "torch-cam": ["torchcam.methods"],
-    "zennit": ["zennit.composites", "zennit.attribution"],
-}
-TOLERANCES = {"zennit": 1e-4}  # it adds its epsilon twice
-NOTES = ("", "scaled", "other draws", "differs")  # how a row's last cell begins
-
-
-class Row(NamedTuple):
-    """Two expressions, and how what they give is compared."""
-
-    peer: str
-    theirs: str
-    ours: str
-    note: str
-
-
-ROWS = [
-    Row(peer, theirs, ours, note.strip())
-    for peer, section in re.findall(r"^## (.+)\n((?:(?!^## ).*\n)*)", PAGE, re.MULTILINE)
-    for theirs, ours, note in ROW.findall(section)
-]
-CAPTUM = {
-    *("LayerConductance", "LayerActivation", "InternalInfluence", "LayerGradientXActivation", "LayerGradCam"),
-    *("LayerDeepLift", "LayerDeepLiftShap", "LayerGradientShap", "LayerIntegratedGradients", "LayerFeatureAblation"),
-    *("LayerLRP", "Saliency", "InputXGradient", "GuidedBackprop", "Deconvolution", "GuidedGradCam", "LRP", "Occlusion"),
-    *("IntegratedGradients", "DeepLift", "DeepLiftShap", "GradientShap", "NoiseTunnel", "FeatureAblation"),
-    *("FeaturePermutation", "LayerAttribution"),
+    "pytorch-grad-cam": [
+        *("pytorch_grad_cam", "pytorch_grad_cam.metrics"),
+        *("pytorch_grad_cam.utils.model_targets", "pytorch_grad_cam.utils.image"),
+    ],
+    "torch-cam": ["torchcam.methods", "torchcam.metrics", "torchcam.utils"],
+    "zennit": [f"zennit.{name}" for name in ("attribution", "canonizers", "composites", "image", "rules")],
 }
 
 
-class _Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer3 = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
-        self.layer4 = nn.Sequential(nn.Conv2d(4, 5, 3, 2, 1), nn.ReLU())
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(5, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.fc(self.avgpool(self.layer4(self.layer3(x))).flatten(1))
-        return result
-
-
-class _Segmenter(nn.Module):
-    def __init__(self, model: _Net) -> None:
-        super().__init__()
-        self.layer3, self.layer4, self.fc = model.layer3, model.layer4, model.fc
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.fc(self.layer4(self.layer3(x)).movedim(1, 3)).movedim(3, 1)
-        return result
-
-
-def _names(peer: str) -> dict[str, Any]:
-    """What the page's cells speak of: in double precision, where the library does not mind."""
-    torch.manual_seed(0)
-    dtype = torch.float64 if peer in ("Captum", "zennit") else torch.float32
-    model = _Net().to(dtype).eval()
-    with torch.no_grad():
-        model.fc.weight.mul_(5)
-    x, baselines = torch.randn(2, 3, 16, 16).to(dtype), torch.randn(4, 3, 16, 16).to(dtype)
-    one_hot = torch.eye(3, dtype=dtype)[[1, 2]]
-    return {
-        "torch": torch,
-        "model": model,
-        "segmenter": _Segmenter(model),
-        "x": x,
-        "t": [1, 2],
-        "baselines": baselines,
-        "one_hot": one_hot,
-        "scores": one_hot * model(x).detach(),
-        "mask": torch.arange(5)[None, :, None, None].expand(1, 5, 8, 8) // 2,
-        "areas": torch.arange(16)[None, None, :, None].expand(1, 3, 16, 16) // 4,
-        "region": np.eye(8),
-        "low": torch.full_like(x, -4.0),
-        "high": torch.full_like(x, 4.0),
-        "photo": np.random.RandomState(0).rand(16, 16, 3).astype(np.float32),
-    }
-
-
-def _of(cell: str, known: dict[str, Any]) -> Tensor:
-    found = eval(cell, known, None)
-    tensor = found.detach().double() if isinstance(found, Tensor) else torch.tensor(np.array(found)).double()
-    assert torch.isfinite(tensor).all()
-    assert float(tensor.abs().max()) > 0
-    return tensor
-
-
-def _ours(row: Row) -> Tensor:
-    return _of(row.ours, {**vars(images), **vars(saliency), "rules": saliency.rules, **_names(row.peer)})
-
-
-def _scaled(maps: Tensor) -> Tensor:
-    rows = maps.flatten(1)
-    low, high = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
-    return (rows - low) / (high - low)
-
-
-def _id(row: Row) -> str:
+def _id(row):
     return f"{row.peer}-{row.theirs[:60]}"
 
 
 def test_every_library_has_its_rows():
-    assert {row.peer for row in ROWS} == set(PEERS)
+    assert {row.peer for row in ROWS} == set(PEERS) == set(DISTRIBUTIONS) == set(PUBLIC)
     assert PAGE.count("\n| `") == len(ROWS)
-    assert all(re.split(r"[:;]", row.note)[0] in NOTES for row in ROWS)
-
-
-def test_every_attribution_of_captums_has_its_row():
-    assert {re.split(r"[.(]", row.theirs)[0] for row in ROWS if row.peer == "Captum"} == CAPTUM
+    assert all(row.kind in NOTES for row in ROWS)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=_id)
 def test_our_cell_of_a_row_runs(row):
-    _ours(row)
+    ours(row)
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("row", ROWS, ids=_id)
 def test_both_cells_of_a_row_give_what_it_says(row):
-    known: dict[str, Any] = {}
     for place in PEERS[row.peer]:
         pytest.importorskip(place.partition(".")[0])
-        known |= vars(importlib.import_module(place))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = _of(row.theirs, known | _names(row.peer))
-    ours = _ours(row)
+    own, other = ours(row), of_peer(row)
     if not row.note:
-        assert relative_error(ours, theirs.reshape(ours.shape)) <= TOLERANCES.get(row.peer, 1e-5)
-    elif row.note.startswith("scaled"):
-        assert relative_error(_scaled(ours), _scaled(theirs)) <= 1e-3
-    elif row.note.startswith("differs") and ours.numel() == theirs.numel():
-        assert relative_error(_scaled(ours), _scaled(theirs)) > 1e-3
+        assert difference(own, other) <= TOLERANCES.get(row.peer, 1e-5)
+    elif row.kind == "scaled":
+        assert difference(scaled(own), scaled(other.reshape(own.shape))) <= 1e-3
+    elif row.kind == "differs":
+        assert difference(scaled(own), scaled(other.reshape(own.shape))) > 1e-3
     else:
-        assert ours.numel() == theirs.numel() or "differs" in row.note
+        assert own.numel() == other.numel()
+
+
+@pytest.mark.parity
+def test_what_is_measured_of_a_library_is_what_its_rows_say():
+    for found in measure():
+        rows = [row for row in ROWS if row.peer == found.peer]
+        assert sum(found.count.values()) == len(rows)
+        assert found.same <= TOLERANCES.get(found.peer, 1e-5)
+        assert found.scaled <= 1e-3
+
+
+def _public(module: ModuleType):
+    """What a module, or a package with its modules, offers: ``__all__``, else the functions and classes of its own."""
+    modules = [module]
+    if hasattr(module, "__path__"):
+        infos = pkgutil.iter_modules(module.__path__, f"{module.__name__}.")
+        modules += [importlib.import_module(info.name) for info in infos if not info.ispkg]
+    for each in modules:
+        own = [
+            name
+            for name, value in vars(each).items()
+            if (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == each.__name__
+        ]
+        yield from (name for name in getattr(each, "__all__", own) if not name.startswith("_"))
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("peer", PUBLIC)
+def test_what_is_public_in_a_library_has_a_row_or_is_named_below_the_table(peer):
+    for place in PUBLIC[peer]:
+        pytest.importorskip(place.partition(".")[0])
+    public = {name for place in PUBLIC[peer] for name in _public(importlib.import_module(place))}
+    table, below = sections()[peer].split("\nWithout a row:\n")
+    in_rows = set(re.findall(r"\w+", " ".join(row.theirs for row in ROWS if row.peer == peer)))
+    named = {word for text in re.findall(r"`([^`]+)`", below) for word in re.findall(r"\w+", text)}
+    assert public - in_rows - named == set()
+    assert len(public & in_rows) >= 10
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["PointingGame", "PointingGameBenchmark"])
+def test_the_pointing_game_has_the_methods_of_torchrays(name):
+    pytest.importorskip("torchray")
+    peer = importlib.import_module("torchray.benchmark.pointing_game")
+    made = [getattr(module, name).__new__(getattr(module, name)) for module in (peer, saliency.torchray)]
+    methods = [{each for each in dir(type(one)) if not each.startswith("_")} for one in made]
+    assert methods[0] <= methods[1]
+    below = sections()["TorchRay"].split("\nWithout a row:\n")[1]
+    assert all(f"`{each}`" in below for each in methods[0])
