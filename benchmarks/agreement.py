@@ -24,7 +24,7 @@ from saliency import torchray as games
 PAGE = (Path(__file__).parent.parent / "docs" / "migrating.md").read_text("utf-8")
 _ROW = re.compile(r"^\| `(.+)` \| `(.+)` \| (.*?)\|$", re.MULTILINE)
 _CAMS = "pytorch_grad_cam"
-# Where the names in the first column of a section's table come from, and the distribution.
+# Where the names in the first column of a section's table come from.
 PEERS = {
     "TorchRay": [
         *(f"torchray.attribution.{name}" for name in ("gradient", "deconvnet", "guided_backprop", "linear_approx")),
@@ -37,10 +37,7 @@ PEERS = {
     "torch-cam": ["torchcam.methods"],
     "zennit": ["zennit.composites", "zennit.attribution"],
 }
-DISTRIBUTIONS = {
-    **{"TorchRay": "torchray", "Captum": "captum", "pytorch-grad-cam": "grad-cam"},
-    **{"torch-cam": "torchcam", "zennit": "zennit"},
-}
+DISTRIBUTIONS = dict(zip(PEERS, ("torchray", "captum", "grad-cam", "torchcam", "zennit"), strict=True))
 NOTES = ("", "scaled", "other draws", "differs")  # how a row's last cell begins
 
 
@@ -165,7 +162,7 @@ class Agreement(NamedTuple):
 
     peer: str
     version: str
-    count: dict[str, int]
+    rows: dict[str, int]
     same: float
     scaled: float
 

@@ -164,7 +164,7 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         for name in result.comparison.candidates:
             limits = _limits(result.comparison) if name == OURS else ("", "")
-            cells = [result.comparison.name, name, *_figures(result, name), *limits, verdict(result, name)]
+            cells = [result.comparison.name, name, *figures(result, name), *limits, verdict(result, name)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -176,7 +176,8 @@ def _limits(comparison: Comparison) -> tuple[str, str]:
     return time, memory if comparison.megabytes_goal is None else f"≤ +{comparison.megabytes_goal:.0f} MB"
 
 
-def _figures(result: Result, name: str) -> tuple[str, str]:
+def figures(result: Result, name: str) -> tuple[str, str]:
+    """A candidate's time, with its range, and its memory, as they are shown."""
     if name in result.missing:
         return "not installed", ""
     times, in_megabytes = result.times.get(name), result.comparison.megabytes_goal is not None

@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=32, help="photos of a round (32)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (5), after one on the same photos to warm up")
     arguments = parser.parse_args(argv)
+    print_table(measure(arguments), arguments.images)
+    return 0
+
+
+def measure(arguments: Namespace) -> list[Round]:
+    """The rounds, without the one that warms up: ``images`` photos each, of the arguments of ``saliency benchmark``."""
     arguments.method, arguments.metric, arguments.gallery = ["torchray"], ["pointing_game"], 0
     setup = make_setup(arguments)
     networks = make_networks(setup.model)
@@ -56,8 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             theirs = run_torchray(part, networks)
         print(f"round {number}: saliency {ours:.1f} s, TorchRay {theirs:.1f} s, ratio {theirs / ours:.2f}", flush=True)
         measured.append(Round(ours, theirs, spent))
-    print_table(measured[1:], arguments.images)
-    return 0
+    return measured[1:]
 
 
 def take(dataset: Dataset, start: int, count: int) -> ImageSet:
