@@ -1,5 +1,6 @@
 """The reference: a page for every chapter, written from METHODS, docstrings and examples when the site is built."""
 
+import pydoc
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -98,6 +99,14 @@ CHAPTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             *("evaluation.running.runner.run", "evaluation.explainers.Explainer"),
         ),
     ),
+    "torchray": (
+        "For TorchRay's scripts",
+        "The module ``saliency.torchray``: what they import besides the methods, which are in ``saliency`` itself.",
+        (
+            *("torchray.get_example_data", "torchray.plot_example"),
+            *("torchray.PointingGame", "torchray.PointingGameBenchmark"),
+        ),
+    ),
 }
 
 # What has no docstring of its own.
@@ -151,8 +160,10 @@ def entry(name: str) -> str:
     """The docstring of a public name."""
     if name in DATA:
         return f".. py:data:: saliency.{name}\n\n   {DATA[name]}\n\n"
-    kind = "autoclass" if name.rpartition(".")[2][0].isupper() else "autofunction"
-    return f".. {kind}:: saliency.{name}\n\n"
+    if not name.rpartition(".")[2][0].isupper():
+        return f".. autofunction:: saliency.{name}\n\n"
+    members = "" if hasattr(pydoc.locate(f"saliency.{name}"), "_fields") else "   :members:\n"  # fields need no entries
+    return f".. autoclass:: saliency.{name}\n{members}\n"
 
 
 def heading(title: str, line: str = "=") -> str:

@@ -1,4 +1,4 @@
-"""The page of measurements is written between its marks, by the scripts that measure; how fast anything is, is not tested."""
+"""The page of measurements is written between its marks, by what measures; how fast anything is, is not tested."""
 
 import re
 from functools import partial
