@@ -171,7 +171,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--page", type=Path, default=PAGE, help="what is written to (docs/measured.md)")
     for name, default, about in (
-        *(("threads", 2, "threads on the CPU"), ("rounds", 3, "rounds that count"), ("batch", 4, "images at once")),
+        *(("threads", 2, "threads on the CPU"), ("rounds", 5, "rounds that count"), ("batch", 4, "images at once")),
         *(("image", 224, "side of an image"), ("scenes", 200, "scenes of the pointing game")),
         ("images", 12, "scenes of a round of the throughput"),
     ):
