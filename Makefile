@@ -65,7 +65,7 @@ sweep: $(VENV)/.installed-test ## explain every classifier of torchvision, in al
 	@echo "Page: $(CURDIR)/bench_out/architectures.md"
 
 clean: ## remove the environment, caches, the demo's pictures and the documentation
-	rm -rf docs/_build docs/_examples docs/_pictures docs/api docs/gallery
+	rm -rf docs/_build docs/_examples docs/_pictures docs/api docs/gallery docs/sg_execution_times.rst
 	rm -rf .venv demo bench_out saliency_out build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # One stamp for each extra: it is installed once, and again when the requirements change.

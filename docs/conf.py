@@ -22,7 +22,7 @@ extensions = [
     *("myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_gallery.gen_gallery"),
     *("docs.making.pictures", "docs.making.formulas"),
 ]
-exclude_patterns = ["_build", "_examples", "making"]
+exclude_patterns = ["_build", "_examples", "making", "sg_execution_times.rst"]  # the last one loads scripts from elsewhere
 default_role = "literal"
 
 html_theme = "furo"

@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import saliency
-from docs.making import blocks, families, gallery, reference
+from docs.making import blocks, families, gallery, overview, reference
 from saliency.cli import build_parser
 from tests.evaluation.report.test_page import browser  # noqa: F401
 
@@ -46,7 +47,7 @@ def test_the_commands_of_a_page_exist(path):
                 assert (ROOT / "benchmarks" / f"{module}.py").is_file()
 
 
-@pytest.mark.parametrize("module", [blocks, families, gallery], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [blocks, families, gallery, overview], ids=lambda module: module.__name__)
 def test_what_makes_the_site_does_what_it_says(module):
     found = doctest.testmod(module)
     assert found.attempted > 0
@@ -65,6 +66,14 @@ def test_every_method_has_one_chapter():
 def test_every_public_name_has_one_entry_in_the_reference():
     entries = Counter(name.rpartition(".")[2] for name in reference.names())
     assert {name: entries[name] for name in saliency.__all__ if entries[name] != 1} == {}
+
+
+def test_the_first_picture_shows_every_method():
+    """Else it has to be drawn anew: ``python -m docs.making.overview``."""
+    with Image.open(overview.PATH) as picture:
+        assert picture.info["comment"].decode() == " ".join(overview.names())
+    assert set(saliency.METHODS) - set(overview.names()) == {"feature_permutation"}
+    assert overview.PATH.stat().st_size < 400_000
 
 
 def test_every_example_has_a_chapter():

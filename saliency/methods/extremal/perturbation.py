@@ -159,7 +159,7 @@ class MaskGenerator:
         return weight.view(self.step**axes, len(cell) ** axes)
 
     def generate(self, mask_in: Tensor) -> tuple[Tensor, Tensor]:
-        """The masks (B, 1, *shape), and those with their margin (B, 1, *shape_out), of parameters (B, 1, *shape_in)."""
+        """The masks ``(B, 1, *shape)``, and with their margin ``(…, *shape_out)``, of parameters ``(…, *shape_in)``."""
         if mask_in.shape[1:] != (1, *self.shape_in):
             raise ValueError(f"mask_in={tuple(mask_in.shape)} does not fit; expected (B, 1, *{self.shape_in}).")
         dtype = torch.promote_types(mask_in.dtype, torch.float32)
