@@ -22,7 +22,8 @@ extensions = [
     *("myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_gallery.gen_gallery"),
     *("docs.making.pictures", "docs.making.formulas"),
 ]
-exclude_patterns = ["_build", "_examples", "making", "sg_execution_times.rst"]  # the last one loads scripts from elsewhere
+# The last one is a page of sphinx-gallery that loads scripts from elsewhere.
+exclude_patterns = ["_build", "_examples", "making", "sg_execution_times.rst"]
 default_role = "literal"
 
 html_theme = "furo"
