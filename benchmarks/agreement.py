@@ -158,13 +158,12 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 class Agreement(NamedTuple):
-    """A library's rows by note, and the largest difference of those with the same numbers, as they are and scaled."""
+    """How many rows of a library have each note, and the largest difference of those that are equal, and scaled."""
 
     peer: str
     version: str
     rows: dict[str, int]
-    same: float
-    scaled: float
+    errors: dict[str, float]
 
 
 def measure() -> Iterator[Agreement]:
@@ -178,4 +177,4 @@ def measure() -> Iterator[Agreement]:
         count = {note: sum(row.kind == note for row in rows) for note in NOTES}
         same = [difference(ours(row), theirs(row)) for row in rows if row.kind == ""]
         stretched = [difference(scaled(ours(row)), scaled(theirs(row))) for row in rows if row.kind == "scaled"]
-        yield Agreement(peer, installed, count, max(same, default=0.0), max(stretched, default=0.0))
+        yield Agreement(peer, installed, count, {"": max(same, default=0.0), "scaled": max(stretched, default=0.0)})

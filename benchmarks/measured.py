@@ -99,7 +99,7 @@ def agreement_table(options: argparse.Namespace) -> str:
         (
             f"{found.peer} {found.version}",
             *(str(found.rows[note]) for note in agreement.NOTES),
-            *(f"{error:.0e}" for error in (found.same, found.scaled)),
+            *(f"{error:.0e}" if found.rows[note] else "" for note, error in found.errors.items()),
         )
         for found in agreement.measure()
     ]

@@ -34,7 +34,7 @@ def test_a_quick_run_writes_every_table_of_its_device_and_nothing_else(page, mon
     monkeypatch.setitem(measured.PARTS, "Speed", speed)
     monkeypatch.setattr(measured, "RUNS", (("ResNet", "scenes", ()),))
     monkeypatch.setattr(throughput, "measure", lambda arguments: [Round(2.0, 6.0, {}), Round(1.0, 4.0, {})])
-    found = Agreement("Captum", "0.9", dict(zip(NOTES, (40, 1, 2, 3), strict=True)), 2e-6, 0.0)
+    found = Agreement("Captum", "0.9", dict(zip(NOTES, (40, 0, 2, 3), strict=True)), {"": 2e-6, "scaled": 0.0})
     monkeypatch.setattr(measured.agreement, "measure", lambda: [found])
     assert measured.main([*QUICK, "--method", "centre", "--method", "grad_cam", "--page", str(page)]) == 0
     text = page.read_text("utf-8")
@@ -44,7 +44,7 @@ def test_a_quick_run_writes_every_table_of_its_device_and_nothing_else(page, mon
     assert f"torch {version('torch')}" in text
     assert re.search(r"^\| Grad-CAM with no layer named / forward pass \| saliency \| [\d.]+ \(", text, re.MULTILINE)
     assert "| 0.8 | 0.2 | 3.5 (3.0–4.0) |" in text  # images per second: medians of 1/2 and 1, and of 1/6 and 1/4
-    assert "| Captum 0.9 | 40 | 1 | 2 | 3 | 2e-06 | 0e+00 |" in text
+    assert "| Captum 0.9 | 40 | 0 | 2 | 3 | 2e-06 |  |" in text
     assert re.search(r"^\| `grad_cam` \| [\d.]+ \|$", text, re.MULTILINE)
 
 
