@@ -84,7 +84,7 @@ def test_every_example_has_a_chapter():
 @pytest.mark.browser
 @pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="needs the documentation: make docs")
 @pytest.mark.parametrize("width", [1400, 390])
-@pytest.mark.parametrize("page", ["index", "start", "wrong", "api/cams", "gallery/index"])
+@pytest.mark.parametrize("page", ["index", "start", "wrong", "migrating", "api/cams", "gallery/index"])
 def test_a_page_is_whole_in_a_browser(page, width, browser):  # noqa: F811
     """No errors, no picture that is missing, nothing from elsewhere, nothing wider than the screen."""
     browser.get_log("browser")
