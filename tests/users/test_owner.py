@@ -227,7 +227,7 @@ def test_inside_cached_parametrizations_the_next_backward_pass_has_its_gradients
 
 @pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_on_cuda_run_without_cudnn(layer):
-    """Its backward pass needs training mode. Here the device is made up: this has not run on a GPU."""
+    """Its backward pass needs training mode. Here the device is made up; tests/test_cuda.py has a real one."""
     modules, cuda, cpu = [nn.ReLU(), layer(2, 3)], torch.device("cuda"), torch.device("cpu")
     before = torch.backends.cudnn.enabled
     with state._holding(modules, cuda):
