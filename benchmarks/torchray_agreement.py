@@ -85,7 +85,7 @@ def judge(setup: Setup, networks: Networks, missing: Collection[Key]) -> Iterato
         if not labels:
             continue
         planned = [Case(index, annotation, label) for label in labels]
-        cases = load_cases(setup.dataset, setup.recipe, planned)
+        cases = load_cases(setup.dataset, setup.preprocessing, planned)
         choose_targets(setup.model, setup.outputs, [cases])
         for case in cases:
             for method in (method for method in TORCHRAY if (case.label, method) in wanted[name]):

@@ -115,10 +115,10 @@ from saliency.wrappers import Warp, augmented, fused, low_pass, normalised, smoo
 if typing.TYPE_CHECKING:
     from saliency.explaining import Explanation, compare, explain
     from saliency.images import overlay, read_image, resize_image
-    from saliency.networks.models import load_network, recipe
+    from saliency.networks.models import load_network, preprocessing
     from saliency.networks.names import find_class
-    from saliency.networks.preprocessing import Recipe, preprocess
-    from saliency.networks.published import recipe_of
+    from saliency.networks.preprocessing import Preprocessing, preprocess
+    from saliency.networks.published import preprocessing_of
     from saliency.plot import show
 
 __version__ = "0.2.0"
@@ -148,9 +148,9 @@ __all__ = [
     "Patch",
     "Perturbation",
     "Pre",
+    "Preprocessing",
     "Probe",
     "ReLUContext",
-    "Recipe",
     "RelevanceContext",
     "Rule",
     "RuleContext",
@@ -238,11 +238,11 @@ __all__ = [
     "overlay",
     "positive_sum",
     "preprocess",
+    "preprocessing",
+    "preprocessing_of",
     "random_masks",
     "raw_attention",
     "read_image",
-    "recipe",
-    "recipe_of",
     "recipro_cam",
     "refine_cam",
     "resize_image",
@@ -270,10 +270,10 @@ _PHOTOS = {
     for module, names in {
         "explaining": ("Explanation", "compare", "explain"),
         "images": ("overlay", "read_image", "resize_image"),
-        "networks.models": ("load_network", "recipe"),
+        "networks.models": ("load_network", "preprocessing"),
         "networks.names": ("find_class",),
-        "networks.preprocessing": ("Recipe", "preprocess"),
-        "networks.published": ("recipe_of",),
+        "networks.preprocessing": ("Preprocessing", "preprocess"),
+        "networks.published": ("preprocessing_of",),
         "plot": ("show",),
     }.items()
     for name in names

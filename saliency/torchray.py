@@ -15,7 +15,7 @@ from saliency.engine.checks import check_count, check_flag, check_tensor, check_
 from saliency.engine.outputs import main_output
 from saliency.evaluation.pointing_game import PointingGame, PointingGameBenchmark
 from saliency.images import read_image
-from saliency.networks.models import DEFAULT, SCENES, load_network, recipe
+from saliency.networks.models import DEFAULT, SCENES, load_network, preprocessing
 from saliency.networks.preprocessing import preprocess
 from saliency.plot import display, save_figure, show
 from saliency.scenes import SceneNet, make_scene, scene_network
@@ -65,7 +65,7 @@ def get_example_data(
     image = make_scene(EXAMPLE).image if photo is None else read_image(photo)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.requires_grad_(False).to(device)
-    x = preprocess(image, recipe(arch or SCENES, shape))[None].to(device)
+    x = preprocess(image, preprocessing(arch or SCENES, shape))[None].to(device)
     with torch.no_grad():
         scores = main_output(model(x))[0]  # of a network as TorchRay's, at every position
     first, second = scores.reshape(len(scores), -1).mean(1).topk(2).indices.tolist()

@@ -22,7 +22,7 @@ import saliency
 from saliency import METHODS
 from saliency.cli import explaining, main
 from saliency.images import normalise, read_image, resize_image
-from saliency.networks.models import EMBEDDED, find_class, find_targets, load_network, networks, recipe
+from saliency.networks.models import EMBEDDED, find_class, find_targets, load_network, networks, preprocessing
 from saliency.scenes import CLASSES, SceneNet, make_scene, scene_network
 from tests.cases import NOTICES
 
@@ -92,7 +92,7 @@ def test_photo_with_names_indices_and_top(folder, squeezenet, tmp_path, capsys):
         main(["explain", str(folder / "wide.png"), *squeezenet, *targets, *methods, *EACH, "--out", str(tmp_path)]) == 0
     )
     model = load_network("squeezenet1_1", folder / "half.pth")
-    wanted = recipe("squeezenet1_1")
+    wanted = preprocessing("squeezenet1_1")
     image = normalise(resize_image(read_image(folder / "wide.png"), 64), wanted.mean, wanted.std)[None]
     assert image.shape == (1, 3, 64, 96)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_photo_with_names_indices_and_top(folder, squeezenet, tmp_path, capsys):
         np.testing.assert_allclose(np.load(path), expected, rtol=1e-3, atol=1e-6 * expected.max())
         assert size_of(path.with_suffix(".png")) == (90, 60)
     assert (tmp_path / "wide_243_bull_mastiff_layer_cam.png").exists()
-    names = recipe("squeezenet1_1").classes
+    names = preprocessing("squeezenet1_1").classes
     said = capsys.readouterr().out.splitlines()[0]
     assert said.startswith(f"wide: {names[top.indices[0]]} {float(top.values[0]):.1%}, {names[top.indices[1]]} ")
 
@@ -539,15 +539,15 @@ def test_networks_trained_for_another_normalisation_convert_it(tmp_path):
     assert load_network("googlenet", tmp_path / "weights.pth").transform_input
 
 
-def test_every_network_has_a_recipe():
+def test_every_network_has_a_preprocessing():
     for arch in networks():
-        wanted = recipe(arch)
+        wanted = preprocessing(arch)
         assert wanted.size >= wanted.min_size > 0
         assert len(wanted.mean) == len(wanted.std) == 3
         many = {**dict.fromkeys(EMBEDDED, len(CLASSES)), "voc": 20, "coco": 80}
         assert len(wanted.classes) == many.get(arch, many.get(arch.rpartition("_")[2], 1000))
-    assert {arch for arch in networks() if recipe(arch).square} >= {"vit_b_16", "maxvit_t"}
-    assert not recipe("resnet50").square
+    assert {arch for arch in networks() if preprocessing(arch).square} >= {"vit_b_16", "maxvit_t"}
+    assert not preprocessing("resnet50").square
 
 
 ANIMALS = ["tench, Tinca tinca", "tabby", "tiger cat", "Persian cat", "bull mastiff", "crane", "crane"]

@@ -20,7 +20,7 @@ from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results
-from saliency.networks.models import recipe
+from saliency.networks.models import preprocessing
 from saliency.scenes import scene_network
 from tests import cases
 from tests.cases import METHOD_CASES, MethodCase
@@ -206,7 +206,7 @@ def test_a_run_gives_the_scores_of_the_cpu(tmp_path):
         chosen = {name: (saliency.METHODS[name].function, {}) for name in ("grad_cam", "gradient")}
         metrics = {name: {} for name in METRICS}
         data = load_dataset("scenes", scenes=3)
-        run(data, scene_network().to(device), recipe("scenes"), chosen, metrics, tmp_path / device, gallery=0)
+        run(data, scene_network().to(device), preprocessing("scenes"), chosen, metrics, tmp_path / device, gallery=0)
         rows = read_results(tmp_path / device)
         scores.append({(*row.case, row.method, row.metric): row.score for row in rows if row.error is None})
     cpu, cuda = scores

@@ -74,10 +74,10 @@ CHAPTERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Photos, pictures and networks",
         "From a file to a network's input, and from a map to a picture.",
         (
-            *("explain", "compare", "Explanation", "networks.published.recipe_of"),
+            *("explain", "compare", "Explanation", "networks.published.preprocessing_of"),
             *("images.read_image", "images.resize_image", "images.normalise", "images.display_range"),
             *("images.overlay", "images.to_picture", "images.write_png", "plot.show", "plot.contact_sheet"),
-            *("networks.models.load_network", "networks.models.recipe", "networks.preprocessing.Recipe"),
+            *("networks.models.load_network", "networks.models.preprocessing", "networks.preprocessing.Preprocessing"),
             *("networks.names.find_class", "networks.own.import_network", "networks.preprocessing.preprocess"),
             *("scenes.make_scene", "scenes.make_scenes", "scenes.scene_network", "scenes.Scene"),
             *("scenes.SceneObject",),

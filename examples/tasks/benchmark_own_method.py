@@ -10,7 +10,7 @@ from saliency.evaluation.baselines import centre
 from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.explainers import Explainer
 from saliency.evaluation.running.runner import run
-from saliency.networks.models import load_network, recipe
+from saliency.networks.models import load_network, preprocessing
 
 
 def squares(x):
@@ -25,4 +25,4 @@ methods = {"mine": Explainer(mine, version="1"), "grad_cam": (grad_cam, {}), "ce
 metrics = {"pointing_game": {}, "energy_pointing_game": {}}
 with TemporaryDirectory() as folder:  # one that stays can be resumed, and has reports made of it
     scenes = load_dataset("scenes", scenes=8)
-    print(run(scenes, load_network("scenes", "DEFAULT"), recipe("scenes"), methods, metrics, folder).table)
+    print(run(scenes, load_network("scenes", "DEFAULT"), preprocessing("scenes"), methods, metrics, folder).table)

@@ -29,9 +29,9 @@ from saliency.explaining.photos import Photo, prepare
 from saliency.explaining.running import Network, explain_photo
 from saliency.explaining.viewer import viewer_page
 from saliency.images import read_image, write_png
-from saliency.networks.models import EMBEDDED, SCENES, load_network, recipe
+from saliency.networks.models import EMBEDDED, SCENES, load_network, preprocessing
 from saliency.networks.own import import_network
-from saliency.networks.preprocessing import Recipe
+from saliency.networks.preprocessing import Preprocessing
 
 TOLD = 3  # predictions printed for a photo, and photos for a warning
 
@@ -119,8 +119,8 @@ def explain(arguments: argparse.Namespace) -> None:
         say(f"viewer: {out / 'viewer.html'}")
 
 
-def find_network(arguments: argparse.Namespace, own: str | None) -> tuple[Recipe, str, Callable[[], Module]]:
-    """The network's recipe, its name, and the function that builds it, which may download weights."""
+def find_network(arguments: argparse.Namespace, own: str | None) -> tuple[Preprocessing, str, Callable[[], Module]]:
+    """The network's preprocessing, its name, and the function that builds it, which may download weights."""
     if own is not None:
         if arguments.arch is not None:
             raise ValueError(f"arch={arguments.arch!r} does not go with import={own!r}; expected one of them.")
@@ -128,7 +128,7 @@ def find_network(arguments: argparse.Namespace, own: str | None) -> tuple[Recipe
         wanted = wanted if arguments.size is None else wanted.resized(arguments.size, f"import={own!r}")
         return normalising(wanted, arguments.mean, arguments.std), own, lambda: model
     arch = ("resnet50" if arguments.photos else SCENES) if arguments.arch is None else arguments.arch
-    wanted = normalising(recipe(arch, arguments.size), arguments.mean, arguments.std)
+    wanted = normalising(preprocessing(arch, arguments.size), arguments.mean, arguments.std)
     if not arguments.photos and arch not in EMBEDDED:
         raise ValueError(f"photo=[] is empty; expected photos for arch={arch!r}, or {' or '.join(EMBEDDED)}.")
     return wanted, arch, lambda: load_network(arch, arguments.weights)
@@ -236,14 +236,14 @@ def progress_of(name: str) -> Iterator[dict[str, Any]]:
         yield {"progress": show}
 
 
-def find_photos(arguments: argparse.Namespace, wanted: Recipe) -> Iterable[tuple[Photo, Sequence[int] | None]]:
+def find_photos(arguments: argparse.Namespace, wanted: Preprocessing) -> Iterable[tuple[Photo, Sequence[int] | None]]:
     """The photos, or the embedded scenes, each with the targets that it suggests."""
     if not arguments.photos:
         return draw_scenes(arguments, wanted)
     return read_photos(arguments.photos, wanted, arguments.size is None if arguments.crop is None else arguments.crop)
 
 
-def read_photos(paths: Sequence[str], wanted: Recipe, crop: bool) -> Iterator[tuple[Photo, None]]:
+def read_photos(paths: Sequence[str], wanted: Preprocessing, crop: bool) -> Iterator[tuple[Photo, None]]:
     """Check all photos, then read them one by one; two of the same name get different names in the output."""
     named: dict[str, str] = {}
     for path in paths:
@@ -254,7 +254,7 @@ def read_photos(paths: Sequence[str], wanted: Recipe, crop: bool) -> Iterator[tu
     return ((prepare(path, wanted, crop, name), None) for name, path in named.items())
 
 
-def draw_scenes(arguments: argparse.Namespace, wanted: Recipe) -> list[tuple[Photo, list[int]]]:
+def draw_scenes(arguments: argparse.Namespace, wanted: Preprocessing) -> list[tuple[Photo, list[int]]]:
     """Draw the embedded scenes, each with the classes of its objects."""
     from saliency.scenes import make_scene
 

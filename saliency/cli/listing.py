@@ -6,7 +6,7 @@ import torch
 
 from saliency.engine.search import layer_candidates
 from saliency.methods import METHODS
-from saliency.networks.models import load_network, recipe
+from saliency.networks.models import load_network, preprocessing
 from saliency.rules import default_rules
 
 
@@ -19,7 +19,7 @@ def methods_table(arch: str | None = None) -> str:
 
 def layers_table(arch: str) -> str:
     """Return name, class, output shape of every layer; which one the CAMs explain by default, or why not this one."""
-    model, wanted = load_network(arch), recipe(arch)
+    model, wanted = load_network(arch), preprocessing(arch)
     for parameter in model.parameters():  # a head starts at zero in some networks, and lets no gradient through
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)

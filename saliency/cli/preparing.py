@@ -27,9 +27,9 @@ from saliency.evaluation.report.terminal import Outcome
 from saliency.evaluation.running.runner import run
 from saliency.methods import METHODS
 from saliency.networks.caffe import CAFFE_ARCHS
-from saliency.networks.models import DEFAULT, SCENES, load_network, recipe
+from saliency.networks.models import DEFAULT, SCENES, load_network, preprocessing
 from saliency.networks.own import import_network
-from saliency.networks.preprocessing import Recipe
+from saliency.networks.preprocessing import Preprocessing
 
 MALLOC = {-1: 2**31 - 1, -3: 2**25}  # of glibc: M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its largest
 
@@ -49,7 +49,7 @@ class Setup(NamedTuple):
 
     dataset: Dataset
     model: Module
-    recipe: Recipe
+    preprocessing: Preprocessing
     methods: Methods
     metrics: Mapping[str, Options]
     out: Path
@@ -92,7 +92,7 @@ def make_setup(arguments: Namespace) -> Setup:
 
 def run_setup(setup: Setup) -> Outcome:
     """Run what was set up."""
-    what = setup.dataset, setup.model, setup.recipe, setup.methods, setup.metrics
+    what = setup.dataset, setup.model, setup.preprocessing, setup.methods, setup.metrics
     return run(*what, setup.out, outputs=setup.outputs, **setup.options)
 
 
@@ -114,7 +114,7 @@ def read_dataset(arguments: Namespace) -> Dataset:
     return load_dataset(arguments.dataset, arguments.root, on_error=arguments.on_error, **options)
 
 
-def read_network(arguments: Namespace, own_network: str | None, arch: str) -> tuple[Module, Recipe]:
+def read_network(arguments: Namespace, own_network: str | None, arch: str) -> tuple[Module, Preprocessing]:
     """The network, on the CPU, and what it expects."""
     if own_network:
         if arguments.arch or arguments.weights != DEFAULT:
@@ -122,11 +122,11 @@ def read_network(arguments: Namespace, own_network: str | None, arch: str) -> tu
         model, wanted = import_network(arch)
         return model, wanted if arguments.size is None else wanted.resized(arguments.size, f"import={arch!r}")
     options = {} if arch not in CAFFE_ARCHS else {"pooled": arguments.pooled}
-    return load_network(arch, arguments.weights, **options), recipe(arch, arguments.size)
+    return load_network(arch, arguments.weights, **options), preprocessing(arch, arguments.size)
 
 
 def choose_suited(
-    arguments: Namespace, names: list[str], arch: str, dataset: Dataset, model: Module, wanted: Recipe
+    arguments: Namespace, names: list[str], arch: str, dataset: Dataset, model: Module, wanted: Preprocessing
 ) -> Methods:
     """The methods, without those of a group that cannot explain this network."""
     asked = arguments.method or ()
@@ -138,7 +138,7 @@ def choose_suited(
     return make_methods(names, *given, arch, layer, "torchray" in asked, dataset, versions)
 
 
-def suits(name: str, model: Module, wanted: Recipe) -> bool:
+def suits(name: str, model: Module, wanted: Preprocessing) -> bool:
     """Can a method explain a network? One of a group that cannot is left out, with a line on stderr."""
     if name not in METHODS or not METHODS[name].is_for_some:
         return True
@@ -151,7 +151,7 @@ def suits(name: str, model: Module, wanted: Recipe) -> bool:
     return True
 
 
-def count_outputs(model: Module, wanted: Recipe) -> int:
+def count_outputs(model: Module, wanted: Preprocessing) -> int:
     """The number of classes that the network tells apart. ``ValueError`` where it does not score classes."""
     with evaluating(model):
         scores = main_output(model(make_noise(model, wanted)))
@@ -161,14 +161,14 @@ def count_outputs(model: Module, wanted: Recipe) -> int:
     return scores.shape[1]
 
 
-def make_noise(model: Module, wanted: Recipe) -> torch.Tensor:
+def make_noise(model: Module, wanted: Preprocessing) -> torch.Tensor:
     """An input that the network takes."""
     noise = torch.randn(1, 3, wanted.size, wanted.size, generator=torch.Generator().manual_seed(0))
     return noise.to(model_dtype(model, noise))
 
 
-def default_layer(model: Module, wanted: Recipe) -> str | None:
-    """The layer of the CAMs: the recipe's, or else the network's last layer with spatial output, if any."""
+def default_layer(model: Module, wanted: Preprocessing) -> str | None:
+    """The layer of the CAMs: the preprocessing's, or else the network's last layer with spatial output, if any."""
     if wanted.layer is not None:
         return wanted.layer
     try:

@@ -15,7 +15,7 @@ from saliency.engine.checks import check_count, check_type
 from saliency.evaluation.metrics.localisation import boxes_to_mask
 from saliency.evaluation.printing import describe_error
 from saliency.images import check_path
-from saliency.networks.preprocessing import Recipe, preprocess
+from saliency.networks.preprocessing import Preprocessing, preprocess
 
 
 class Instance(NamedTuple):
@@ -144,7 +144,7 @@ def is_difficult(annotation: Annotation, label: int, mask: Tensor | None = None)
     return 4 * int(mask.sum()) < mask.numel()
 
 
-def load_cases(dataset: Dataset, recipe: Recipe, planned: Sequence[Case]) -> list[Case]:
+def load_cases(dataset: Dataset, preprocessing: Preprocessing, planned: Sequence[Case]) -> list[Case]:
     """The planned cases of an image, each a new object with the data read, or else the error."""
     index, annotation = planned[0].index, planned[0].annotation
     cases = [Case(index, annotation, case.label) for case in planned]
@@ -155,7 +155,7 @@ def load_cases(dataset: Dataset, recipe: Recipe, planned: Sequence[Case]) -> lis
                 f"image={annotation.name!r} is {tuple(image.shape[1:])}, not {tuple(annotation.size)} as annotated; "
                 "expected an image of its annotation's (height, width)."
             )
-        input = preprocess(image, recipe)
+        input = preprocess(image, preprocessing)
         for case in cases:
             case.image, case.input, case.mask = image, input, class_mask(annotation, case.label)
             case.boxes = class_boxes(annotation, case.label)

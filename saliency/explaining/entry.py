@@ -15,8 +15,8 @@ from saliency.explaining.choosing import LayersOf, Methods, by_name, check_layer
 from saliency.explaining.explanation import Explanation
 from saliency.explaining.photos import prepare
 from saliency.explaining.running import Network, explain_photo
-from saliency.networks.preprocessing import Recipe
-from saliency.networks.published import as_recipe, class_names, recipe_of
+from saliency.networks.preprocessing import Preprocessing
+from saliency.networks.published import as_preprocessing, class_names, preprocessing_of
 
 Numbers = float | Sequence[float] | Tensor | NDArray[np.floating]
 
@@ -39,8 +39,8 @@ def explain(
     """Explain what a network sees in a photo: from a path to a picture.
 
     ``image``: a path, a picture of Pillow, an array or a tensor, grey or RGB, or a tensor that is normalised already.
-    Preprocessed as torchvision's and timm's networks know, for others as ``preprocessing`` says (a :class:`Recipe`,
-    torchvision's weights, a processor of transformers), or ``mean``, ``std``, ``size``; ``crop=False``, the default
+    Preprocessed as torchvision's and timm's networks know, for others as ``preprocessing`` says (a
+    :class:`Preprocessing`, torchvision's weights, a processor of transformers), or ``mean``, ``std``, ``size``; ``crop=False``, the default
     with a ``size``: the whole photo. ``target``: a class index or name, ``'topK'``, a list of those, or as methods
     take it; None is the highest score. ``methods``: names or functions, a dict of functions, or ``'all'``.
     ``saliency_layer``: of all, or by method; a list gives a column each. ``options`` reach the methods that have them.
@@ -57,7 +57,7 @@ def explain(
     network = network_of(model, preprocessing, mean, std, size, classes)
     if crop is not None:
         check_flag("crop", crop)
-    photo = prepare(image, network.recipe, size is None if crop is None else crop)
+    photo = prepare(image, network.preprocessing, size is None if crop is None else crop)
     found = explain_photo(network, photo, target, asked)
     for name, problem in found.refused.items():
         warnings.warn(f"{name} is left out: {problem}", stacklevel=2)
@@ -110,7 +110,9 @@ def network_of(
     classes: Sequence[str] | None = None,
 ) -> Network:
     """The network and its preprocessing, as given, or else its own; ``ValueError`` where neither is known."""
-    known = (as_recipe(preprocessing, model), "") if preprocessing is not None else recipe_of(unwrap(model))
+    known = (
+        (as_preprocessing(preprocessing, model), "") if preprocessing is not None else preprocessing_of(unwrap(model))
+    )
     if size is not None:
         check_count("size", size)
     if known is None:
@@ -118,35 +120,38 @@ def network_of(
         if size is None or any(value is None for value in missing.values()):
             raise ValueError(
                 f"preprocessing=None is not known of model={type(model).__name__}; expected mean=, std= and size=, or "
-                "preprocessing=, a Recipe, torchvision's weights, timm's pretrained_cfg or a processor of transformers."
+                "preprocessing=, a Preprocessing, torchvision's weights, timm's pretrained_cfg or a processor of "
+                "transformers."
             )
-        known = Recipe(size, 1, False, (), (), class_names(unwrap(model))), ""
-    recipe, source = known
+        known = Preprocessing(size, 1, False, (), (), class_names(unwrap(model))), ""
+    preprocessing, source = known
     channels = channels_of(model)
-    if source and channels < len(recipe.mean):  # a kind of network that is known, built for grey images
-        recipe = recipe._replace(mean=(), std=())
-    recipe = normalising(recipe, mean, std, channels)
+    if source and channels < len(preprocessing.mean):  # a kind of network that is known, built for grey images
+        preprocessing = preprocessing._replace(mean=(), std=())
+    preprocessing = normalising(preprocessing, mean, std, channels)
     if classes is not None:
         check_type("classes", classes, (list, tuple), "a list of the classes' names")
         for name in classes:
             check_type("classes", name, str, "a list of the classes' names")
-        recipe = recipe._replace(classes=tuple(classes))
-    recipe = recipe if size is None else recipe.resized(size, f"model={type(model).__name__}")
-    return Network(model, recipe, source, classes is not None)
+        preprocessing = preprocessing._replace(classes=tuple(classes))
+    preprocessing = preprocessing if size is None else preprocessing.resized(size, f"model={type(model).__name__}")
+    return Network(model, preprocessing, source, classes is not None)
 
 
-def normalising(recipe: Recipe, mean: Numbers | None, std: Numbers | None, channels: int = 3) -> Recipe:
-    """The recipe with another mean or deviation: a number a channel, or one for all. ``ValueError`` if they differ.
+def normalising(
+    preprocessing: Preprocessing, mean: Numbers | None, std: Numbers | None, channels: int = 3
+) -> Preprocessing:
+    """The preprocessing with another mean or deviation: one a channel, or one for all. ``ValueError`` if they differ.
 
-    ``channels`` counts where neither the recipe nor ``mean`` and ``std`` say how many there are.
+    ``channels`` counts where neither the preprocessing nor ``mean`` and ``std`` say how many there are.
     """
     mean, std = (values.tolist() if isinstance(values, (Tensor, np.ndarray)) else values for values in (mean, std))
     if any(is_number(value) and value <= 0 for value in (std if isinstance(std, (tuple, list)) else [std])):
         raise ValueError(f"std={shown(std)} is not a deviation; expected numbers > 0.")
     given = [len(values) for values in (mean, std) if isinstance(values, (tuple, list))]
-    channels = len(recipe.mean) or max(given, default=channels)
-    return recipe._replace(
-        mean=_numbers("mean", mean, recipe.mean, channels), std=_numbers("std", std, recipe.std, channels)
+    channels = len(preprocessing.mean) or max(given, default=channels)
+    return preprocessing._replace(
+        mean=_numbers("mean", mean, preprocessing.mean, channels), std=_numbers("std", std, preprocessing.std, channels)
     )
 
 

@@ -14,7 +14,7 @@ from saliency.engine.targets import Target
 from saliency.explaining.columns import Column, Score
 from saliency.explaining.viewer import viewer_page, viewer_photo
 from saliency.images import check_path, overlay, to_picture, writing
-from saliency.networks.preprocessing import Recipe
+from saliency.networks.preprocessing import Preprocessing
 from saliency.plot import Figure, save_figure, tiles
 
 ROW = 6  # so many pictures stand in one row, whatever their targets
@@ -38,7 +38,7 @@ class Explanation:
     scores: tuple[Score, ...]
     predicted: tuple[Score, ...]
     input: Tensor
-    preprocessing: Recipe
+    preprocessing: Preprocessing
     why: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
 

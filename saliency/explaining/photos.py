@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saliency.engine.checks import check_type
 from saliency.images import as_image, read_image, resize_image
-from saliency.networks.preprocessing import Recipe, preprocess, seen
+from saliency.networks.preprocessing import Preprocessing, preprocess, seen
 
 SHOWN = 448  # shorter side, in pixels, at which a larger photo is shown
 
@@ -23,10 +23,10 @@ class Photo(NamedTuple):
     input: Tensor
 
 
-def prepare(image: object, wanted: Recipe, crop: bool, name: str | None = None) -> Photo:
+def prepare(image: object, wanted: Preprocessing, crop: bool, name: str | None = None) -> Photo:
     """Make the input of a network of the path of a photo, or of an image as :func:`saliency.images.as_image` takes it.
 
-    A tensor that was normalised already, as the recipe says, is the input itself. With ``crop`` the network's own
+    A tensor that was normalised already, as the preprocessing says, is the input. With ``crop`` the network's own
     transform cuts off the borders. A network of one channel, which has one mean, gets the mean of the three colours.
     """
     kinds = (str, os.PathLike, PIL.Image.Image, np.ndarray, Tensor)
@@ -46,7 +46,7 @@ def prepare(image: object, wanted: Recipe, crop: bool, name: str | None = None) 
     return Photo(name or "image", _small(seen(photo, wanted, crop)), input[None])
 
 
-def _is_input(image: object, wanted: Recipe) -> TypeGuard[Tensor]:
+def _is_input(image: object, wanted: Preprocessing) -> TypeGuard[Tensor]:
     """Is it a tensor of one number per channel, some of them outside [0, 1]?"""
     if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim not in (3, 4):
         return False

@@ -20,7 +20,7 @@ from saliency.explaining.columns import Column
 from saliency.explaining.explanation import Explanation
 from saliency.explaining.photos import Photo
 from saliency.explaining.targeting import Chosen, choose_target
-from saliency.networks.preprocessing import Recipe
+from saliency.networks.preprocessing import Preprocessing
 from saliency.rules import shared_forward
 
 # Of the name of a method a context, which gives the option that shows how far it is, if it takes long.
@@ -30,11 +30,11 @@ Watched: TypeAlias = Callable[[str], AbstractContextManager[Mapping[str, object]
 class Network(NamedTuple):
     """A network, the preprocessing that it expects, and of what that is, if it was not asked for.
 
-    If it is ``named``, the classes of the recipe are meant for this very network.
+    If it is ``named``, the classes of the preprocessing are meant for this very network.
     """
 
     model: Module
-    recipe: Recipe
+    preprocessing: Preprocessing
     source: str = ""
     named: bool = False
 
@@ -55,7 +55,7 @@ def explain_photo(
 
     If none is left, the first error is raised.
     """
-    model, wanted = network.model, network.recipe
+    model, wanted = network.model, network.preprocessing
     input = photo.input.to(model_device(model), model_dtype(model, photo.input))
     found = _search(model, input, target) if any(column.searches for column in asked) else None
     shared = _share(model, input, asked, found)
@@ -142,7 +142,7 @@ def _run(model: Module, input: Tensor) -> object:
 
 
 def _check_output(output: object, network: Network, photo: Photo) -> None:
-    scores, classes = main_output(output), network.recipe.classes
+    scores, classes = main_output(output), network.preprocessing.classes
     if isinstance(scores, Tensor) and not scores.isfinite().all():
         raise ValueError(f"weights give NaN or infinite scores for photo={photo.name!r}; expected finite numbers.")
     if network.named and isinstance(scores, Tensor) and scores.ndim > 1 and scores.shape[1] != len(classes):

@@ -11,7 +11,7 @@ from saliency.engine.outputs import main_output
 from saliency.engine.targets import Target, Targets
 from saliency.explaining.columns import Score
 from saliency.networks.names import find_targets
-from saliency.networks.preprocessing import Recipe
+from saliency.networks.preprocessing import Preprocessing
 
 PREDICTED = 5  # number of highest scores reported
 
@@ -25,7 +25,7 @@ class Chosen(NamedTuple):
     why: str
 
 
-def class_scores(output: object, wanted: Recipe) -> Tensor | None:
+def class_scores(output: object, wanted: Preprocessing) -> Tensor | None:
     """The probabilities (classes,) of the one photo, on the CPU; None where the output is not a row of scores."""
     scores = main_output(output, samples=1)
     if not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.ndim < 2:
@@ -36,12 +36,12 @@ def class_scores(output: object, wanted: Recipe) -> Tensor | None:
     return row.sigmoid() if wanted.multi_label else row.softmax(0)
 
 
-def names_of(wanted: Recipe, scores: Tensor) -> Sequence[str]:
+def names_of(wanted: Preprocessing, scores: Tensor) -> Sequence[str]:
     """Return the names of the classes, or numbers where the weights have another number of classes."""
     return wanted.classes if len(wanted.classes) == len(scores) else [f"class {i}" for i in range(len(scores))]
 
 
-def choose_target(target: object, output: object, wanted: Recipe) -> Chosen:
+def choose_target(target: object, output: object, wanted: Preprocessing) -> Chosen:
     """Choose the scores to explain: a class index, a class name, ``'top'`` or ``'topK'``, or a list of those.
 
     None is the class with the highest score; anything else is a target as a method takes it. Raises ``ValueError``
@@ -91,7 +91,7 @@ def _labels(target: object, output: object) -> list[str]:
     return [name] if count == 1 else [f"{name} {number}" for number in range(count)]
 
 
-def _predicted(scores: Tensor | None, wanted: Recipe) -> tuple[Score, ...]:
+def _predicted(scores: Tensor | None, wanted: Preprocessing) -> tuple[Score, ...]:
     if scores is None:
         return ()
     names = names_of(wanted, scores)

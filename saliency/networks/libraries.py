@@ -7,18 +7,18 @@ from typing import Any, NamedTuple, TypeVar
 from torch.nn import Module
 
 from saliency.networks.names import unknown
-from saliency.networks.preprocessing import Recipe
-from saliency.networks.published import IMAGENET, imagenet_names, processor_recipe, timm_recipe
+from saliency.networks.preprocessing import Preprocessing
+from saliency.networks.published import IMAGENET, imagenet_names, processor_preprocessing, timm_preprocessing
 
 T = TypeVar("T")
 
 
 class Library(NamedTuple):
-    """A library: its name, and from a name in it to a network, with trained weights or not, and its recipe."""
+    """A library: its name, and from a name in it to a network, with trained weights or not, and its preprocessing."""
 
     package: str
     build: Callable[[Any, str, bool], Module]
-    recipe: Callable[[Any, str], Recipe]
+    preprocessing: Callable[[Any, str], Preprocessing]
 
 
 def is_elsewhere(arch: str) -> bool:
@@ -35,9 +35,9 @@ def build_elsewhere(arch: str, trained: bool) -> Module:
     return _ask(arch, lambda library, package, name: library.build(package, name, trained))
 
 
-def recipe_elsewhere(arch: str) -> Recipe:
+def preprocessing_elsewhere(arch: str) -> Preprocessing:
     """What the network of ``LIBRARY:NAME`` expects. Same errors."""
-    return _ask(arch, lambda library, package, name: library.recipe(package, name))
+    return _ask(arch, lambda library, package, name: library.preprocessing(package, name))
 
 
 def _ask(arch: str, question: Callable[[Library, Any, str], T]) -> T:
@@ -65,13 +65,13 @@ def _build_timm(timm: Any, name: str, trained: bool) -> Module:
     return model.eval()
 
 
-def _timm_recipe(timm: Any, name: str) -> Recipe:
+def _timm_preprocessing(timm: Any, name: str) -> Preprocessing:
     _check_timm(timm, name)
     config = timm.get_pretrained_cfg(name)
     if config is None:
         raise ValueError("it has no configuration of its own")
     known = config.num_classes == IMAGENET
-    return timm_recipe(config.to_dict(), imagenet_names() if known else config.label_names or ())
+    return timm_preprocessing(config.to_dict(), imagenet_names() if known else config.label_names or ())
 
 
 def _check_timm(timm: Any, name: str) -> None:
@@ -88,13 +88,13 @@ def _build_hf(transformers: Any, name: str, trained: bool) -> Module:
     return model.eval()
 
 
-def _hf_recipe(transformers: Any, name: str) -> Recipe:
+def _hf_preprocessing(transformers: Any, name: str) -> Preprocessing:
     labels = transformers.AutoConfig.from_pretrained(name).id2label
     processor = transformers.AutoImageProcessor.from_pretrained(name)
-    return processor_recipe(processor, [str(labels[index]) for index in sorted(labels)])
+    return processor_preprocessing(processor, [str(labels[index]) for index in sorted(labels)])
 
 
 LIBRARIES = {
-    "timm": Library("timm", _build_timm, _timm_recipe),
-    "hf": Library("transformers", _build_hf, _hf_recipe),
+    "timm": Library("timm", _build_timm, _timm_preprocessing),
+    "hf": Library("transformers", _build_hf, _hf_preprocessing),
 }

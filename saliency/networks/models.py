@@ -12,12 +12,12 @@ from saliency.engine.checks import check_count, check_flag, check_type
 from saliency.engine.layers import plain_name
 from saliency.images import check_path, is_file
 from saliency.networks.caffe import CAFFE_ARCHS, MEAN, STD, caffe_network, from_caffe
-from saliency.networks.libraries import build_elsewhere, is_elsewhere, recipe_elsewhere
+from saliency.networks.libraries import build_elsewhere, is_elsewhere, preprocessing_elsewhere
 from saliency.networks.names import find_class as find_class
 from saliency.networks.names import find_targets as find_targets
 from saliency.networks.names import unknown as unknown
-from saliency.networks.preprocessing import Recipe as Recipe
-from saliency.networks.published import weights_recipe
+from saliency.networks.preprocessing import Preprocessing as Preprocessing
+from saliency.networks.published import weights_preprocessing
 
 SCENES, SCENES_VIT = "scenes", "scenes_vit"
 EMBEDDED = (SCENES, SCENES_VIT)  # a ResNet and a vision transformer
@@ -38,19 +38,19 @@ def networks() -> list[str]:
     return [*EMBEDDED, *models.list_models(module=models), *CAFFE_ARCHS]
 
 
-def recipe(arch: str, size: int | None = None) -> Recipe:
+def preprocessing(arch: str, size: int | None = None) -> Preprocessing:
     """Return what the network expects of a photo; torchvision's as it describes their DEFAULT weights.
 
     Nothing is downloaded. ``size`` replaces the network's own. Raises :class:`ValueError` for an unknown ``arch``
     and a ``size`` that it does not take.
 
-    >>> recipe("inception_v3").size, recipe("resnet50").classes[243]
+    >>> preprocessing("inception_v3").size, preprocessing("resnet50").classes[243]
     (299, 'bull mastiff')
     """
     check_arch(arch)
     if size is not None:
         check_count("size", size)
-    found = _find_recipe(arch)
+    found = _find_preprocessing(arch)
     return found if size is None else found.resized(size, f"arch={arch!r}")
 
 
@@ -156,19 +156,19 @@ def _fill(model: Module, state: dict[str, Tensor], arch: str, weights: str | Pat
     return model.eval()
 
 
-def _find_recipe(arch: str) -> Recipe:
+def _find_preprocessing(arch: str) -> Preprocessing:
     if arch in EMBEDDED:
         from saliency.scenes.generator import CLASSES, SIZE
 
-        return Recipe(SIZE, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, multi_label=True)
+        return Preprocessing(SIZE, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, multi_label=True)
     if is_elsewhere(arch):
-        return recipe_elsewhere(arch)
+        return preprocessing_elsewhere(arch)
     if arch not in CAFFE_ARCHS:
         from torchvision.models import get_model_weights
 
-        return weights_recipe(get_model_weights(arch)["DEFAULT"])
+        return weights_preprocessing(get_model_weights(arch)["DEFAULT"])
     row = CAFFE_ARCHS[arch]
-    expected = Recipe(224, row.min_size, False, MEAN, STD, row.classes, multi_label=True)
+    expected = Preprocessing(224, row.min_size, False, MEAN, STD, row.classes, multi_label=True)
     return expected._replace(caffe_resize=True, layer=row.layer)
 
 

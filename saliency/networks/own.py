@@ -10,16 +10,16 @@ from types import ModuleType
 from torch.nn import Module
 
 from saliency.engine.checks import check_type, shown
-from saliency.networks.preprocessing import Recipe
+from saliency.networks.preprocessing import Preprocessing
 
 # What most classifiers expect. The classes have no names: they go by their numbers.
-IMAGENET_LIKE = Recipe(224, 1, False, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ())
+IMAGENET_LIKE = Preprocessing(224, 1, False, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ())
 
 
-def import_network(name: str) -> tuple[Module, Recipe]:
+def import_network(name: str) -> tuple[Module, Preprocessing]:
     """Return the network that ``'my_module:build'`` makes, in evaluation mode, and what it expects of a photo.
 
-    The module may lie in the current folder. ``build()`` returns the network, or the network and its :class:`Recipe`;
+    The module may lie in the current folder. ``build()`` returns the network, or that and its :class:`Preprocessing`;
     without one it is 224 pixels, ImageNet's mean and deviation, and a softmax over classes without names.
     Raises ``ValueError`` where there is no such module or function, or where it returns anything else; what the
     module and the function themselves raise is passed on.
@@ -30,11 +30,16 @@ def import_network(name: str) -> tuple[Module, Recipe]:
     made = find_function("import", name, "my_module:build", "a function that returns a network")()
     if isinstance(made, Module):
         return made.eval(), IMAGENET_LIKE
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Module) and isinstance(made[1], Recipe):
+    if (
+        isinstance(made, tuple)
+        and len(made) == 2
+        and isinstance(made[0], Module)
+        and isinstance(made[1], Preprocessing)
+    ):
         return made[0].eval(), made[1]
     raise ValueError(
         f"import={name!r} returned an object of type {type(made).__name__}; expected a torch.nn.Module, "
-        "or one with its Recipe."
+        "or one with its Preprocessing."
     )
 
 

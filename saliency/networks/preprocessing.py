@@ -1,4 +1,4 @@
-"""From a photo to the input of a network, by its recipe."""
+"""From a photo to the input of a network, by its preprocessing."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from saliency.images import normalise, resize_image
 MOST = 8  # times the shorter side that the longer one may get, as in resize_image
 
 
-class Recipe(NamedTuple):
+class Preprocessing(NamedTuple):
     """What a network expects of a photo, and the names of its classes.
 
     ``size`` is the shorter side in pixels, ``mean`` and ``std`` normalise RGB in [0, 1]. A ``square`` network
@@ -33,12 +33,12 @@ class Recipe(NamedTuple):
     resize: int | None = None
     interpolation: str = "bilinear"
 
-    def resized(self, size: int, name: str) -> "Recipe":
+    def resized(self, size: int, name: str) -> "Preprocessing":
         """The same with another shorter side; its transform cuts off as much in proportion.
 
         Raises ``ValueError`` for a side that the network, called ``name``, refuses.
 
-        >>> Recipe(224, 32, False, (), (), (), resize=256).resized(448, "net").resize
+        >>> Preprocessing(224, 32, False, (), (), (), resize=256).resized(448, "net").resize
         512
         """
         if size != self.size and (self.square or size < self.min_size):
@@ -47,14 +47,14 @@ class Recipe(NamedTuple):
         return self._replace(size=size, resize=self.resize and round(self.resize * size / self.size))
 
 
-def input_size(size: tuple[int, int], wanted: Recipe) -> tuple[int, int]:
+def input_size(size: tuple[int, int], wanted: Preprocessing) -> tuple[int, int]:
     """The (height, width) of what :func:`preprocess` makes of a photo of this ``size`` = (height, width).
 
     The whole photo with a shorter side of ``wanted.size``. The longer side is rounded, for a network from Caffe down.
 
-    >>> input_size((60, 91), Recipe(224, 1, False, (), (), ()))
+    >>> input_size((60, 91), Preprocessing(224, 1, False, (), (), ()))
     (224, 340)
-    >>> input_size((60, 91), Recipe(224, 1, False, (), (), (), caffe_resize=True))
+    >>> input_size((60, 91), Preprocessing(224, 1, False, (), (), (), caffe_resize=True))
     (224, 339)
     """
     if wanted.square:
@@ -64,15 +64,15 @@ def input_size(size: tuple[int, int], wanted: Recipe) -> tuple[int, int]:
     return min(height, MOST * wanted.size), min(width, MOST * wanted.size)
 
 
-def preprocess(image: Tensor, wanted: Recipe, crop: bool = False) -> Tensor:
+def preprocess(image: Tensor, wanted: Preprocessing, crop: bool = False) -> Tensor:
     """The photo (3, H, W) in [0, 1] as the network takes it, (3, h, w): resized and normalised.
 
     The whole photo, squashed where the network takes squares only; with ``crop`` what the network's own transform
     leaves of it, (3, size, size), as torchvision's presets and timm's transforms compute it.
 
     >>> import torch
-    >>> recipe = Recipe(224, 1, False, (0, 0, 0), (1, 1, 1), (), resize=256)
-    >>> preprocess(torch.rand(3, 60, 91), recipe).shape, preprocess(torch.rand(3, 60, 91), recipe, crop=True).shape
+    >>> photo, expected = torch.rand(3, 60, 91), Preprocessing(224, 1, False, (0, 0, 0), (1, 1, 1), (), resize=256)
+    >>> preprocess(photo, expected).shape, preprocess(photo, expected, crop=True).shape
     (torch.Size([3, 224, 340]), torch.Size([3, 224, 224]))
     """
     if crop and wanted.resize is not None:
@@ -89,7 +89,7 @@ def preprocess(image: Tensor, wanted: Recipe, crop: bool = False) -> Tensor:
     return normalise(resized[0], wanted.mean, wanted.std)
 
 
-def seen(image: Tensor, wanted: Recipe, crop: bool = False) -> Tensor:
+def seen(image: Tensor, wanted: Preprocessing, crop: bool = False) -> Tensor:
     """The part of a photo (3, H, W) that :func:`preprocess` makes an input of, in the photo's own pixels."""
     if not crop or wanted.resize is None:
         return image

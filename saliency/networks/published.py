@@ -1,4 +1,4 @@
-"""Recipes as published beside weights: torchvision's presets, timm's configurations, Hugging Face's processors.
+"""Preprocessing as published beside weights: torchvision's presets, timm's configurations, Hugging Face's processors.
 
 A network given as an object, not by name, is recognised by its own configuration, or by its size.
 """
@@ -9,27 +9,27 @@ from typing import Any
 from torch.nn import Module
 
 from saliency.engine.checks import shown
-from saliency.networks.preprocessing import Recipe
+from saliency.networks.preprocessing import Preprocessing
 
 IMAGENET = 1000
 
 
-def weights_recipe(weights: Any) -> Recipe:
-    """The recipe of an entry of torchvision's tables of weights, such as ``ResNet50_Weights.DEFAULT``."""
+def weights_preprocessing(weights: Any) -> Preprocessing:
+    """The preprocessing of an entry of torchvision's tables of weights, such as ``ResNet50_Weights.DEFAULT``."""
     smallest = min(weights.meta.get("min_size", (1,)))
-    return _preset_recipe(weights.transforms(), tuple(weights.meta["categories"]), smallest)
+    return _preset_preprocessing(weights.transforms(), tuple(weights.meta["categories"]), smallest)
 
 
-def timm_recipe(config: Mapping[str, Any], classes: Sequence[str] = ()) -> Recipe:
-    """The recipe in timm's ``pretrained_cfg`` of a model, or ``timm.data.resolve_model_data_config(model)``.
+def timm_preprocessing(config: Mapping[str, Any], classes: Sequence[str] = ()) -> Preprocessing:
+    """The preprocessing in timm's ``pretrained_cfg`` of a model, or ``timm.data.resolve_model_data_config(model)``.
 
     >>> config = {"input_size": (3, 224, 224), "crop_pct": 0.9, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    >>> timm_recipe(config).resize
+    >>> timm_preprocessing(config).resize
     248
     """
     size, fixed = min(config["input_size"][1:]), bool(config.get("fixed_input_size"))
     squashes = config.get("crop_mode") == "squash"
-    return Recipe(
+    return Preprocessing(
         size,
         size if fixed else min(32, size),
         fixed or squashes,
@@ -41,8 +41,8 @@ def timm_recipe(config: Mapping[str, Any], classes: Sequence[str] = ()) -> Recip
     )
 
 
-def processor_recipe(processor: Any, classes: Sequence[str] = ()) -> Recipe:
-    """The recipe of an image processor of Hugging Face's transformers."""
+def processor_preprocessing(processor: Any, classes: Sequence[str] = ()) -> Preprocessing:
+    """The preprocessing of an image processor of Hugging Face's transformers."""
     sides, cut = dict(processor.size), getattr(processor, "crop_size", None)
     shorter = sides.get("shortest_edge") or min(sides.get("height", 0), sides.get("width", 0)) or 0
     size, resize = shorter, None
@@ -58,49 +58,51 @@ def processor_recipe(processor: Any, classes: Sequence[str] = ()) -> Recipe:
             "std= and size=."
         )
     mode = "bicubic" if getattr(processor, "resample", 2) in (1, 3) else "bilinear"  # Pillow's numbers
-    return Recipe(size, size, True, mean, std, tuple(classes), resize=resize, interpolation=mode)
+    return Preprocessing(size, size, True, mean, std, tuple(classes), resize=resize, interpolation=mode)
 
 
-def as_recipe(preprocessing: object, model: Module) -> Recipe:
-    """The recipe that a description stands for: see :func:`saliency.explain`. ``ValueError`` for anything else."""
+def as_preprocessing(preprocessing: object, model: Module) -> Preprocessing:
+    """The preprocessing of a description, as :func:`saliency.explain` takes it. ``ValueError`` for anything else."""
     found: Any = preprocessing
-    if isinstance(found, Recipe):
+    if isinstance(found, Preprocessing):
         return found
     if isinstance(found, Mapping) and {"input_size", "mean", "std"} <= found.keys():
-        return timm_recipe(found, class_names(model))
+        return timm_preprocessing(found, class_names(model))
     if hasattr(found, "transforms") and hasattr(found, "meta"):
-        return weights_recipe(found)
+        return weights_preprocessing(found)
     if hasattr(found, "image_mean") and hasattr(found, "size"):
-        return processor_recipe(found, class_names(model))
+        return processor_preprocessing(found, class_names(model))
     if all(hasattr(found, name) for name in ("mean", "std", "resize_size")):
-        return _preset_recipe(found, class_names(model))
+        return _preset_preprocessing(found, class_names(model))
     raise ValueError(
-        f"preprocessing={shown(preprocessing)} says nothing of a size, a mean and a deviation; expected a Recipe, "
-        "torchvision's weights or transforms, timm's pretrained_cfg, an image processor of transformers, or mean=, "
-        "std= and size=."
+        f"preprocessing={shown(preprocessing)} says nothing of a size, a mean and a deviation; expected "
+        "a Preprocessing, torchvision's weights or transforms, timm's pretrained_cfg, an image processor of "
+        "transformers, or mean=, std= and size=."
     )
 
 
-def recipe_of(model: Module) -> tuple[Recipe, str] | None:
-    """The recipe of a network, and its source; None where there is none.
+def preprocessing_of(model: Module) -> tuple[Preprocessing, str] | None:
+    """The preprocessing of a network, and its source; None where there is none.
 
     timm's networks say it themselves. torchvision's do not: their kind and number of parameters tell which weights
     they can hold; where there are several, it is the default ones whose transform counts.
 
     >>> from torchvision.models import resnet18
-    >>> recipe_of(resnet18())[1]
+    >>> preprocessing_of(resnet18())[1]
     "torchvision's ResNet18_Weights.IMAGENET1K_V1"
     """
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, Mapping) and {"input_size", "mean", "std"} <= config.keys():
-        return timm_recipe(config, class_names(model)), f"timm's {config.get('architecture') or 'pretrained_cfg'}"
+        return timm_preprocessing(
+            config, class_names(model)
+        ), f"timm's {config.get('architecture') or 'pretrained_cfg'}"
     if type(model).__module__.startswith("saliency.scenes"):
         from saliency.scenes.generator import CLASSES, SIZE
 
-        return Recipe(SIZE, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, multi_label=True), "the embedded scenes"
+        return Preprocessing(SIZE, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, multi_label=True), "the embedded scenes"
     if type(model).__module__.startswith("torchvision.models."):
         for weights in _weights_of(model):
-            return weights_recipe(weights), f"torchvision's {weights}"
+            return weights_preprocessing(weights), f"torchvision's {weights}"
     return None
 
 
@@ -145,12 +147,12 @@ def _weights_of(model: Module) -> Iterator[Any]:
                     yield weights
 
 
-def _preset_recipe(transforms: Any, classes: Sequence[str], smallest: int = 1) -> Recipe:
-    """The recipe of a torchvision preset: of classification, with a centre crop, or of segmentation."""
+def _preset_preprocessing(transforms: Any, classes: Sequence[str], smallest: int = 1) -> Preprocessing:
+    """The preprocessing of a torchvision preset: of classification, with a centre crop, or of segmentation."""
     cut = getattr(transforms, "crop_size", None)
     resize = transforms.resize_size[0]
     size = resize if cut is None else cut[0]
-    return Recipe(
+    return Preprocessing(
         size,
         smallest,
         smallest == size,

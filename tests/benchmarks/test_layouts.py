@@ -10,14 +10,14 @@ from tests.evaluation.trees import coco_tree, truncate, voc_tree
 
 NETWORK = """
 import torch
-from saliency.networks.preprocessing import Recipe
+from saliency.networks.preprocessing import Preprocessing
 
 def build():
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
         torch.nn.Linear(6, {classes}))
-    return model, Recipe(32, 8, False, (0.5,) * 3, (0.5,) * 3, (), True)
+    return model, Preprocessing(32, 8, False, (0.5,) * 3, (0.5,) * 3, (), True)
 """
 
 

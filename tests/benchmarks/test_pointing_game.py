@@ -20,7 +20,7 @@ from saliency.evaluation.running.ranks import holding
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results
 from saliency.images import to_picture
-from saliency.networks.models import DEFAULT, load_network, recipe
+from saliency.networks.models import DEFAULT, load_network, preprocessing
 from saliency.scenes import CLASSES, make_scene, make_scenes, scene_network
 
 # Percentage points above the centre point. Activation, its components and its outliers show every object, whatever the
@@ -57,7 +57,7 @@ def accuracies(names, scenes, folder, others=None, arch="scenes"):
     methods = make_methods([CENTRE, *names], [], few(names), arch, None, torchray=False) | (others or {})
     network, metrics = load_network(arch, DEFAULT), {"pointing_game": {}}
     dataset = load_dataset("scenes", scenes=scenes, seed=500)
-    outcome = run(dataset, network, recipe(arch), methods, metrics, folder, gallery=0)
+    outcome = run(dataset, network, preprocessing(arch), methods, metrics, folder, gallery=0)
     assert outcome.failed == 0
     return {line.method: 100 * line.mean for line in outcome.lines}
 
@@ -253,9 +253,9 @@ def test_a_run_that_is_refused_writes_nothing_into_a_folder(played, photos, tmp_
 
 def test_a_network_of_one_s_own(played, tmp_path, monkeypatch):
     (tmp_path / "own_network.py").write_text(
-        "from saliency.networks.models import recipe\n"
+        "from saliency.networks.models import preprocessing\n"
         "from saliency.scenes import scene_network\n"
-        "def build():\n    return scene_network(), recipe('scenes')\n"
+        "def build():\n    return scene_network(), preprocessing('scenes')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     own = played("--scenes", "3", "--method", "grad_cam", "--import", "own_network:build")
@@ -265,7 +265,7 @@ def test_a_network_of_one_s_own(played, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_network_of_another_precision(played, tmp_path, monkeypatch, dtype):
-    network = scene_network().to(dtype), recipe("scenes")
+    network = scene_network().to(dtype), preprocessing("scenes")
     monkeypatch.setattr("saliency.cli.preparing.import_network", lambda name: network)
     metrics = [f"--metric={name}" for name in ("pointing_game", "box_iou", "insertion", "road", "sensitivity_n")]
     methods = [f"--method={name}" for name in ("centre", "grad_cam", "gradient", "excitation_backprop")]
@@ -275,7 +275,7 @@ def test_a_network_of_another_precision(played, tmp_path, monkeypatch, dtype):
 
 
 def test_a_network_that_scores_no_classes_is_named(played, monkeypatch):
-    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten(0)), recipe("scenes")
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten(0)), preprocessing("scenes")
     monkeypatch.setattr("saliency.cli.preparing.import_network", lambda name: network)
     code, _, said = played("--scenes", "3", "--import", "own:build")
     assert (code, said.count("\n")) == (2, 1)

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 # The embedded network, slowed down: there is time to end it while it runs.
 NETWORK = """
 import os, time
-from saliency.networks.models import recipe
+from saliency.networks.models import preprocessing
 from saliency.scenes import scene_network
 
 def wait(module, inputs):
@@ -29,7 +29,7 @@ def wait(module, inputs):
 def build():
     network = scene_network()
     network.register_forward_pre_hook(wait)
-    return network, recipe("scenes")
+    return network, preprocessing("scenes")
 """
 METHODS = ("gradient", "excitation_backprop", "centre")
 METRICS = ("pointing_game", "energy_pointing_game")

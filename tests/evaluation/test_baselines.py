@@ -13,7 +13,7 @@ from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.explainers import named_methods
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results
-from saliency.networks.models import recipe
+from saliency.networks.models import preprocessing
 from saliency.scenes import scene_network
 
 IMAGES = torch.rand(3, 3, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -88,7 +88,7 @@ def test_a_run_of_all_baselines(tmp_path):
         outcome = run(
             dataset,
             scene_network(),
-            recipe("scenes"),
+            preprocessing("scenes"),
             methods,
             metrics,
             tmp_path / out,

@@ -12,7 +12,7 @@ from saliency.evaluation.explainers import Explainer, named_methods
 from saliency.evaluation.running import runner
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results
-from saliency.networks.models import recipe
+from saliency.networks.models import preprocessing
 from saliency.scenes import scene_network
 
 GRADIENT = METHODS["gradient"].function
@@ -140,7 +140,13 @@ def test_arguments_that_a_function_overwrites_are_its_own(network):
 def play(methods, metrics, out, **options):
     dataset = load_dataset("scenes", scenes=3)
     return run(
-        dataset, scene_network(), recipe("scenes"), methods, metrics, out, **{"gallery": 0, "limit": 4, **options}
+        dataset,
+        scene_network(),
+        preprocessing("scenes"),
+        methods,
+        metrics,
+        out,
+        **{"gallery": 0, "limit": 4, **options},
     )
 
 
@@ -227,13 +233,13 @@ def test_wrong_arguments_are_a_value_error_and_nothing_is_written(tmp_path, meth
 
 
 @pytest.mark.parametrize("place", range(3))
-def test_what_is_no_data_set_network_or_recipe(tmp_path, place):
-    given = [load_dataset("scenes", scenes=1), scene_network(), recipe("scenes")]
+def test_what_is_no_data_set_network_or_preprocessing(tmp_path, place):
+    given = [load_dataset("scenes", scenes=1), scene_network(), preprocessing("scenes")]
     given[place] = [3, "resnet50", (224,)][place]
-    with pytest.raises(ValueError, match=["dataset=3 has no 'name'", "model='resnet50'", "recipe="][place]):
+    with pytest.raises(ValueError, match=["dataset=3 has no 'name'", "model='resnet50'", "preprocessing="][place]):
         run(*given, by_hand, GAME, tmp_path / "out")
     with pytest.raises(ValueError, match="out=3"):
-        run(load_dataset("scenes", scenes=1), scene_network(), recipe("scenes"), by_hand, GAME, 3)
+        run(load_dataset("scenes", scenes=1), scene_network(), preprocessing("scenes"), by_hand, GAME, 3)
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from saliency import Recipe, compare, explain, gradient
+from saliency import Preprocessing, compare, explain, gradient
 from saliency.images import as_image, read_image, to_picture, write_png
 from saliency.plot import contact_sheet, tiles
 from saliency.scenes import CLASSES, make_scene, scene_network
@@ -139,10 +139,10 @@ def test_a_known_network_that_was_built_for_grey_images_needs_its_own_mean():
 
 
 def test_a_crop_of_another_size_is_the_same_part_of_the_photo(network):
-    recipe = Recipe(128, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, resize=160)
+    preprocessing = Preprocessing(128, 16, False, (0.0,) * 3, (1.0,) * 3, CLASSES, resize=160)
     photo = to_picture(torch.rand(3, 200, 300))
     for size in (128, 64, 256):
-        found = explain(network, photo, 0, "gradient", preprocessing=recipe, size=size, crop=True)
+        found = explain(network, photo, 0, "gradient", preprocessing=preprocessing, size=size, crop=True)
         assert found.input.shape == (1, 3, size, size)
         assert found.picture.shape == (3, 160, 160)
 

@@ -12,12 +12,12 @@ from torch import nn
 from torchvision.models import ResNet18_Weights, ViT_B_16_Weights, mobilenet_v2, resnet18
 
 import saliency
-from saliency import METHODS, Explanation, Recipe, compare, explain, recipe_of, smooth_grad
+from saliency import METHODS, Explanation, Preprocessing, compare, explain, preprocessing_of, smooth_grad
 from saliency.explaining.viewer import viewer_page
 from saliency.images import as_image, to_picture
 from saliency.networks.libraries import build_elsewhere
 from saliency.networks.preprocessing import preprocess
-from saliency.networks.published import as_recipe, processor_recipe, timm_recipe
+from saliency.networks.published import as_preprocessing, processor_preprocessing, timm_preprocessing
 from saliency.scenes import CLASSES, make_scene, scene_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:saliency_layer=")  # of maps that are zero
@@ -107,9 +107,9 @@ def test_every_way_to_hold_an_image(network, tmp_path):
 
 
 def test_a_normalised_tensor_is_the_input_itself():
-    recipe = Recipe(128, 16, False, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), CLASSES)
-    input = preprocess(IMAGE, recipe)[None]
-    found = explain(scene_network(), input, 0, preprocessing=recipe)
+    preprocessing = Preprocessing(128, 16, False, (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), CLASSES)
+    input = preprocess(IMAGE, preprocessing)[None]
+    found = explain(scene_network(), input, 0, preprocessing=preprocessing)
     assert torch.equal(found.input, input)
     torch.testing.assert_close(found.picture, IMAGE)
     with pytest.raises(ValueError, match=r"^image=a tensor .* outside \[0, 1\], as a normalised image does"):
@@ -156,19 +156,19 @@ def test_errors_name_the_argument(message):
 @pytest.mark.parametrize("size", [(300, 410), (120, 90), (40, 500)])
 def test_preprocessed_as_torchvisions_transform(weights, size):
     image = torch.randint(256, (3, *size), dtype=torch.uint8)
-    recipe = as_recipe(weights, nn.Identity())
-    found = preprocess(image.float() / 255, recipe, crop=True)
+    preprocessing = as_preprocessing(weights, nn.Identity())
+    found = preprocess(image.float() / 255, preprocessing, crop=True)
     torch.testing.assert_close(found, weights.transforms()(image), atol=0.51 / 255 / 0.22, rtol=0)  # it rounds to bytes
-    assert recipe.classes[243] == "bull mastiff"
+    assert preprocessing.classes[243] == "bull mastiff"
 
 
 def test_networks_are_recognised():
-    recipe, source = recipe_of(resnet18(num_classes=7))  # a head of one's own
+    preprocessing, source = preprocessing_of(resnet18(num_classes=7))  # a head of one's own
     assert source == "torchvision's ResNet18_Weights.IMAGENET1K_V1"
-    assert (recipe.resize, recipe.size) == (256, 224)
-    assert recipe_of(mobilenet_v2())[1] == "torchvision's MobileNet_V2_Weights.IMAGENET1K_V2"
-    assert recipe_of(scene_network())[0].classes == CLASSES
-    assert recipe_of(nn.Identity()) is None
+    assert (preprocessing.resize, preprocessing.size) == (256, 224)
+    assert preprocessing_of(mobilenet_v2())[1] == "torchvision's MobileNet_V2_Weights.IMAGENET1K_V2"
+    assert preprocessing_of(scene_network())[0].classes == CLASSES
+    assert preprocessing_of(nn.Identity()) is None
 
 
 class Processor:
@@ -191,8 +191,8 @@ class Processor:
         ({"size": {"shortest_edge": 28}, "crop_pct": 0.875}, (28, 32, True)),
     ],
 )
-def test_recipes_of_processors(own, expected):
-    found = processor_recipe(Processor(**own), ["a"])
+def test_preprocessing_of_processors(own, expected):
+    found = processor_preprocessing(Processor(**own), ["a"])
     assert (found.size, found.resize, found.square) == expected
     assert (found.mean, found.interpolation) == ((0.5, 0.4, 0.3), "bicubic")
 
@@ -201,22 +201,22 @@ def test_timm_and_transformers(tmp_path):
     """Preprocessed as the libraries' own transforms do, 8-bit rounding aside."""
     timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
     model = timm.create_model("resnet18.a1_in1k", pretrained=False).eval()
-    recipe, source = recipe_of(model)
-    assert (source, recipe.classes[243]) == ("timm's resnet18", "bull mastiff")
+    preprocessing, source = preprocessing_of(model)
+    assert (source, preprocessing.classes[243]) == ("timm's resnet18", "bull mastiff")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     soft = photo(260, 330).point(lambda value: 64 + value // 2)  # Pillow cuts overshoots off between its two passes
-    ours = preprocess(as_image(soft), recipe, crop=True)
+    ours = preprocess(as_image(soft), preprocessing, crop=True)
     torch.testing.assert_close(ours, transform(soft), atol=0.03, rtol=0)
-    assert timm_recipe(model.pretrained_cfg).resize == recipe.resize
+    assert timm_preprocessing(model.pretrained_cfg).resize == preprocessing.resize
 
     config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
     config.image_size, config.id2label = 32, {0: "cat", 1: "dog"}
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
     processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
     processor.save_pretrained(tmp_path)
-    loaded, recipe = saliency.load_network(f"hf:{tmp_path}", "DEFAULT"), saliency.recipe(f"hf:{tmp_path}")
+    loaded, preprocessing = saliency.load_network(f"hf:{tmp_path}", "DEFAULT"), saliency.preprocessing(f"hf:{tmp_path}")
     expected = processor(photo(32, 32), return_tensors="pt")["pixel_values"][0]
-    torch.testing.assert_close(preprocess(as_image(photo(32, 32)), recipe), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(preprocess(as_image(photo(32, 32)), preprocessing), expected, atol=1e-4, rtol=0)
     found = explain(loaded, photo(), "dog", ["attention_rollout", "gradient"], preprocessing=processor)
     assert list(found.maps) == ["attention_rollout", "gradient"]
 

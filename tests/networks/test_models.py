@@ -1,4 +1,4 @@
-"""Networks of TorchRay's format: their files, shapes and recipes. The command line's tests have the others."""
+"""Networks of TorchRay's format: their files, shapes and preprocessing. The command line's tests have the others."""
 
 from urllib.error import URLError
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from saliency.networks.caffe import CAFFE_ARCHS, caffe_network, from_caffe
 from saliency.networks.class_names import COCO_CLASSES, VOC_CLASSES
-from saliency.networks.models import load_network, networks, recipe
+from saliency.networks.models import load_network, networks, preprocessing
 
 
 def shapeless(arch, pooled=True):
@@ -21,26 +21,26 @@ def on_meta(*size):
     return torch.zeros(1, 3, *size, device="meta")
 
 
-def test_are_networks_with_a_recipe():
+def test_are_networks_with_a_preprocessing():
     assert set(CAFFE_ARCHS) == {"vgg16_voc", "vgg16_coco", "resnet50_voc", "resnet50_coco"} <= set(networks())
     for arch in CAFFE_ARCHS:
-        wanted = recipe(arch)
+        wanted = preprocessing(arch)
         assert wanted.classes == (VOC_CLASSES if arch.endswith("voc") else COCO_CLASSES)
         assert (wanted.size, wanted.square, wanted.multi_label, wanted.caffe_resize) == (224, False, True, True)
         assert [value * 255 for value in wanted.mean] == pytest.approx([123.68, 116.779, 103.939])
         assert [value * 255 for value in wanted.std] == pytest.approx([1, 1, 1])
         assert shapeless(arch).get_submodule(wanted.layer)
-    assert recipe("resnet50").layer is None
-    assert not recipe("resnet50").caffe_resize
+    assert preprocessing("resnet50").layer is None
+    assert not preprocessing("resnet50").caffe_resize
 
 
 @pytest.mark.parametrize("arch", CAFFE_ARCHS)
 def test_the_least_size(arch):
-    least = recipe(arch).min_size
-    assert recipe(arch, least).size == least
+    least = preprocessing(arch).min_size
+    assert preprocessing(arch, least).size == least
     with pytest.raises(ValueError, match=rf"size={least - 1} does not fit arch='{arch}'; .* {least} or more"):
-        recipe(arch, least - 1)
-    classes = len(recipe(arch).classes)
+        preprocessing(arch, least - 1)
+    classes = len(preprocessing(arch).classes)
     assert shapeless(arch)(on_meta(least, least)).shape == (1, classes)
     if arch.startswith("vgg16"):
         with pytest.raises(RuntimeError, match=r"[Kk]ernel size"):

@@ -6,12 +6,12 @@ import textwrap
 import pytest
 import torch
 
-from saliency.networks.models import Recipe
+from saliency.networks.models import Preprocessing
 from saliency.networks.own import import_network
 
 SOURCE = """
     from torch import nn
-    from saliency.networks.models import Recipe
+    from saliency.networks.models import Preprocessing
 
     class Nets:
         @staticmethod
@@ -22,7 +22,7 @@ SOURCE = """
         return nn.Sequential(nn.Flatten(), nn.Dropout())
 
     def both():
-        return nn.ReLU(), Recipe(64, 32, True, (0.5,) * 3, (0.25,) * 3, ("cat", "dog"), multi_label=True)
+        return nn.ReLU(), Preprocessing(64, 32, True, (0.5,) * 3, (0.25,) * 3, ("cat", "dog"), multi_label=True)
 
     def number():
         return 3
@@ -51,16 +51,16 @@ def module(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("module")
 class TestImport:
     def test_a_network_alone(self):
-        network, recipe = import_network("my_nets:alone")
+        network, preprocessing = import_network("my_nets:alone")
         assert not any(part.training for part in network.modules())
         assert network(torch.ones(2, 3, 2, 2)).shape == (2, 12)
-        assert recipe == Recipe(224, 1, False, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ())
+        assert preprocessing == Preprocessing(224, 1, False, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ())
 
-    def test_with_a_recipe(self):
-        network, recipe = import_network("my_nets:both")
+    def test_with_a_preprocessing(self):
+        network, preprocessing = import_network("my_nets:both")
         assert not network.training
-        assert recipe.classes == ("cat", "dog")
-        assert recipe.multi_label
+        assert preprocessing.classes == ("cat", "dog")
+        assert preprocessing.multi_label
 
     def test_in_a_class(self):
         assert isinstance(import_network("my_nets:Nets.build")[0], torch.nn.Identity)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from saliency.images import normalise, resize_image
-from saliency.networks.models import Recipe, recipe
+from saliency.networks.models import Preprocessing, preprocessing
 from saliency.networks.preprocessing import input_size, preprocess
 
-PLAIN = Recipe(24, 1, False, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ())
+PLAIN = Preprocessing(24, 1, False, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), ())
 CAFFE = PLAIN._replace(caffe_resize=True)
 
 
@@ -22,7 +22,7 @@ def test_sizes():
     assert input_size((30, 41), CAFFE) == (24, 32)
     assert input_size((41, 30), CAFFE) == (32, 24)
     assert input_size((3, 1000), CAFFE) == (24, 192)
-    assert input_size((480, 640), recipe("vgg16_voc")) == (224, 298)
+    assert input_size((480, 640), preprocessing("vgg16_voc")) == (224, 298)
 
 
 def test_as_the_command_line_does():

@@ -15,7 +15,7 @@ from PIL import Image
 import saliency
 from saliency.evaluation.cases import class_mask, is_difficult, labels_of
 from saliency.evaluation.datasets import load_dataset
-from saliency.networks.models import load_network, recipe
+from saliency.networks.models import load_network, preprocessing
 from saliency.networks.preprocessing import input_size, preprocess
 from tests.evaluation.trees import COCO_IDS, coco_tree, voc_tree
 
@@ -144,8 +144,8 @@ def test_preprocessing(size):
     expected = peer("models").get_transform("voc", 224)(Image.fromarray(pixels))
     image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     for arch in ("vgg16_voc", "resnet50_coco"):
-        found = preprocess(image, recipe(arch))
-        assert found.shape[1:] == input_size(size, recipe(arch))
+        found = preprocess(image, preprocessing(arch))
+        assert found.shape[1:] == input_size(size, preprocessing(arch))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 

@@ -9,7 +9,7 @@ from saliency.evaluation.datasets import load_dataset
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results
-from saliency.networks.models import recipe
+from saliency.networks.models import preprocessing
 from saliency.scenes import scene_network
 from tests import cases
 from tests.cases import METHOD_CASES
@@ -61,7 +61,7 @@ def test_a_run(tmp_path):
     model = scene_network()
 
     def play(folder):
-        run(load_dataset("scenes", scenes=2), model, recipe("scenes"), chosen, metrics, folder)
+        run(load_dataset("scenes", scenes=2), model, preprocessing("scenes"), chosen, metrics, folder)
         return {(*row.case, row.method, row.metric): (row.score, row.error) for row in read_results(folder)}
 
     expected = play(tmp_path / "here")

@@ -90,7 +90,7 @@ CALLS = [
     (images.to_picture, {"image": PHOTOS[0]}),
     (scene_network, {"weights": True}),
     (make_scene, {"seed": 0}),
-    (models.recipe, {"arch": "scenes", "size": 64}),
+    (models.preprocessing, {"arch": "scenes", "size": 64}),
     (models.load_network, {"arch": "scenes", "weights": None, "pooled": True}),
     (models.find_class, {"name": "a", "classes": ["a", "b"]}),
     (models.find_targets, {"text": "top1", "classes": ["a", "b"], "scores": torch.tensor([0.0, 1.0])}),

@@ -16,7 +16,7 @@ from saliency.evaluation.metrics.randomisation import parameter_groups, paramete
 from saliency.evaluation.report import write_report
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results
-from saliency.networks.models import Recipe
+from saliency.networks.models import Preprocessing
 
 
 def identity(output):
@@ -33,7 +33,7 @@ class Photos:
         return torch.rand(3, 12, 16, generator=torch.Generator().manual_seed(index))
 
 
-RECIPE = Recipe(12, 1, False, (0.0,) * 3, (1.0,) * 3, ("a", "b"))
+PREPROCESSING = Preprocessing(12, 1, False, (0.0,) * 3, (1.0,) * 3, ("a", "b"))
 
 
 def network():
@@ -48,7 +48,7 @@ def play(folder, methods, metrics=("pointing_game", "deletion"), **options):
     return run(
         Photos(),
         network(),
-        RECIPE,
+        PREPROCESSING,
         chosen,
         metrics if isinstance(metrics, dict) else {metric: {} for metric in metrics},
         folder,

@@ -12,7 +12,7 @@ from saliency.evaluation.cases import Annotation, Instance
 from saliency.evaluation.running import ranks as folders
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import Result, decode, encode, read_results, scan_results
-from saliency.networks.models import Recipe
+from saliency.networks.models import Preprocessing
 
 ROWS = [
     Result("a", 1, "grad_cam", "pointing_game", 1.0, 0.5, None, "0123", point=(3, 4)),
@@ -38,8 +38,10 @@ def broken(model, input, target):
 def play(out, method=gradient, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 1)).eval()
-    recipe = Recipe(8, 1, False, (0.0,) * 3, (1.0,) * 3, ("a",))
-    return run(Photos(), model, recipe, {"method": (method, {})}, {"pointing_game": {}}, out, gallery=0, **options)
+    preprocessing = Preprocessing(8, 1, False, (0.0,) * 3, (1.0,) * 3, ("a",))
+    return run(
+        Photos(), model, preprocessing, {"method": (method, {})}, {"pointing_game": {}}, out, gallery=0, **options
+    )
 
 
 @pytest.mark.parametrize("row", ROWS, ids=["score", "curve", "error"])

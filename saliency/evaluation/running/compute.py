@@ -164,7 +164,7 @@ class Evidence:
     def __init__(self, run: Run, method: str, cases: tuple[Case, ...]) -> None:
         self.method, self.cases, self.explainer = method, cases, run.explainers[method]
         self.model = run.model
-        self.activation = torch.sigmoid if run.recipe.multi_label else class_softmax
+        self.activation = torch.sigmoid if run.preprocessing.multi_label else class_softmax
         self.input = torch.stack([case.input for case in cases])
         self.target = torch.tensor([case.target for case in cases], device=run.device)
         self.masks = torch.stack([case.mask for case in cases]).to(run.device)

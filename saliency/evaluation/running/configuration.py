@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Module
 
 import saliency.evaluation
-from saliency.networks.preprocessing import Recipe
+from saliency.networks.preprocessing import Preprocessing
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Code: TypeAlias = "type | Callable[..., object]"
@@ -121,12 +121,12 @@ def _installed_version(module: str) -> str | None:
     return distribution.version if whole and distribution.read_text("RECORD") is not None else None
 
 
-def describe_network(model: Module, recipe: Recipe | None = None) -> dict[str, Json]:
+def describe_network(model: Module, preprocessing: Preprocessing | None = None) -> dict[str, Json]:
     """Digests of the tensors, the structure and the classes of a network, and what it expects of a photo.
 
     What its classes are called makes no difference, nor what the code of a class does that is not installed.
     """
-    expected = {} if recipe is None else {"recipe": written(recipe._replace(classes=())._asdict())}
+    expected = {} if preprocessing is None else {"preprocessing": written(preprocessing._replace(classes=())._asdict())}
     kinds = {type(module) for module in model.modules()}
     code = sorted(f"{kind.__module__}.{kind.__qualname__} {_installed_version(kind.__module__)}" for kind in kinds)
     structure = canonical([re.sub(r" at 0x[0-9a-f]+", "", str(model)), *code])

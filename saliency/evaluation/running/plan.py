@@ -17,7 +17,7 @@ from saliency.evaluation.explainers import Explainer, Methods, Options, named_me
 from saliency.evaluation.metrics import METRICS
 from saliency.evaluation.running.configuration import SESSION, Json, fingerprint_of, written
 from saliency.networks.names import unknown
-from saliency.networks.preprocessing import Recipe, input_size
+from saliency.networks.preprocessing import Preprocessing, input_size
 
 Names: TypeAlias = tuple[str, ...]
 Metrics: TypeAlias = str | Sequence[str] | Mapping[str, Options]
@@ -53,7 +53,7 @@ class Run:
 
     dataset: Dataset
     model: Module
-    recipe: Recipe
+    preprocessing: Preprocessing
     outputs: Sequence[Sequence[int]]
     explainers: Mapping[str, Explainer]
     jobs: list[Job]
@@ -72,15 +72,22 @@ class Run:
         return model_device(self.model)
 
 
-def check_setting(dataset: object, model: object, recipe: object, outputs: Sequence[Sequence[int]] | None) -> None:
-    """Raise ``ValueError`` for what is not a data set, a network or its recipe, and outputs of other classes."""
+def check_setting(
+    dataset: object, model: object, preprocessing: object, outputs: Sequence[Sequence[int]] | None
+) -> None:
+    """Raise ``ValueError`` for what is not a data set, a network or its preprocessing, and outputs of other classes."""
     for part in ("name", "root", "source", "classes", "annotations", "problems", "image"):
         if not hasattr(dataset, part):
             raise ValueError(
                 f"dataset={shown(dataset)} has no {part!r}; expected what load_dataset returns, or like it."
             )
     check_model(model)
-    check_type("recipe", recipe, Recipe, "what the network expects of a photo, as recipe('resnet50')")
+    check_type(
+        "preprocessing",
+        preprocessing,
+        Preprocessing,
+        "what the network expects of a photo, as preprocessing('resnet50')",
+    )
     classes = len(getattr(dataset, "classes", ()))
     if outputs is not None and (not isinstance(outputs, (list, tuple)) or len(outputs) != classes):
         raise ValueError(f"outputs={shown(outputs)} are not those of {classes} classes; expected a list for each.")
@@ -166,7 +173,7 @@ def named_metrics(metrics: Metrics) -> dict[str, Options]:
 
 def plan_batches(
     annotations: Sequence[Annotation],
-    recipe: Recipe,
+    preprocessing: Preprocessing,
     batch_size: int,
     limit: int | None = None,
     without: Collection[int] = (),
@@ -179,8 +186,8 @@ def plan_batches(
     >>> from saliency.evaluation.cases import Instance
     >>> instance = Instance(3, (0, 0, 2, 2))
     >>> square, wide = Annotation("a", (9, 9), (instance,)), Annotation("b", (9, 12), (instance,))
-    >>> recipe = Recipe(9, 1, False, (), (), ())
-    >>> [[cases[0].index for cases in batch] for batch in plan_batches([square, wide, square], recipe, 8)]
+    >>> preprocessing = Preprocessing(9, 1, False, (), (), ())
+    >>> [[cases[0].index for cases in batch] for batch in plan_batches([square, wide, square], preprocessing, 8)]
     [[0, 2], [1]]
     """
     for argument, value in (("batch_size", batch_size), ("limit", limit)):
@@ -199,7 +206,7 @@ def plan_batches(
         cases = list(own)
         size = cases[0].annotation.size
         if size not in sizes:
-            sizes[size] = input_size(size, recipe)
+            sizes[size] = input_size(size, preprocessing)
         batch = filling.setdefault((sizes[size], len(cases)), [])
         batch.append(cases)
         if len(batch) == batch_size:

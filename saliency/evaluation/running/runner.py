@@ -27,7 +27,7 @@ from saliency.evaluation.running.plan import Job, Metrics, Run, check_setting, m
 from saliency.evaluation.running.ranks import Ranks, UnwritableError, join_ranks, owning
 from saliency.evaluation.running.store import Result, append_results, read_results, write_configurations, write_file
 from saliency.images import check_path
-from saliency.networks.preprocessing import Recipe
+from saliency.networks.preprocessing import Preprocessing
 
 Done = Collection[tuple[tuple[str, int], str]]  # the key of a case, and the fingerprint of a job
 BATCH_SIZE, GALLERY = 8, 24  # images
@@ -37,7 +37,7 @@ GROUPS = 4  # sizes of images, and with them maps of a batch, that are kept for 
 def run(
     dataset: Dataset,
     model: Module,
-    recipe: Recipe,
+    preprocessing: Preprocessing,
     methods: Methods | Given | list[Given],
     metrics: Metrics,
     out: str | Path,
@@ -61,7 +61,7 @@ def run(
     ``str(outcome)`` is a summary. Raises ``ValueError`` for wrong arguments and a folder in use, ``OSError`` where
     results cannot be written, as on a full disk: those already written stay intact.
     """
-    check_setting(dataset, model, recipe, outputs)
+    check_setting(dataset, model, preprocessing, outputs)
     check_path("out", out)
     check_type("network", network, (Mapping, type(None)), "facts about the network, by name")
     check_flag("retry_errors", retry_errors)
@@ -73,7 +73,7 @@ def run(
         explainer.check(name, model)
     setting = {
         "dataset": describe(dataset),
-        "network": {**(network or {}), **describe_network(model, recipe)},
+        "network": {**(network or {}), **describe_network(model, preprocessing)},
         "outputs": outputs,
         "device": model_device(model).type,
         "dtype": model_dtype(model, torch.zeros(0, device="cpu")),
@@ -82,10 +82,10 @@ def run(
     ranks = join_ranks()
     jobs = make_jobs(explainers, metrics, setting, ranks.share("session", f"{SESSION}-{os.getpid()}"))
     without = {label for label, own in enumerate(outputs) if not own}
-    batches = plan_batches(dataset.annotations, recipe, batch_size, limit, without)
+    batches = plan_batches(dataset.annotations, preprocessing, batch_size, limit, without)
     if not batches:
         raise ValueError(f"dataset={dataset.name!r} holds no case with an output; expected one with some.")
-    planned = Run(dataset, model, recipe, outputs, explainers, jobs, batches, Path(out), gallery)
+    planned = Run(dataset, model, preprocessing, outputs, explainers, jobs, batches, Path(out), gallery)
     return carry_out(planned, ranks, retry_errors)
 
 
@@ -139,7 +139,7 @@ def execute(run: Run, ranks: Ranks, file: IO[bytes], retry_errors: bool, problem
         pass
     pending = [batch for batch in run.batches if _missing(run, chain.from_iterable(batch), done)]
     total, left = (sum(len(cases) for batch in batches for cases in batch) for batches in (run.batches, pending))
-    load = partial(load_cases, run.dataset, run.recipe)
+    load = partial(load_cases, run.dataset, run.preprocessing)
     with progress_bar(total, total - left) if ranks.rank == 0 else nullcontext(lambda *state: None) as show:
         with closing(load_batches(ranks.divide(pending), load)) as loaded:
             for images in loaded:

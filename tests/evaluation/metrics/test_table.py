@@ -11,7 +11,7 @@ from saliency.evaluation.metrics import EVIDENCE, METRICS, Metric, faithfulness,
 from saliency.evaluation.report.analysis import analyse
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import read_results
-from saliency.networks.models import recipe
+from saliency.networks.models import preprocessing
 from saliency.scenes import scene_network
 
 
@@ -39,7 +39,9 @@ def test_what_else_the_metrics_have_in_common_with_their_functions():
 
 def play(out, metrics, methods=("grad_cam", "gradient")):
     chosen = {name: (METHODS[name].function, {}) for name in methods}
-    return run(load_dataset("scenes", scenes=6), scene_network(), recipe("scenes"), chosen, metrics, out, gallery=0)
+    return run(
+        load_dataset("scenes", scenes=6), scene_network(), preprocessing("scenes"), chosen, metrics, out, gallery=0
+    )
 
 
 @pytest.mark.parametrize("delta", [0.5, 0.8, (0.3, 0.5, 0.7)])

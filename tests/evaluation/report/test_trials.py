@@ -11,7 +11,7 @@ from saliency.evaluation.report.markdown import markdown_report
 from saliency.evaluation.report.page import page_data
 from saliency.evaluation.running import runner
 from saliency.evaluation.running.runner import run
-from saliency.networks.models import recipe
+from saliency.networks.models import preprocessing
 from saliency.scenes import scene_network
 
 from .made_run import make_config, write_run
@@ -188,7 +188,7 @@ def test_runs_in_one_folder(tmp_path, monkeypatch):
     def play(options, metrics, method=grad):
         dataset = load_dataset("scenes", scenes=2)
         methods = {"mine": (method, options), "plain": METHODS["gradient"].function}
-        run(dataset, scene_network(), recipe("scenes"), methods, metrics, tmp_path, gallery=1)
+        run(dataset, scene_network(), preprocessing("scenes"), methods, metrics, tmp_path, gallery=1)
         return analyse(tmp_path)
 
     play({"power": 1}, ["pointing_game", "energy_pointing_game", "agreement"])

@@ -28,10 +28,10 @@ from saliency.evaluation.running.plan import make_jobs, plan_batches
 from saliency.evaluation.running.ranks import Ranks, holding
 from saliency.evaluation.running.runner import run
 from saliency.evaluation.running.store import Result, encode, read_results, scan_results
-from saliency.networks.models import recipe
+from saliency.networks.models import preprocessing
 from saliency.scenes import make_scene, scene_network
 
-RECIPE = recipe("scenes")
+PREPROCESSING = preprocessing("scenes")
 GAME = {"pointing_game": {}}
 
 
@@ -60,7 +60,7 @@ def scenes():
 @pytest.fixture
 def play(network, scenes, tmp_path):
     def play(methods, metrics=GAME, dataset=scenes, out="out", **options):
-        wanted = options.pop("recipe", RECIPE)
+        wanted = options.pop("preprocessing", PREPROCESSING)
         model = options.pop("model", network)
         return run(dataset, model, wanted, methods, metrics, tmp_path / out, **{"gallery": 0, **options})
 
@@ -120,7 +120,7 @@ def test_images_larger_than_the_input_and_of_many_sizes(play, network, tmp_path)
         for entry, (h, w) in zip(photos.annotations, sizes, strict=True)
     )
     photos.loader = lambda seed: nn.functional.interpolate(make_scene(seed).image[None], sizes[seed])[0]
-    play({"centre": centre}, dataset=photos, recipe=RECIPE._replace(size=32))
+    play({"centre": centre}, dataset=photos, preprocessing=PREPROCESSING._replace(size=32))
     assert {row.image: row.point for row in read_results(tmp_path / "out")} == {
         entry.name: (w // 2, h // 2) for entry, (h, w) in zip(photos.annotations, sizes, strict=True)
     }
@@ -159,16 +159,16 @@ def test_every_case_once_whatever_the_limit_and_batch_size(scenes):
     cases = [(i, label) for i, entry in enumerate(scenes.annotations) for label in labels_of(entry)]
     for limit in (None, 1, 5, len(cases), 1000):
         for size in (1, 3, 100):
-            batches = plan_batches(scenes.annotations, RECIPE, size, limit)
+            batches = plan_batches(scenes.annotations, PREPROCESSING, size, limit)
             assert planned(batches) == cases[:limit]
             for batch in batches:
                 assert 1 <= len(batch) <= size
                 assert len({len(own) for own in batch}) == 1
-    without = plan_batches(scenes.annotations, RECIPE, 4, None, without={0, 5})
+    without = plan_batches(scenes.annotations, PREPROCESSING, 4, None, without={0, 5})
     assert planned(without) == [c for c in cases if c[1] not in (0, 5)]
     for wrong in ({"batch_size": 0}, {"batch_size": 8, "limit": 0}):
         with pytest.raises(ValueError, match="; expected "):
-            plan_batches(scenes.annotations, RECIPE, **wrong)
+            plan_batches(scenes.annotations, PREPROCESSING, **wrong)
 
 
 def test_what_is_on_disk_is_not_done_again(play, tmp_path):
@@ -205,7 +205,7 @@ def test_a_batch_that_lacks_a_row_is_computed_whole_and_only_that_row_written(pl
     ((name, count),) = counted.calls
     index = int(lines[lost].split('"image": "scene')[1].split('"')[0])
     assert name == "gradient"
-    batches = plan_batches(scene_set(8).annotations, RECIPE, 3)
+    batches = plan_batches(scene_set(8).annotations, PREPROCESSING, 3)
     (batch,) = [batch for batch in batches if any(own[0].index == index for own in batch)]
     assert count == len(batch) > 1
     again = path.read_text().splitlines(keepends=True)
@@ -244,7 +244,7 @@ def test_another_configuration_never_takes_old_rows(play, network, scenes, tmp_p
         ({"m": smooth_grad(gradient, 2)}, GAME, {}),
         ({"m": smooth_grad(gradient, 3)}, GAME, {}),
         ({"m": grad_cam}, GAME, {"model": other}),
-        ({"m": grad_cam}, GAME, {"recipe": RECIPE._replace(size=64)}),
+        ({"m": grad_cam}, GAME, {"preprocessing": PREPROCESSING._replace(size=64)}),
         ({"m": grad_cam}, GAME, {"outputs": [(7 - label,) for label in range(8)]}),
         ({"m": grad_cam}, GAME, {"network": {"arch": "another"}}),
         ({"m": grad_cam}, GAME, {"dataset": scene_set(9)}),
