@@ -41,8 +41,8 @@ def explain(
     ``image``: a path, a picture of Pillow, an array or a tensor, grey or RGB, or a tensor that is normalised already.
     Preprocessed as torchvision's and timm's networks know, for others as ``preprocessing`` says (a
     :class:`Preprocessing`, torchvision's weights, a processor), or ``mean``, ``std``, ``size``; ``crop=False``, the
-    default with a ``size``: the whole photo. ``target``: a class index or name, ``'topK'``, a list of those, or as methods
-    take it; None is the highest score. ``methods``: names or functions, a dict of functions, or ``'all'``.
+    default with a ``size``: the whole photo. ``target``: a class index or name, ``'topK'``, a list of those, or as
+    methods take it; None is the highest score. ``methods``: names or functions, a dict of functions, or ``'all'``.
     ``saliency_layer``: of all, or by method; a list gives a column each. ``options`` reach the methods that have them.
     A method that refuses is left out, with a warning, if others remain. Raises ``ValueError``.
 
