@@ -19,6 +19,7 @@ _BATCH_NORM = (
     "PyTorch's backward pass of batch norm in evaluation mode is wrong for one image of tokens viewed as a map "
     "(see docs/limits.md): a batch of two is right"
 )
+_SMALL = "at 128 pixels, what an untrained cell of its grid sees is nearly the whole image; found at 224"
 # Why a network has a remark that says nothing about its map.
 ODDITIES = {
     "CvtForImageClassification": _BATCH_NORM,
@@ -30,6 +31,8 @@ ODDITIES = {
     "gcvit_xxtiny": "its global queries are handed to other images of a batch: its own output depends on the batch",
     "LevitForImageClassification": _BATCH_NORM,
     "levit_128s": _BATCH_NORM,
+    "mnasnet0_5": _SMALL,
+    "mobilenet_v3_small": _SMALL,
     "rexnet_100": "untrained, its squeeze and excitation changes all positions alike",
     "sequencer2d_s": "LRP has no rule for an LSTM, and says so",
     "xcit_nano_12_p16_224": _BATCH_NORM,
