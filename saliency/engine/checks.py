@@ -29,7 +29,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("normalize", "normalized", "relu"), "a map on its raw scale, to be changed afterwards"),
     **dict.fromkeys(("use_cuda", "device"), "a model and an input on that device"),
     "attributions_only": "the maps alone, which a call returns anyway",
-    "composite": "context_builder",
+    "composite": "rules, of lrp, or a context_builder",
     "eigen_smooth": "gradient_to_saliency, a function of the activation and its gradient",
     "show_progress": "progress",
 }

@@ -12,7 +12,7 @@ from saliency.engine.contexts import outside_rules
 from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import Layer
 from saliency.engine.layouts import Layout, to_channels_first
-from saliency.engine.maps import Resize, check_map_options, finish_map
+from saliency.engine.maps import Resize, check_axes, check_map_options, finish_map
 from saliency.engine.site import Site
 
 
@@ -67,6 +67,7 @@ class Finish(NamedTuple):
             saliency = self.gradient_to_saliency(grid)
         if not isinstance(saliency, Tensor):
             raise ValueError(f"gradient_to_saliency={self.gradient_to_saliency!r} returned no tensor; expected a map.")
+        check_axes("gradient_to_saliency", self.gradient_to_saliency, grid, saliency)
         saliency = finish_map(saliency, image, self.resize, self.resize_mode, self.smooth)
         if self.layout == "layer" or not len(saliency) == len(image) != self.call.samples:
             return saliency

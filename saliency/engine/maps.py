@@ -16,6 +16,7 @@ from saliency.engine.checks import (
     is_int,
     is_number,
     is_positive_int,
+    name_of,
     shown,
 )
 from saliency.engine.state import full_precision
@@ -105,11 +106,26 @@ class Attribution:
         reduced = attribution if self.reduction is None else self.reduction(attribution)
         if not isinstance(reduced, Tensor):
             raise ValueError(f"reduction={self.reduction!r} returned {describe(reduced)}; expected a tensor.")
+        check_axes("reduction", self.reduction, attribution, reduced)
         return reduced
 
     def unscaled(self) -> "Attribution":
         """The reduction of a method that does not multiply by the inputs."""
         return Attribution(self.reduction, "gradient" if self.of == "gradient_x_activation" else self.of)
+
+
+def check_axes(argument: str, function: object, x: Tensor, made: Tensor) -> None:
+    """Raise ``ValueError`` for a map without an axis for each of the tensor that a function made it of.
+
+    >>> check_axes("reduction", torch.sum, torch.zeros(1, 8, 4, 4), torch.zeros(1, 4, 4))
+    Traceback (most recent call last):
+    ValueError: reduction=sum made (1, 4, 4) of (1, 8, 4, 4); expected (N, 1, ...), as x.sum(1, keepdim=True) is.
+    """
+    if x.ndim > 2 and made.ndim < x.ndim:
+        raise ValueError(
+            f"{argument}={name_of(function)} made {tuple(made.shape)} of {tuple(x.shape)}; expected (N, 1, ...), as "
+            "x.sum(1, keepdim=True) is."
+        )
 
 
 def check_mode(argument: str, mode: object) -> None:

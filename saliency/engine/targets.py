@@ -19,7 +19,8 @@ Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
 _Parsed: TypeAlias = Tensor | list[object] | Function | None
 _ACCEPTED = (
     "an int, N ints, an (N, K) LongTensor, a float tensor shaped like the output, a tuple of indices or N of them, "
-    "None for one score per sample, a function of the output that returns (N,) or (N, K) scores, or N of one sample's"
+    "None for one score per sample, a function of the output that returns (N,) or (N, K) scores, or a list of N "
+    "functions, one for each sample's own output"
 )
 
 

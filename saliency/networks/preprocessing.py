@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
+from saliency.engine.checks import check_tensor, check_type
 from saliency.images import normalise, resize_image
 
 MOST = 8  # times the shorter side that the longer one may get, as in resize_image
@@ -32,6 +33,16 @@ class Preprocessing(NamedTuple):
     layer: str | None = None
     resize: int | None = None
     interpolation: str = "bilinear"
+
+    def __repr__(self) -> str:
+        """The fields, but the number of classes in place of their names.
+
+        >>> str(Preprocessing(224, 32, False, (0.5,), (0.2,), ("cat", "dog"))).partition(", multi_label")[0]
+        'Preprocessing(size=224, min_size=32, square=False, mean=(0.5,), std=(0.2,), classes=<2 names>'
+        """
+        names = f"classes=<{len(self.classes)} names>"
+        fields = [names if name == "classes" else f"{name}={value!r}" for name, value in self._asdict().items()]
+        return f"Preprocessing({', '.join(fields)})"
 
     def resized(self, size: int, name: str) -> "Preprocessing":
         """The same with another shorter side; its transform cuts off as much in proportion.
@@ -75,6 +86,8 @@ def preprocess(image: Tensor, wanted: Preprocessing, crop: bool = False) -> Tens
     >>> preprocess(photo, expected).shape, preprocess(photo, expected, crop=True).shape
     (torch.Size([3, 224, 340]), torch.Size([3, 224, 224]))
     """
+    check_tensor("image", image)
+    check_type("wanted", wanted, Preprocessing, "preprocessing(name), or the first of preprocessing_of(model)")
     if crop and wanted.resize is not None:
         shorter = min(image.shape[1:])
         image = centre(image, MOST * shorter)

@@ -426,6 +426,11 @@ def test_wrong_pieces_are_named():
         saliency.gradient(model, input, 1, context_builder=saliency.GuidedBackpropContext())
     with pytest.raises(ValueError, match=r"gradient_to_saliency=.* returned no tensor"):
         saliency.gradient(model, input, 1, gradient_to_saliency=lambda x: None)
+    for function in (lambda x: x.sum(1), lambda x: x.sum()):
+        with pytest.raises(ValueError, match=r"gradient_to_saliency=.* of \(2, 3, 2, 2\); expected \(N, 1, "):
+            saliency.gradient(model, input, 1, gradient_to_saliency=function)
+        with pytest.raises(ValueError, match=r"reduction=.* of \(2, 3, 2, 2\); expected \(N, 1, "):
+            saliency.grad_cam(model, input, 1, "", reduction=function)
     with pytest.raises(ValueError, match=r"get_backward_gradient=.*expected .*shape \(2, 3\)"):
         saliency.gradient(model, input, 1, get_backward_gradient=lambda output, target: torch.ones(2))
     with pytest.raises(ValueError, match="is not a layer"):

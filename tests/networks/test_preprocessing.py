@@ -25,6 +25,13 @@ def test_sizes():
     assert input_size((480, 640), preprocessing("vgg16_voc")) == (224, 298)
 
 
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="image='photo.jpg' is not a tensor"):
+        preprocess("photo.jpg", PLAIN)
+    with pytest.raises(ValueError, match=r"wanted=.*; expected preprocessing\(name\)"):
+        preprocess(torch.rand(3, 30, 41), (PLAIN, "its source"))
+
+
 def test_as_the_command_line_does():
     image = torch.rand(3, 30, 41)
     assert torch.equal(preprocess(image, PLAIN), normalise(resize_image(image, 24), PLAIN.mean, PLAIN.std))
