@@ -99,7 +99,7 @@ def note_score(notices: Notices, score: Tensor) -> None:
 
 
 def _advise(call: Call, site: Site, targets: Targets, values: list[float]) -> str:
-    """Advice: the score itself is not finite, or another layer to use. Costs a forward pass, and maybe a search."""
+    """Advice: the score itself is not finite or 0, or another layer to use. Costs a forward pass, and maybe a search."""
     try:
         with evaluating(call.model, call.modules):
             scores = targets.scores(call.own().run())
@@ -107,6 +107,8 @@ def _advise(call: Call, site: Site, targets: Targets, values: list[float]) -> st
         return ""
     if not scores.isfinite().all():
         return "; the score itself is NaN or infinite"
+    if not scores.any():
+        return "; the score itself is 0, as that of an untrained head of zeros is"
     return "" if not all(map(math.isfinite, values)) else _other_layer(call, site, targets)
 
 

@@ -469,6 +469,16 @@ def test_advice_costs_a_pass_once_a_line():
     assert len(passes) == 5
 
 
+def test_a_head_of_zeros_is_named():
+    """As of torchvision's untrained vision transformers: no layer would show more."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    for parameter in net[3].parameters():
+        nn.init.zeros_(parameter)
+    with pytest.warns(UserWarning, match="the score itself is 0, as that of an untrained head of zeros is") as told:
+        saliency.grad_cam(net, torch.rand(1, 1, 5, 5), 1, "0")
+    assert "try saliency_layer" not in str(told[0].message)
+
+
 def test_advice_is_of_the_model_that_is_explained():
     """In a loop over architectures, the next model may stand where the last one stood in memory."""
     for name in ("first", "second", "third", "fourth"):
