@@ -41,14 +41,15 @@ def show(images: Sequence[Tensor], maps: Mapping[str, Sequence[Tensor]], titles:
     check_type("images", images, (Sequence, Tensor), "tensors (3, H, W)")
     check_type("maps", maps, Mapping, "lists of maps by the names of methods")
     check_type("titles", titles, (list, tuple), "texts")
+    if isinstance(images, Tensor) and images.ndim != 4:
+        raise ValueError(f"images={shown(images)} is not a batch; expected (N, 3, H, W), or a list of images.")
     for name, given in {"images": images, **maps, "titles": titles or images}.items():
         check_type(name, given, (Sequence, Tensor), "one for every image")
         if isinstance(given, Tensor) and not given.ndim:
             raise ValueError(f"{name}={shown(given)} is a single number; expected one for every image.")
         if not len(images) or len(given) != len(images):
-            raise ValueError(f"{name}={len(given)!r} entries do not fit; expected one for every image.")
-    if isinstance(images, Tensor) and images.ndim != 4:
-        raise ValueError(f"images={shown(images)} is not a batch; expected (N, 3, H, W), or a list of images.")
+            counts = f"{len(given)} entries do not fit {len(images)} images"
+            raise ValueError(f"{name}={counts}; expected one for every image.")
     for title in titles:
         check_type("titles", title, str, "a text for every image")
     images = [as_image(image) for image in images]

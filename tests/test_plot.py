@@ -80,6 +80,11 @@ def test_no_image():
         show([], {})
 
 
+def test_the_channels_of_an_image_are_not_images():
+    with pytest.raises(ValueError, match="is not a batch; expected"):
+        show(torch.rand(3, 8, 8), {"grad_cam": torch.rand(1, 1, 4, 4)})
+
+
 def test_missing_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="extra 'plot' of saliency-torch"):

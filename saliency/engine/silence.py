@@ -99,7 +99,7 @@ def note_score(notices: Notices, score: Tensor) -> None:
 
 
 def _advise(call: Call, site: Site, targets: Targets, values: list[float]) -> str:
-    """Advice: the score itself is not finite or 0, or another layer to use. Costs a forward pass, and maybe a search."""
+    """Advice: the score is not finite, or is 0, or another layer to use. Costs a forward pass, and maybe a search."""
     try:
         with evaluating(call.model, call.modules):
             scores = targets.scores(call.own().run())

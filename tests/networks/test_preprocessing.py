@@ -26,7 +26,7 @@ def test_sizes():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="image='photo.jpg' is not a tensor"):
+    with pytest.raises(ValueError, match=r"image='photo\.jpg' is not a tensor"):
         preprocess("photo.jpg", PLAIN)
     with pytest.raises(ValueError, match=r"wanted=.*; expected preprocessing\(name\)"):
         preprocess(torch.rand(3, 30, 41), (PLAIN, "its source"))
