@@ -241,7 +241,8 @@ def _share_of_cells(gradient: Tensor, size: tuple[int, ...], found: Output) -> f
 def _no_layer(outputs: list[Output], score: Tensor, shares: list[float]) -> ValueError:
     problem = "" if score.requires_grad else ": the score is computed without gradients"
     if shares and not any(shares):
-        problem = ": its gradient is zero at each, as before a quantised operation or a head of zeros"
+        cause = "a quantised operation or a head of zeros"
+        problem = f": the gradient of this target is zero at all of them, as before {cause}"
     if not outputs:
         return ValueError(
             "saliency_layer=None finds no layer: no module of the model returned a tensor, as in TorchScript and "
