@@ -197,6 +197,7 @@ def test_preprocessing_of_processors(own, expected):
     assert (found.mean, found.interpolation) == ((0.5, 0.4, 0.3), "bicubic")
 
 
+@pytest.mark.zoo
 def test_timm_and_transformers(tmp_path):
     """Preprocessed as the libraries' own transforms do, 8-bit rounding aside."""
     timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
