@@ -148,8 +148,8 @@ _VIT = {"patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attenti
 _MLP = {**_VIT, "intermediate_size": 64}
 _WINDOWS = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
 HUGGING_FACE = {
-    f"{name}, {attention}": hugging_face(*arguments, attn_implementation=attention, **options)
-    for attention in ("sdpa", "eager")
+    f"{name}, {attention or 'as it is'}": hugging_face(*arguments, attn_implementation=attention, **options)
+    for attention in (None, "eager")  # by default fused, where the version has that
     for name, arguments, options in (
         ("ViT", ("ViT", blocks_and("layernorm")), _MLP),
         ("DeiT", ("DeiT", blocks_and("layernorm"), "ForImageClassificationWithTeacher"), _MLP),
@@ -159,7 +159,6 @@ HUGGING_FACE = {
         ("SigLIP", ("SiglipVision", blocks_and("post_layernorm"), "Model"), _MLP),
         ("Swin", ("Swin", ("m.swin.embeddings.dropout", "m.swin.encoder", "m.swin.layernorm")), _WINDOWS),
     )
-    if (name, attention) != ("Swin", "sdpa")
 }
 
 
