@@ -21,7 +21,7 @@ PLOT = ["matplotlib>=3.8"]  # the first release that ships its types
 BENCHMARK = [*PLOT, "tqdm>=4.64", "pycocotools>=2.0.7", "defusedxml>=0.7.1"]
 PARITY = ["torchray", "captum>=0.7", "grad-cam>=1.5", "torchcam>=0.4", "zennit>=0.5", "quantus>=0.6", "scipy"]
 TEST = [*BENCHMARK, "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "selenium>=4.11"]
-ZOO = ["timm>=1.0", "transformers>=4.50"]
+ZOO = ["timm>=1.0.24", "transformers>=4.50"]
 DOCS = [*PLOT, "sphinx>=8.1", "furo>=2024.8", "myst-parser>=4", "sphinx-gallery>=0.19", "docutils>=0.22"]  # MathML
 DEV = [*TEST, "ruff>=0.9", "mypy>=1.14"]
 

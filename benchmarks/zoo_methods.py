@@ -78,7 +78,7 @@ def examine_method(method: str, model: nn.Module, input: Tensor, target: Any, gr
         start = process_time()
         both = row.function(model, input, target, **options)
         seconds = process_time() - start
-        problem = _of_shape(method, both, grid) or ("" if both.isfinite().all() else "not finite")
+        problem = _of_shape(method, both, grid, input) or ("" if both.isfinite().all() else "not finite")
         if not problem and method not in (*LONG, *BATCHED):
             problem = _of_batch(method, model, input, target, options, both)
     except Exception as error:  # whatever it is, the sweep goes on and the table says so
@@ -89,11 +89,13 @@ def examine_method(method: str, model: nn.Module, input: Tensor, target: Any, gr
     return Found(round(seconds, 4), f"{method}: {problem}" if problem else "")
 
 
-def _of_shape(method: str, maps: Tensor, grid: tuple[int, ...]) -> str:
+def _of_shape(method: str, maps: Tensor, grid: tuple[int, ...], input: Tensor) -> str:
     layer = signature(METHODS[method].function).parameters.get("saliency_layer")
     searched = layer is not None and layer.default is None and method not in OTHER_GRID
     wanted = grid if searched and "feature_mask" not in METHODS[method].options else maps.shape[2:]
-    return "" if maps.shape == (2, 1, *wanted) else f"a map of shape {tuple(maps.shape)}"
+    of_clip = maps.ndim < input.ndim and input.shape[2] == 3  # (B, T, 3, h, w): a map of each frame
+    wanted = (input.shape[1] if of_clip else 1, *wanted)
+    return "" if maps.shape == (2, *wanted) else f"a map of shape {tuple(maps.shape)}"
 
 
 def _of_batch(method: str, model: nn.Module, input: Tensor, target: Any, options: dict[str, Any], both: Tensor) -> str:

@@ -24,6 +24,7 @@ _SMALL = "at 128 pixels, what an untrained cell of its grid sees is nearly the w
 ODDITIES = {
     "CvtForImageClassification": _BATCH_NORM,
     "ASTForAudioClassification": "its input is (time, frequency), its grid (frequency, time): the corners are swapped",
+    "DPTForSemanticSegmentation": "its attention is among tokens, whose grid is coarser than that of its head",
     "EfficientNetForImageClassification": "untrained, nothing of the input reaches its last layer",
     "MobileViTForImageClassification": "untrained, its attention leaves nearly the same values everywhere",
     "efficientformer_l1": _BATCH_NORM,

@@ -3,7 +3,7 @@
 A model that embeds images has no classes; its scores are similarities to reference embeddings. With CLIP or SigLIP of
 Hugging Face, K prompts from one forward pass::
 
-    text = clip.get_text_features(**tokenizer(prompts, padding=True, return_tensors="pt"))  # (K, D)
+    text = clip.get_text_features(**tokenizer(prompts, padding=True, return_tensors="pt"))  # of K prompts
     maps = grad_cam(ImageEncoder(clip), pixels, cosine_similarity(text))  # (N, K, h, w)
 
 A target is a function of the output, and so is any combination of targets: how much more an image resembles a cat than
@@ -40,16 +40,16 @@ def embedding_of(output: object) -> Tensor:
     >>> embedding_of({"last_hidden_state": torch.zeros(1, 5, 2), "pooler_output": torch.ones(1, 2)})
     tensor([[1., 1.]])
     """
-    named = (output.get(name) if isinstance(output, Mapping) else getattr(output, name, None) for name in _FIELDS)
-    found = next((tensor for tensor in named if isinstance(tensor, Tensor)), None)
+    found = _named(output)
     result: Tensor = main_output(output) if found is None else found
     return result
 
 
-def cosine_similarity(references: Tensor, embedding: Embedding = embedding_of) -> Callable[[Output], Tensor]:
+def cosine_similarity(references: Output, embedding: Embedding = embedding_of) -> Callable[[Output], Tensor]:
     r"""The target :math:`\cos(\phi(x), r_k)`: how similar an image is to each of K references.
 
-    ``references`` are constants: (K, D) gives scores (N, K) from one forward pass, (D,) gives scores (N,).
+    ``references`` are constants: (K, D) gives scores (N, K) from one forward pass, (D,) gives scores (N,). An output
+    with a field that :func:`embedding_of` knows is as good, as ``get_text_features`` of transformers 5 returns.
     ``embedding`` extracts :math:`\phi(x)` (N, D) from the model's output. For a reference per image, use
     ``[cosine_similarity(reference) for reference in references]``. Raises ``ValueError`` for references of another
     length D.
@@ -60,7 +60,7 @@ def cosine_similarity(references: Tensor, embedding: Embedding = embedding_of) -
     return _similarity(references, embedding, partial(F.normalize, dim=-1))
 
 
-def dot_product(references: Tensor, embedding: Embedding = embedding_of) -> Callable[[Output], Tensor]:
+def dot_product(references: Output, embedding: Embedding = embedding_of) -> Callable[[Output], Tensor]:
     r"""The target :math:`\phi(x) \cdot r_k`. Arguments, shapes and errors: see :func:`cosine_similarity`.
 
     >>> dot_product(torch.tensor([3.0, 4.0]))(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -88,9 +88,9 @@ class ImageEncoder(Module):
                 f"model={shown(model)} has no method {' or '.join(_ENCODERS)}; expected a model of images and texts."
             )
 
-    def forward(self, images: Tensor, **options: object) -> Output:
+    def forward(self, images: Tensor, **options: object) -> Tensor:
         """Embed images. ``options`` are those of the model's own method."""
-        return getattr(self.model, self.encoder)(images, **options)
+        return embedding_of(getattr(self.model, self.encoder)(images, **options))
 
 
 def bilrp(
@@ -129,16 +129,23 @@ def bilrp(
     return pairs.view(len(a), *a.shape[2:], *b.shape[2:])
 
 
+def _named(output: object) -> Tensor | None:
+    """The tensor in the first of the fields that hold an image's embedding."""
+    named = (output.get(name) if isinstance(output, Mapping) else getattr(output, name, None) for name in _FIELDS)
+    return next((tensor for tensor in named if isinstance(tensor, Tensor)), None)
+
+
 def _similarity(
     references: object, embedding: Embedding, scale: Callable[[Tensor], Tensor]
 ) -> Callable[[Output], Tensor]:
     """The target of the products of scaled embeddings and references: (N, K), or (N,) for a single reference."""
-    if not (isinstance(references, Tensor) and references.is_floating_point() and references.ndim in (1, 2)):
+    given = references if isinstance(references, Tensor) else _named(references)
+    if given is None or not given.is_floating_point() or given.ndim not in (1, 2):
         raise ValueError(f"references={shown(references)} are not embeddings; expected a tensor (D,) or (K, D).")
     if not callable(embedding):
         raise ValueError(f"embedding={shown(embedding)} is not a function; expected a function of the model's output.")
     with torch.inference_mode(False):  # in which tensors cannot join a graph
-        constant = references.detach().clone()
+        constant = given.detach().clone()
 
     def score(output: Output) -> Tensor:
         x = embedding(output)

@@ -89,6 +89,14 @@ def test_the_embedding_is_found_in_the_output(name):
     assert embedding_of(OUTPUTS[name](z, tokens)) is z
 
 
+@pytest.mark.parametrize("target", [cosine_similarity, dot_product])
+@pytest.mark.parametrize("name", ["a dict of open_clip", "fields of a projection", "a pooler"])
+def test_references_may_be_an_output_with_a_field_of_embeddings(target, name):
+    x, references = rand(2, D), rand(K, D)
+    given = OUTPUTS[name](references, rand(K, 7, D))
+    torch.testing.assert_close(target(given)(x), target(references)(x))
+
+
 def test_the_user_says_where_the_embedding_is():
     tokens, references = rand(2, 7, D), rand(K, D)
     target = cosine_similarity(references, embedding=lambda output: output["tokens"][:, 0])
@@ -131,6 +139,9 @@ def test_every_image_has_a_reference_of_its_own():
     ("references", "problem"),
     [
         ([[1.0]], r"are not embeddings; expected a tensor \(D,\) or \(K, D\)"),
+        ([torch.ones(D)], r"are not embeddings; expected a tensor"),  # the first of several would be a guess
+        ({"logits": torch.ones(D)}, r"are not embeddings; expected a tensor"),
+        ({"pooler_output": torch.ones(2, 2, D)}, r"are not embeddings; expected a tensor"),
         (torch.ones(2, 2, D), r"are not embeddings; expected a tensor"),
         (torch.ones(D, dtype=torch.long), r"are not embeddings; expected a tensor"),
         (torch.ones(K, D + 1), rf"do not fit an embedding that is a tensor of shape \(2, {D}\)"),
@@ -178,6 +189,18 @@ def test_the_image_half_of_a_model_of_images_and_texts():
         ImageEncoder(nn.Linear(2, 2))
 
 
+def test_the_image_half_gives_the_embedding_whatever_it_is_in():
+    """The method of CLIP in transformers 5 returns an output, in which the pooled state has become the embedding."""
+
+    class Clip(OpenClip):
+        def encode_image(self, image: Tensor) -> Any:
+            return {"last_hidden_state": image, "pooler_output": self.visual(image)}
+
+    model, x = Clip(), rand(2, 3, 12, 10)
+    assert torch.equal(ImageEncoder(model)(x), model.visual(x))
+    assert torch.equal(grad_cam(ImageEncoder(model), x, 1), grad_cam(model.visual, x, 1, "mix"))
+
+
 def hugging_face(name: str) -> nn.Module:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -189,18 +212,19 @@ def hugging_face(name: str) -> nn.Module:
     return getattr(transformers, f"{name}Model")(config).eval()
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("name", ["CLIP", "Siglip"])
 @pytest.mark.parametrize("method", [gradient, grad_cam])
 def test_prompts_of_hugging_face_from_one_forward_pass(name, method):
     model, x, tokens = hugging_face(name), torch.rand(2, 3, 32, 32), torch.randint(3, 50, (K, 8))
     with torch.no_grad():
-        text = model.get_text_features(input_ids=tokens)
+        text = model.get_text_features(input_ids=tokens)  # a tensor, or as of transformers 5 an output that holds it
         logits = model(input_ids=tokens, pixel_values=x).logits_per_image
     images, runs = ImageEncoder(model), []
     similarities = cosine_similarity(text)(images(x))
     scaled = similarities * model.logit_scale.exp() + getattr(model, "logit_bias", 0)
     torch.testing.assert_close(scaled, logits)
-    alone = [method(images, x, cosine_similarity(prompt)) for prompt in text]
+    alone = [method(images, x, cosine_similarity(prompt)) for prompt in embedding_of(text)]
     layer = "" if method is gradient else saliency.find_layer(images, x, target=cosine_similarity(text))
     handle = model.vision_model.register_forward_hook(lambda *_: runs.append(1))
     maps = method(images, x, cosine_similarity(text), layer)
@@ -210,6 +234,7 @@ def test_prompts_of_hugging_face_from_one_forward_pass(name, method):
     torch.testing.assert_close(maps, torch.cat(alone, 1))
 
 
+@pytest.mark.zoo
 @pytest.mark.parametrize("kind", ["CLIPVisionModelWithProjection", "SiglipVisionModel"])
 def test_image_encoders_of_hugging_face_are_models_as_they_are(kind):
     transformers = pytest.importorskip("transformers")
@@ -221,6 +246,7 @@ def test_image_encoders_of_hugging_face_are_models_as_they_are(kind):
     torch.testing.assert_close(gradient(model, x, cosine_similarity(reference)), expected.abs().amax(1, keepdim=True))
 
 
+@pytest.mark.zoo
 def test_a_transformer_of_timm_without_a_head_embeds_images():
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)

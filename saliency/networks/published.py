@@ -42,7 +42,12 @@ def timm_preprocessing(config: Mapping[str, Any], classes: Sequence[str] = ()) -
 
 
 def processor_preprocessing(processor: Any, classes: Sequence[str] = ()) -> Preprocessing:
-    """The preprocessing of an image processor of Hugging Face's transformers."""
+    """The preprocessing of an image processor of Hugging Face's transformers; one to BGR, as MobileViT's, has none."""
+    if getattr(processor, "do_flip_channel_order", False):
+        raise ValueError(
+            f"preprocessing={type(processor).__name__} makes BGR of a photo; expected RGB, or a method's own call "
+            "with what the processor returns."
+        )
     sides, cut = dict(processor.size), getattr(processor, "crop_size", None)
     shorter = sides.get("shortest_edge") or min(sides.get("height", 0), sides.get("width", 0)) or 0
     size, resize = shorter, None

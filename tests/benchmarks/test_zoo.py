@@ -32,6 +32,17 @@ class OfBatches(nn.Module):
         return self.fc((x - 0.5 * x.mean(0)).mean((2, 3)))
 
 
+class OfClips(nn.Module):
+    """Its input is (B, T, 3, h, w), as of video transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv3d(3, 4, (2, 4, 4), (2, 4, 4)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.fc(self.conv(x.transpose(1, 2)).relu().mean((2, 3, 4)))
+
+
 @pytest.fixture
 def sweep(monkeypatch, capsys, tmp_path):
     """Run the sweep over networks of our own, in place of torchvision's."""
@@ -65,6 +76,11 @@ def test_the_table_says_what_is_wrong(sweep):
     assert "RuntimeError: no such network" in lines["broken"]
     assert "1 of 4 networks without a remark" in table
     assert code == 1
+
+
+def test_a_clip_has_a_map_of_each_frame_or_of_its_grid():
+    row = zoo.examine("torchvision", "clips", Network(OfClips, (8, 3, 16, 16)), ["gradient", "grad_cam"])
+    assert (row.grid, row.verdict) == ((4, 4, 4), "")
 
 
 def test_a_network_is_examined_once(sweep):

@@ -197,6 +197,13 @@ def test_preprocessing_of_processors(own, expected):
     assert (found.mean, found.interpolation) == ((0.5, 0.4, 0.3), "bicubic")
 
 
+def test_a_processor_to_bgr_is_refused():
+    own = {"size": {"shortest_edge": 32}, "do_flip_channel_order": True}
+    with pytest.raises(ValueError, match=r"^preprocessing=Processor makes BGR of a photo; expected RGB, or"):
+        explain(resnet18(), torch.rand(3, 32, 32), preprocessing=Processor(**own))
+
+
+@pytest.mark.zoo
 def test_timm_and_transformers(tmp_path):
     """Preprocessed as the libraries' own transforms do, 8-bit rounding aside."""
     timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")

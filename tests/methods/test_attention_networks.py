@@ -3,7 +3,7 @@
 timm's and Hugging Face's run where those are installed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import pytest
@@ -110,7 +110,11 @@ def built(network: Network) -> tuple[nn.Module, nn.Module, Tensor]:
         return models[0], models[1], torch.randn(2, *network.shape).double()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+def _marked(names: Iterable[str]) -> list[Any]:
+    return [name if name.startswith("torchvision") else pytest.param(name, marks=pytest.mark.zoo) for name in names]
+
+
+@pytest.mark.parametrize("name", _marked(NETWORKS))
 def test_attentions_are_found_and_the_pass_is_what_it_was(name):
     network = NETWORKS[name]
     *models, x = built(network)
@@ -123,7 +127,7 @@ def test_attentions_are_found_and_the_pass_is_what_it_was(name):
         assert len(attending.found) == network.attentions
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", _marked(NETWORKS))
 def test_fused_and_spelled_out_are_the_same(name):
     network = NETWORKS[name]
     fused, spelled, x = built(network)
@@ -167,7 +171,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", _marked(REFUSED))
 def test_what_is_no_chain_is_refused_with_the_reason(name):
     build, shape, words = REFUSED[name]
     model = build().eval()

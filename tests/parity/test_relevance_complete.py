@@ -1,10 +1,11 @@
 """Relevance is complete on architectures as they are: torchvision's families, timm's and Hugging Face's transformers.
 
-Every network meets every preset once, at the input or at one of three layers that all paths cross, in turn.
+Every network meets every preset once, at the input or at one of three layers that all paths cross, in turn: by name,
+or in Hugging Face's networks by role, since the versions of the library name them differently.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pytest
 import torch
@@ -27,10 +28,13 @@ PRESETS = {
 }
 
 
+Cuts: TypeAlias = tuple[str, str, str]
+
+
 class Network(NamedTuple):
     build: Callable[[], nn.Module]
     size: int
-    cuts: tuple[str, str, str]
+    cuts: Cuts | Callable[[nn.Module], Cuts]
 
 
 def named(name: str, **options: object) -> Callable[[], nn.Module]:
@@ -80,7 +84,7 @@ TORCHVISION = {
 }
 
 
-def timm(name: str, size: int, cuts: tuple[str, str, str], **options: object) -> Network:
+def timm(name: str, size: int, cuts: Cuts, **options: object) -> Network:
     def build() -> nn.Module:
         return pytest.importorskip("timm").create_model(name, pretrained=False, num_classes=10, **options)
 
@@ -109,12 +113,11 @@ TIMM = {
 
 
 def hugging_face(
-    kind: str, cuts: tuple[str, str, str], task: str = "ForImageClassification", **options: object
+    kind: str, cuts: Cuts | Callable[[nn.Module], Cuts], task: str = "ForImageClassification", **options: object
 ) -> Network:
     def build() -> nn.Module:
         transformers = pytest.importorskip("transformers")
-        sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-        config = getattr(transformers, f"{kind}Config")(**{**sizes, "num_labels": 10, **options})
+        config = getattr(transformers, f"{kind}Config")(image_size=32, num_labels=10, **options)
         model = getattr(transformers, f"{kind}{task}")(config)
 
         def scores(s: nn.Module, x: Tensor) -> Tensor:
@@ -126,29 +129,36 @@ def hugging_face(
     return Network(build, 32, cuts)
 
 
-def _layers(prefix: str, layer: str, norm: str) -> tuple[str, str, str]:
-    return f"m.{prefix}.{layer}.0", f"m.{prefix}.{layer}.1", f"m.{prefix}.{norm}"
+def blocks_and(norm: str | None) -> Callable[[nn.Module], Cuts]:
+    """The first two blocks, and the first norm of that name; or the last block, where the norm sees one token alone."""
+
+    def cuts(model: nn.Module) -> Cuts:
+        modules = dict(model.named_modules())
+        first, second, last = next(
+            [f"{name}.{number}" for number in range(_VIT["num_hidden_layers"])]
+            for name, module in modules.items()
+            if isinstance(module, nn.ModuleList) and len(module) == _VIT["num_hidden_layers"]
+        )
+        return first, second, last if norm is None else next(name for name in modules if name.endswith(f".{norm}"))
+
+    return cuts
 
 
-_MLP = {"intermediate_size": 64}
+_VIT = {"patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+_MLP = {**_VIT, "intermediate_size": 64}
 _WINDOWS = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "patch_size": 4}
 HUGGING_FACE = {
-    f"{name}, {attention}": hugging_face(*arguments, attn_implementation=attention, **options)
-    for attention in ("sdpa", "eager")
+    f"{name}, {attention or 'as it is'}": hugging_face(*arguments, attn_implementation=attention, **options)
+    for attention in (None, "eager")  # by default fused, where the version has that
     for name, arguments, options in (
-        ("ViT", ("ViT", _layers("vit", "encoder.layer", "layernorm")), _MLP),
-        (
-            "DeiT",
-            ("DeiT", _layers("deit", "encoder.layer", "layernorm"), "ForImageClassificationWithTeacher"),
-            _MLP,
-        ),
-        ("DINOv2", ("Dinov2WithRegisters", _layers("dinov2_with_registers", "encoder.layer", "layernorm")), {}),
-        ("BEiT", ("Beit", _layers("beit", "encoder.layer", "encoder")), _MLP),
-        ("CLIP", ("CLIPVision", _layers("vision_model", "encoder.layers", "encoder"), "ModelWithProjection"), _MLP),
-        ("SigLIP", ("SiglipVision", _layers("vision_model", "encoder.layers", "post_layernorm"), "Model"), _MLP),
+        ("ViT", ("ViT", blocks_and("layernorm")), _MLP),
+        ("DeiT", ("DeiT", blocks_and("layernorm"), "ForImageClassificationWithTeacher"), _MLP),
+        ("DINOv2", ("Dinov2WithRegisters", blocks_and("layernorm")), _VIT),
+        ("BEiT", ("Beit", blocks_and(None)), _MLP),
+        ("CLIP", ("CLIPVision", blocks_and(None), "ModelWithProjection"), _MLP),
+        ("SigLIP", ("SiglipVision", blocks_and("post_layernorm"), "Model"), _MLP),
         ("Swin", ("Swin", ("m.swin.embeddings.dropout", "m.swin.encoder", "m.swin.layernorm")), _WINDOWS),
     )
-    if (name, attention) != ("Swin", "sdpa")
 }
 
 
@@ -169,18 +179,18 @@ def calibrated(network: Network) -> tuple[nn.Module, Tensor]:
     return model.eval(), batch[:1]
 
 
-NETWORKS = {
-    **TORCHVISION,
+OF_ZOO = {
     **{f"timm {n}": of for n, of in TIMM.items()},
     **{f"HF {n}": of for n, of in HUGGING_FACE.items()},
 }
+NETWORKS = TORCHVISION | OF_ZOO
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*TORCHVISION, *(pytest.param(name, marks=pytest.mark.zoo) for name in OF_ZOO)])
 def test_every_preset(name):
     network = NETWORKS[name]
     model, image = calibrated(network)
-    layers = ("", *network.cuts)
+    layers = ("", *(network.cuts(model) if callable(network.cuts) else network.cuts))
     for turn, (preset, table) in enumerate(PRESETS.items(), list(NETWORKS).index(name)):
         layer = layers[turn % len(layers)]
         parts = completeness(model, image, 3, layer, table)
