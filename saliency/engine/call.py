@@ -44,6 +44,12 @@ class Call:
         """Every parameter of the model; a tied one may be listed twice."""
         return tuple(p for module in self.modules for p in module._parameters.values() if p is not None)
 
+    @cached_property
+    def state(self) -> tuple[Tensor, ...]:
+        """Every parameter and buffer; a tied one may be listed twice."""
+        buffers = (b for module in self.modules for b in module._buffers.values() if b is not None)
+        return (*self.parameters, *buffers)
+
     @property
     def samples(self) -> int:
         """The number of samples in the batch."""

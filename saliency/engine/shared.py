@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from operator import is_
 from typing import TypeAlias
 
 import torch
@@ -57,8 +58,7 @@ class SharedForward:
     def __init__(self, call: Call, sites: Sequence[Site], functions: Collection[Function]) -> None:
         self._call, self._sites, self._places = call, sites, [_place(site) for site in sites]
         self._recorder = _Recorder(functions, call.model)
-        self._state = _state_of(call)
-        self._given = _versions((_given(call), self._state))
+        self._versions = _versions([*tree_leaves(_given(call)), *call.state])
         self._precision = _autocast(call)
         self._attending = Attending(call.samples)
         with (
@@ -66,7 +66,7 @@ class SharedForward:
             recording(call, sites, lambda: self._recorder, attending=self._attending) as recorded,
         ):
             self._pass = recorded
-        self._output = _versions(recorded.output)
+        self._versions += _versions(tree_leaves(recorded.output))
         self._found: Found = []
 
     @property
@@ -112,12 +112,14 @@ class SharedForward:
 
     def _is_own(self, call: Call) -> bool:
         """Is this the call of the kept pass, with its inputs, state and results unchanged since?"""
-        pairs = ((_given(call), _state_of(call)), (_given(self._call), self._state))
-        (tensors, tree), (own_tensors, own_tree) = map(tree_flatten, pairs)
-        same = tree == own_tree and all(x is y for x, y in zip(tensors, own_tensors, strict=True))
+        (given, tree), (own_given, own_tree) = map(tree_flatten, map(_given, (call, self._call)))
+        values, own_values = [*given, *call.state], [*own_given, *self._call.state]
         return (
-            (call.model is self._call.model and same)
-            and all(_version(x) == version for x, version in (*self._given, *self._output))
+            call.model is self._call.model
+            and tree == own_tree
+            and len(values) == len(own_values)
+            and all(map(is_, values, own_values))
+            and all(_version(x) == version for x, version in self._versions)
             and self._precision == _autocast(call)
         )
 
@@ -166,18 +168,14 @@ def _given(call: Call) -> tuple[object, ...]:
     return call.inputs, call.args, dict(call.kwargs)
 
 
-def _state_of(call: Call) -> list[Tensor]:
-    return [*call.parameters, *call.model.buffers()]
-
-
 def _version(x: Tensor) -> tuple[int, int]:
     """A key that changes if a tensor is overwritten, or given other memory by ``x.data = ...``."""
     return version_of(x), memory_of(x) if x.layout is torch.strided else 0
 
 
-def _versions(values: object) -> list[tuple[Tensor, tuple[int, int]]]:
+def _versions(values: Sequence[object]) -> list[tuple[Tensor, tuple[int, int]]]:
     with torch._C.DisableTorchFunction():
-        return [(x, _version(x)) for x in tree_leaves(values) if isinstance(x, Tensor)]
+        return [(x, _version(x)) for x in values if isinstance(x, Tensor)]
 
 
 def _autocast(call: Call) -> torch.dtype | None:
