@@ -42,11 +42,11 @@ class Targets:
     """
 
     def __init__(self, target: Target, samples: int) -> None:
-        self.samples = samples
-        self._target: Target = target
-        with uninterrupted(), torch.inference_mode(False):  # inference tensors cannot be part of a graph
-            parsed = _parse(target, samples)
-            self._parsed = parsed.clone() if isinstance(parsed, Tensor) and parsed.is_inference() else parsed
+        self.samples, self._target = samples, target
+        self._parsed = _parse(target, samples)
+        if isinstance(self._parsed, Tensor) and self._parsed.is_inference():  # which cannot be part of a graph
+            with uninterrupted(), torch.inference_mode(False):
+                self._parsed = self._parsed.clone()
         # A single target reaches get_backward_gradient as the user gave it.
         columns = isinstance(target, list) and bool(target) and isinstance(target[0], list)
         self._verbatim = not (columns or hasattr(target, "__array__"))
