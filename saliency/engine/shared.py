@@ -19,7 +19,7 @@ from saliency.engine.record import ContextBuilder, Pass, check_call, recording
 from saliency.engine.sending import Sought, keep_relu
 from saliency.engine.silence import note_idle
 from saliency.engine.site import Site
-from saliency.engine.state import evaluating, model_device
+from saliency.engine.state import autocast_dtype, evaluating, model_device
 from saliency.engine.tracing import TracingContext
 
 # What was asked of a kept pass (rules, kind of context, target), with the gradient found for each tensor.
@@ -59,7 +59,7 @@ class SharedForward:
         self._call, self._sites, self._places = call, sites, [_place(site) for site in sites]
         self._recorder = _Recorder(functions, call.model)
         self._versions = _versions([*tree_leaves(_given(call)), *call.state])
-        self._precision = _autocast(call)
+        self._precision = autocast_dtype(model_device(call.model))
         self._attending = Attending(call.samples)
         with (
             evaluating(call.model, call.modules),
@@ -120,7 +120,7 @@ class SharedForward:
             and len(values) == len(own_values)
             and all(map(is_, values, own_values))
             and all(_version(x) == version for x, version in self._versions)
-            and self._precision == _autocast(call)
+            and self._precision == autocast_dtype(model_device(call.model))
         )
 
 
@@ -176,9 +176,3 @@ def _version(x: Tensor) -> tuple[int, int]:
 def _versions(values: Sequence[object]) -> list[tuple[Tensor, tuple[int, int]]]:
     with torch._C.DisableTorchFunction():
         return [(x, _version(x)) for x in values if isinstance(x, Tensor)]
-
-
-def _autocast(call: Call) -> torch.dtype | None:
-    kind = model_device(call.model).type
-    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if casts else None

@@ -5,8 +5,9 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -120,7 +121,7 @@ def modules_of(model: Module) -> tuple[Module, ...]:
 
 def model_device(model: Module) -> torch.device:
     """The device of the model's first parameter or buffer; the CPU if it has none."""
-    tensor = next(model.parameters(), next(model.buffers(), None))
+    tensor = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if tensor is None else tensor.device
 
 
@@ -171,18 +172,29 @@ def evaluating(model: Module, modules: Iterable[Module] | None = None) -> Iterat
     >>> model.training
     True
     """
-    device = model_device(model)
-    with uninterrupted(), ExitStack() as stack:
-        stack.enter_context(own_call())
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
-        if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
-            # Weights cast without gradients must not remain in the cache for the caller's own training step.
-            dtype = torch.get_autocast_dtype(device.type)
-            stack.enter_context(torch.autocast(device.type, dtype, cache_enabled=False))
-        stack.enter_context(random_state(device))
-        stack.enter_context(_holding(modules_of(model) if modules is None else modules, device))
+    device, modules = model_device(model), modules_of(model) if modules is None else modules
+    with (
+        uninterrupted(),
+        own_call(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        _autocast_without_cache(device),
+        random_state(device),
+        _holding(modules, device),
+    ):
         yield
+
+
+def _autocast_without_cache(device: torch.device) -> AbstractContextManager[object]:
+    """Weights cast without gradients must not remain in the cache for the caller's own training step."""
+    dtype = autocast_dtype(device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=False)
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype that operations on the device are cast to; ``None`` if autocast is off there."""
+    casts = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if casts else None
 
 
 @contextmanager
