@@ -14,7 +14,7 @@ from saliency.engine.attending import Attending
 from saliency.engine.call import Call
 from saliency.engine.checks import shown
 from saliency.engine.contexts import NullContext, RuleContext
-from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, memory_of, version_of
+from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, memory_of
 from saliency.engine.record import ContextBuilder, Pass, check_call, recording
 from saliency.engine.sending import Sought, keep_relu
 from saliency.engine.silence import note_idle
@@ -58,7 +58,9 @@ class SharedForward:
     def __init__(self, call: Call, sites: Sequence[Site], functions: Collection[Function]) -> None:
         self._call, self._sites, self._places = call, sites, [_place(site) for site in sites]
         self._recorder = _Recorder(functions, call.model)
-        self._versions = _versions([*tree_leaves(_given(call)), *call.state])
+        self._versions: list[tuple[Tensor, int]] = []
+        self._memory: list[tuple[Tensor, int]] = []  # changed by x.data = ...
+        self._note([*tree_leaves(_given(call)), *call.state])
         self._precision = autocast_dtype(model_device(call.model))
         self._attending = Attending(call.samples)
         with (
@@ -66,7 +68,7 @@ class SharedForward:
             recording(call, sites, lambda: self._recorder, attending=self._attending) as recorded,
         ):
             self._pass = recorded
-        self._versions += _versions(tree_leaves(recorded.output))
+        self._note(tree_leaves(recorded.output))
         self._found: Found = []
 
     @property
@@ -110,6 +112,13 @@ class SharedForward:
             tensors = [self._pass.tensors[at] for at in own_sites]
             yield _KeptPass(self._pass.output, tensors, context, self._found)
 
+    def _note(self, values: Sequence[object]) -> None:
+        """Remember the tensors among some values as they are now."""
+        tensors = [x for x in values if isinstance(x, Tensor)]
+        with torch._C.DisableTorchFunction():
+            self._versions += [(x, x._version) for x in tensors if not x.is_inference()]
+            self._memory += [(x, memory_of(x)) for x in tensors if x.layout is torch.strided]
+
     def _is_own(self, call: Call) -> bool:
         """Is this the call of the kept pass, with its inputs, state and results unchanged since?"""
         (given, tree), (own_given, own_tree) = map(tree_flatten, map(_given, (call, self._call)))
@@ -119,7 +128,8 @@ class SharedForward:
             and tree == own_tree
             and len(values) == len(own_values)
             and all(map(is_, values, own_values))
-            and all(_version(x) == version for x, version in self._versions)
+            and all(x._version == version for x, version in self._versions)
+            and all(memory_of(x) == memory for x, memory in self._memory)
             and self._precision == autocast_dtype(model_device(call.model))
         )
 
@@ -166,13 +176,3 @@ def _place(site: Site) -> tuple[object, ...]:
 
 def _given(call: Call) -> tuple[object, ...]:
     return call.inputs, call.args, dict(call.kwargs)
-
-
-def _version(x: Tensor) -> tuple[int, int]:
-    """A key that changes if a tensor is overwritten, or given other memory by ``x.data = ...``."""
-    return version_of(x), memory_of(x) if x.layout is torch.strided else 0
-
-
-def _versions(values: Sequence[object]) -> list[tuple[Tensor, tuple[int, int]]]:
-    with torch._C.DisableTorchFunction():
-        return [(x, _version(x)) for x in values if isinstance(x, Tensor)]
