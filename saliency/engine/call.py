@@ -129,7 +129,8 @@ class Call:
     def mapped(self, function: Callable[[Tensor], Tensor]) -> "Call":
         """The call with a function applied to each of its tensors."""
         inputs = tuple(map(function, self.inputs))
-        args, kwargs = tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
+        further = self.args, dict(self.kwargs)
+        args, kwargs = tree_map_only(Tensor, function, further) if any(further) else further
         return replace(self, inputs=inputs, args=args, kwargs=kwargs)
 
     def rows(self, index: Tensor) -> "Call":
