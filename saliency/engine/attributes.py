@@ -4,7 +4,7 @@ Weight norm, spectral norm and pruning in the old style keep a layer's weight th
 others a cache.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from operator import is_
 from typing import Any, TypeAlias
 
@@ -20,14 +20,13 @@ _STANDARD = frozenset(vars(Module()))  # what every module has
 _MISSING = object()
 
 
-def hold_attributes(modules: Iterable[Module]) -> Undo:
+def hold_attributes(modules: Sequence[Module]) -> Undo:
     """Remember the tensors among the modules' attributes, also in lists, tuples and dicts; return a function that
     restores them.
     """
     states = []
     containers: list[tuple[_Container, _Container]] = []
     tensors: list[Undo] = []
-    modules = tuple(modules)
     layers = {kind: kind.__module__.startswith("torch.nn.") for kind in set(map(type, modules))}
     for module in modules:
         is_layer = layers[type(module)]

@@ -42,8 +42,7 @@ class _Signals:
 
     def take(self) -> None:
         """Install ours in front of all handlers that are functions; the others end the process or do nothing."""
-        found = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
-        found = {number: handler for number, handler in found.items() if handler != self.handle}
+        found = {number: own for number in _SIGNALS if callable(own := signal.getsignal(number)) and own != self.handle}
         self.handlers.update(found)
         taken = list(found)
         self.taken, self.held, self.raised = taken, True, False

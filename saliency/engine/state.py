@@ -48,12 +48,12 @@ def _release(key: Hashable) -> None:
 def _changes(modules: tuple[Module, ...], device: torch.device) -> Iterator[tuple[Hashable, Callable[[], Undo]]]:
     """Yield what this call has to change, each as a key and a function that makes the change and returns its undo.
 
-    Most modules are in evaluation mode and have no state.
+    Most modules are in evaluation mode and have no state; batch norm does not change its own in that mode.
     """
     yield ("attributes", modules[:1]), partial(hold_attributes, modules)
     for module in modules:
         training = getattr(module, "training", False)  # torch.jit.freeze removes it
-        if training or module in _held or (module._buffers and _own_buffers(module)):
+        if training or module in _held or (module._buffers and not isinstance(module, _BatchNorm)):
             yield module, partial(_hold, module)
     if "torch._dynamo" in sys.modules:  # something may be compiled, and hooks do not fire in compiled code
         yield "eager", _to_eager
@@ -63,15 +63,11 @@ def _changes(modules: tuple[Module, ...], device: torch.device) -> Iterator[tupl
         yield "cudnn", _without_cudnn
 
 
-def _own_buffers(module: Module) -> dict[str, Tensor | None]:
-    """The buffers that a forward pass in evaluation mode may change; those of batch norm are left alone."""
-    return {} if isinstance(module, _BatchNorm) else module._buffers
-
-
 def _hold(module: Module) -> Undo:
     """Put one module into evaluation mode; return a function that restores its mode and buffers."""
-    buffers = dict(_own_buffers(module))
-    undos = [hold_tensor(buffer) for buffer in buffers.values() if buffer is not None]
+    own = {} if isinstance(module, _BatchNorm) else module._buffers
+    buffers = {name: buffer for name, buffer in own.items() if buffer is not None}
+    undos = [hold_tensor(buffer) for buffer in buffers.values()]
     # Not module.eval(): networks override train() with side effects, and train() is not its inverse.
     training = getattr(module, "training", False)
     if training:
@@ -81,8 +77,7 @@ def _hold(module: Module) -> Undo:
         if training:
             module.training = True
         for name, buffer in buffers.items():
-            if buffer is not None:
-                module._buffers[name] = buffer
+            module._buffers[name] = buffer
         for each in undos:
             each()
 
@@ -121,8 +116,7 @@ def modules_of(model: Module) -> tuple[Module, ...]:
 
 def model_device(model: Module) -> torch.device:
     """The device of the model's first parameter or buffer; the CPU if it has none."""
-    tensor = next(chain(model.parameters(), model.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
+    return next((tensor.device for tensor in chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def model_dtype(model: Module, input: Tensor) -> torch.dtype:
@@ -199,9 +193,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Run operations on the device without casting: autocast is off, on devices that have it."""
-    available = torch.amp.is_autocast_available(device.type)
-    with uninterrupted(), torch.autocast(device.type, enabled=False) if available else nullcontext():
+    """Run operations on the device without casting: autocast is off."""
+    with uninterrupted(), torch.autocast(device.type, enabled=False) if autocast_dtype(device) else nullcontext():
         yield
 
 
