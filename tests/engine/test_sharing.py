@@ -283,6 +283,35 @@ def test_what_is_overwritten_after_the_shared_pass_is_seen():
     check(1)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.weight.mul_(2),
+        lambda c: setattr(c.weight, "data", torch.ones_like(c.weight)),
+        lambda c: setattr(c, "weight", nn.Parameter(2 * c.weight.detach())),
+        lambda c: c.scale.mul_(2),
+        lambda c: setattr(c, "scale", torch.tensor(3.0, dtype=torch.float64)),
+        lambda c: c.register_buffer("shift", torch.tensor(1.0, dtype=torch.float64)),
+    ],
+)
+def test_a_model_whose_state_is_another_one_runs_again(change):
+    class Scaled(nn.Conv2d):
+        def forward(self, input):
+            return super().forward(input) * self.scale * getattr(self, "shift", 2)
+
+    model, input = chain()
+    model.c = Scaled(2, 2, 3, padding=1).double()
+    model.c.register_buffer("scale", torch.ones((), dtype=torch.float64))
+    shared = shared_forward(model, input, ["b"])
+    function = METHODS["gradient"].function
+    before = function(model, input, 1, "b", shared=shared)
+    with torch.no_grad():
+        change(model.c)
+    own, with_others = (function(model, input, 1, "b", **o) for o in ({}, {"shared": shared}))
+    assert torch.equal(with_others, own)
+    assert not torch.equal(own, before)
+
+
 def test_precision_belongs_to_the_shared_pass():
     torch.manual_seed(0)
     model, input = Chain().eval(), torch.randn(2, 2, 5, 6)
