@@ -104,6 +104,23 @@ def test_nothing_waits_for_the_device(method):
             method(model, input, target)
 
 
+def test_buffers_are_given_back_without_waiting():
+    class Counting(cases.InPlace):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("passes", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            return self.scores(x)
+
+    model, input = Counting().double().eval().cuda(), cases.IN_PLACE.input().cuda()
+    saliency.grad_cam(model, input, 1)
+    with no_waiting():
+        saliency.grad_cam(model, input, 1)
+    assert model.passes.item() == 0
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_no_memory_is_kept(method):
     model, input = on("cuda", method)

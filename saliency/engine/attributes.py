@@ -63,7 +63,7 @@ def hold_tensor(tensor: Tensor) -> Undo:
             tensor.detach_()  # the model has written a tensor with a gradient into it
         if tensor.shape != copy.shape:
             tensor.data = copy
-        elif not torch.equal(tensor, copy):
+        elif tensor.device.type != "cpu" or not torch.equal(tensor, copy):  # a GPU would have to be waited for
             tensor.data.copy_(copy)
 
     return undo
