@@ -12,15 +12,14 @@ from saliency.evaluation.running.store import read_results
 from saliency.networks.models import preprocessing
 from saliency.scenes import scene_network
 from tests import cases
-from tests.cases import METHOD_CASES
+from tests.cases import METHOD_CASES, crossed
 
 # Where nothing has a value: a tensor that is made there by mistake cannot be used with those of the call.
 ELSEWHERE = torch.device("meta")
 TARGETS = {"class": 1, "classes": [1, 2], "columns": [[0, 1], [2, 3]], "entries": [(1,), (0,)], "function": None}
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("method", [pytest.param(case, id=case.name) for case in METHOD_CASES])
+@crossed("target", TARGETS, few=["class"], methods=METHOD_CASES)
 def test_methods(method, target):
     case = cases.TRANSFORMER if method.kind == "attention" else cases.IN_PLACE
     given = TARGETS[target] or (lambda output: output[:, 1] - output[:, 2])
