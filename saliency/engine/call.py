@@ -18,7 +18,7 @@ from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import unwrap
 from saliency.engine.notices import Notices
 from saliency.engine.outputs import Output
-from saliency.engine.state import model_device, model_dtype, modules_of, on_device, own_copy
+from saliency.engine.state import model_device, model_dtype, modules_of, own_copy, rows_at
 
 Input: TypeAlias = Tensor | tuple[Tensor, ...]
 _WEIGHTED = (_ConvNd, torch.nn.Linear, torch.nn.Embedding, torch.nn.RNNBase)
@@ -144,7 +144,7 @@ class Call:
         def take(tensor: Tensor) -> Tensor:
             single = tensor.shape == (1,) and tensor.is_floating_point()  # a scale, not the label of one image
             along = tensor.shape[:1] == samples and not single
-            return tensor.detach()[on_device(index, tensor.device)] if along else own_copy(tensor)
+            return rows_at(tensor.detach(), index) if along else own_copy(tensor)
 
         return self.mapped(take)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saliency.engine.checks import check_count, check_seed, is_number, shown
 from saliency.engine.folds import MEAN, SHAP, Fold
-from saliency.engine.state import make_generator, on_device
+from saliency.engine.state import make_generator, on_device, rows_at
 
 Baselines: TypeAlias = "float | Tensor | Sequence[float | Tensor] | None"
 
@@ -121,10 +121,6 @@ def _column(values: Tensor, x: Tensor) -> Tensor:
     return on_device(values, x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    return x[on_device(index, x.device)]
-
-
 def line(
     baselines: Baselines = None,
     n_steps: int = 50,
@@ -146,7 +142,7 @@ def line(
         first = starts_of(baselines, ends) if starts is None else starts
 
         def walk(samples: Tensor, steps: Tensor) -> Rows:
-            a, b = ([_take(x, samples) for x in tensors] for tensors in (first, ends))
+            a, b = ([rows_at(x, samples) for x in tensors] for tensors in (first, ends))
             points = [x + _column(alphas[steps], x) * (y - x) for x, y in zip(a, b, strict=True)]
             return Rows(points, a, b)
 
@@ -200,7 +196,7 @@ def between(
         add = draw(ends)
 
         def walk(samples: Tensor, steps: Tensor) -> Rows:
-            a = [_take(b.detach().to(x), at[steps]) for b, at, x in zip(listed, chosen, ends, strict=True)]
+            a = [_drawn(b, at[steps], x) for b, at, x in zip(listed, chosen, ends, strict=True)]
             b = add(samples, steps)
             points = [x + _column(alphas[steps], x) * (y - x) for x, y in zip(a, b, strict=True)]
             return Rows(points, a, b)
@@ -222,8 +218,8 @@ def from_each(baselines: Tensor | Sequence[Tensor], *, fold: Fold = SHAP) -> Pat
         _check_distributions(listed, ends, baselines)
 
         def walk(samples: Tensor, steps: Tensor) -> Rows:
-            b = [_take(x, samples) for x in ends]
-            return Rows(b, [_take(of.detach().to(x), steps) for of, x in zip(listed, ends, strict=True)], b)
+            b = [rows_at(x, samples) for x in ends]
+            return Rows(b, [_drawn(of, steps, x) for of, x in zip(listed, ends, strict=True)], b)
 
         return walk
 
@@ -247,6 +243,11 @@ def _distribution_error(baselines: object) -> ValueError:
     listed = baselines if isinstance(baselines, (tuple, list)) else [baselines]
     given = ", ".join(map(shown, listed)) or "()"
     return ValueError(f"baselines={given} is not a distribution of baselines; expected a tensor (M, ...) per input.")
+
+
+def _drawn(distribution: Tensor, index: Tensor, x: Tensor) -> Tensor:
+    """Some entries of a distribution, on the device and in the precision of ``x``."""
+    return on_device(rows_at(distribution.detach(), index), x.device, x.dtype)
 
 
 def _equal_weights(count: int) -> Tensor:
@@ -278,7 +279,7 @@ def _noise(
                         generators[i] = make_generator(x.device, seed + 1 + i)
                     like = torch.empty(x.shape[1:], dtype=torch.float32, device=x.device)  # the same in any precision
                     drawn.append(like.normal_(generator=generators[i]))
-                rows = _take(x, samples)
+                rows = rows_at(x, samples)
                 noisy.append(rows + deviation * torch.stack(drawn).to(x.dtype) if deviation else rows)
             return noisy
 

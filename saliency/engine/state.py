@@ -212,6 +212,15 @@ def on_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = 
     return tensor.to(device, dtype, non_blocking=device.type != "cpu")
 
 
+def rows_at(tensor: Tensor, index: Tensor) -> Tensor:
+    """The rows of a tensor at an index, which is on the CPU and need not be waited for.
+
+    >>> rows_at(torch.tensor([5, 6, 7]), torch.tensor([2, 0]))
+    tensor([7, 5])
+    """
+    return tensor[on_device(index, tensor.device)]
+
+
 def make_generator(device: torch.device, seed: int) -> torch.Generator | None:
     """A random generator of its own; ``None`` on the meta device, where nothing is drawn."""
     return None if device.type == "meta" else torch.Generator(device).manual_seed(int(seed))

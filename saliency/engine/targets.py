@@ -10,7 +10,7 @@ from torch import Tensor
 from saliency.engine.checks import check_flag, check_maps_type, describe, is_int, shown
 from saliency.engine.interrupts import uninterrupted
 from saliency.engine.outputs import Output, for_rows, main_output
-from saliency.engine.state import on_device
+from saliency.engine.state import on_device, rows_at
 
 Function: TypeAlias = Callable[[Output], Output]  # the model's output -> scores
 Target: TypeAlias = int | Sequence[object] | Tensor | Function | None
@@ -86,7 +86,7 @@ class Targets:
         taken, parsed = copy(self), self._parsed
         taken.samples, taken._verbatim = len(index), False
         if isinstance(parsed, Tensor):
-            taken._parsed = parsed[on_device(index, parsed.device)]
+            taken._parsed = rows_at(parsed, index)
         elif isinstance(parsed, list):
             taken._parsed = [parsed[i] for i in index.tolist()]
         elif callable(parsed):

@@ -10,7 +10,7 @@ from saliency.engine.call import Call
 from saliency.engine.interrupts import interruptible
 from saliency.engine.outputs import Output
 from saliency.engine.site import Site
-from saliency.engine.state import on_device
+from saliency.engine.state import rows_at
 from saliency.engine.tail import Tail
 from saliency.engine.targets import Targets
 
@@ -64,7 +64,7 @@ def in_order(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         return parts[0][1]
     order = torch.cat([at for at, _ in parts]).argsort()
     values = torch.cat([value for _, value in parts])
-    return values[on_device(order, values.device)]
+    return rows_at(values, order)
 
 
 def replacing_input(call: Call, at: int) -> tuple[Tensor, Run]:
@@ -98,6 +98,6 @@ def replacing_layer(call: Call, site: Site, record_all: bool = False, copies: bo
             if len(at) == len(rows):
                 yield at, tail(tensors)
             elif len(at):
-                yield at, tail(tensors[on_device(at, tensors.device)])
+                yield at, tail(rows_at(tensors, at))
 
     return torch.cat([tail.activation for tail in tails]), run

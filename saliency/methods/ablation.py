@@ -16,6 +16,7 @@ from saliency.engine.layers import Layers
 from saliency.engine.maps import Reduction, sum_channels
 from saliency.engine.paths import Baselines, starts_of
 from saliency.engine.signatures import Maps, typed
+from saliency.engine.state import rows_at
 from saliency.engine.targets import Target
 from saliency.methods.perturbing import PER_EVAL, ExplainOptions, Perturbed, at, explain
 
@@ -31,7 +32,7 @@ def _columns(numbers: Tensor, x: Tensor) -> Tensor:
 
 def _rows(x: Tensor, samples: Tensor) -> Tensor:
     """The rows of these samples; a single row is not copied, since it broadcasts."""
-    return x if len(x) == 1 else x[at(samples, x)]
+    return x if len(x) == 1 else rows_at(x, samples)
 
 
 def _features(layer_mask: FeatureMask, feature_mask: FeatureMask, p: Perturbed) -> tuple[Tensor, int]:

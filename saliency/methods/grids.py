@@ -11,7 +11,7 @@ from saliency.engine.checks import describe, shown
 from saliency.engine.layouts import Layout, to_channels_first
 from saliency.engine.outputs import Output
 from saliency.engine.site import Site
-from saliency.engine.state import on_device
+from saliency.engine.state import on_device, rows_at
 from saliency.engine.variants import Run, replacing_layer
 from saliency.engine.watching import Grid
 
@@ -32,7 +32,7 @@ def replacing_grid(
     there = on_device(index, x.device)
 
     def run_grids(grids: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Output]]:
-        return run(put_grid(x[on_device(rows, x.device)], there, grids), rows)
+        return run(put_grid(rows_at(x, rows), there, grids), rows)
 
     return x.flatten(1)[:, there], run_grids
 

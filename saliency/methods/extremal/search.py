@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saliency.engine.checks import check_count, check_flag, check_seed, is_number, shown
 from saliency.engine.interrupts import interruptible
-from saliency.engine.state import on_device
+from saliency.engine.state import on_device, rows_at
 from saliency.methods.extremal.perturbation import MaskGenerator, Perturbation, check_grid, check_perturbation
 
 PRESERVE_VARIANT = "preserve"
@@ -77,7 +77,7 @@ class _Rows(NamedTuple):
     moved: Tensor  # the largest step of a parameter since the last check
 
     def take(self, index: Tensor) -> "_Rows":
-        return _Rows(*(tensor[on_device(index, tensor.device)] for tensor in self))
+        return _Rows(*(rows_at(tensor, index) for tensor in self))
 
 
 def _start(images: Sequence[int], areas: Sequence[float], generator: MaskGenerator, like: Tensor) -> _Rows:
