@@ -63,7 +63,7 @@ def make_context(context_builder: object) -> AbstractContextManager[object]:
     return context
 
 
-def told_by(context_builder: object, attribute: str, default: object) -> object:
+def declared(context_builder: object, attribute: str, default: object) -> object:
     """An attribute of the context class behind a builder, or the default."""
     context = context_builder if isinstance(context_builder, type) else make_context(context_builder)
     return getattr(context, attribute, default)

@@ -12,27 +12,25 @@ from torch.nn import Module
 
 from saliency.engine import maps, targets
 from saliency.engine.call import Call, Input, make_call
-from saliency.engine.checks import check_count, check_flag, is_int, refuse_unknown, shown
-from saliency.engine.comparing import without_reference
-from saliency.engine.contexts import NullContext, told_by
+from saliency.engine.checks import check_flag, refuse_unknown, shown
+from saliency.engine.contexts import NullContext
 from saliency.engine.finishing import Finish, check_finish
-from saliency.engine.gradients import GetGradient, How
 from saliency.engine.layers import Layer, Layers
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Attribution, Resize, join_targets
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import ContextBuilder
-from saliency.engine.sending import keeping_copies
-from saliency.engine.shared import SharedForward, check_shared
+from saliency.engine.sending import retry_with_copies
+from saliency.engine.settings import GetGradient, Settings, check_context, check_settings, scaled
+from saliency.engine.shared import SharedForward
 from saliency.engine.signatures import Maps, typed
 from saliency.engine.silence import note_map, note_one_position
 from saliency.engine.site import Site, SiteError, make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
-from saliency.engine.walking import Walking, along
+from saliency.engine.walking import take_gradients
 
-_FLAGS = ("debug", "attribute_to_layer_input", "return_convergence_delta", "multiply_by_inputs", "materialize_grads")
 # The sites; maps of all targets by site and tensor; deltas by site; the probes
 _Explained: TypeAlias = tuple[list[Site], list[tuple[Tensor, ...]], Sequence[Tensor], Mapping[str, Probe] | None]
 
@@ -109,22 +107,20 @@ def saliency(
     layers = as_list(saliency_layer)
     check_finish(asked, layers, resize, resize_mode, smooth, layout)
     whole = isinstance(gradient_to_saliency, Attribution) and gradient_to_saliency.reduction is None
-    how = How(context_builder, get_backward_gradient, materialize_grads, shared)
-    walking = Walking(path, internal_batch_size, return_convergence_delta)
-    flags = (debug, attribute_to_layer_input, return_convergence_delta, multiply_by_inputs, materialize_grads)
-    _check_pieces(how, gradient_to_saliency, flags)
-    _check_combination(walking, how, layers, call, gradient_to_saliency, debug)
-    if not multiply_by_inputs:
-        walking, gradient_to_saliency = _unscaled(walking, gradient_to_saliency)
-    _check_context(walking.path, context_builder)
+    given = (context_builder, get_backward_gradient, materialize_grads, shared, path, internal_batch_size)
+    settings = Settings(*given, return_convergence_delta, multiply_by_inputs, debug)
+    check_flag("attribute_to_layer_input", attribute_to_layer_input)
+    check_settings(settings, gradient_to_saliency, layers, call)
+    settings, gradient_to_saliency = scaled(settings, gradient_to_saliency)
+    check_context(settings)
     finish = Finish(asked, "layer" if whole else layout, gradient_to_saliency, resize, resize_mode, smooth)
     parsed = Targets(target, asked.samples)
 
     def make_sites(anew: bool) -> list[Site]:
         return [make_site(asked, layer, attribute_to_layer_input, target, call, whole, anew) for layer in layers]
 
-    explain = partial(_explain, make_sites, asked, parsed, how, walking, finish, debug)
-    sites, found, deltas, probes = keeping_copies(explain)
+    explain = partial(_explain, make_sites, asked, parsed, settings, finish)
+    sites, found, deltas, probes = retry_with_copies(explain)
     results = []
     for layer, site, joined in zip(layers, sites, found, strict=True):
         as_tuple = isinstance(input, (tuple, list)) if layer == "" else whole and len(joined) > 1
@@ -150,56 +146,48 @@ def _explain(
     make_sites: Callable[[bool], list[Site]],
     call: Call,
     targets: Targets,
-    how: How,
-    walking: Walking,
+    settings: Settings,
     finish: Finish,
-    debug: bool,
     again: bool,
 ) -> _Explained:
-    """Explain the targets: the maps of each are finished before the gradients of the next are computed."""
-    how = replace(how, shared=None) if again else how
+    """Explain the targets; where no gradient reaches a site, try once or twice more.
+
+    A model may disable gradients itself around the layer: then everything is recorded, from the input on. A layer that
+    the search remembers may have been found for another target, or before the model changed: then it searches anew.
+    """
+    settings = replace(settings, shared=None) if again else settings
+    explain = partial(_explain_once, call, targets, settings, finish)
     sites = make_sites(False)
-    # A model may disable gradients itself around the layer; if that cuts it off, record from the input on. A
-    # remembered layer may have been found for another target, or before the model changed: then search again.
-    ways = [(debug, False), (True, False), (True, True)]
-    while True:
-        record_all, anew = ways.pop(0)
-        sites = make_sites(True) if anew else sites
-        try:
-            with evaluating(call.model, call.modules), ExitStack() as stack:
-                torch.set_grad_enabled(record_all)
-                probes = attach_debug_probes(call.model, debug)
-                watching = replace(how, probes=[stack.enter_context(probe) for probe in (probes or {}).values()])
-                walked = along(call, targets, sites, walking, watching)
-                every, found = walked.activations, []
-                if isinstance(every, Generator):
-                    stack.callback(every.close)  # it keeps the pass open, and an error would keep it alive
-                for each in every:
-                    found.append([finish.maps(*of) for of in zip(sites, each, strict=True)])
-                    for site, tensors in zip(sites, each, strict=True) if finish.layout != "layer" else ():
-                        note_one_position(call, site, targets, tensors[0])
-                return sites, _join(found, finish.layout == "layer"), walked.deltas, probes
-        except SiteError as cut:
-            call.notices.clear()
-            if not ways or (record_all and not cut.site.found):
-                raise
+    try:
+        return explain(sites, record_all=settings.debug)
+    except SiteError:
+        call.notices.clear()
+    try:
+        return explain(sites, record_all=True)
+    except SiteError as cut:
+        if not cut.site.found:
+            raise
+        call.notices.clear()
+    return explain(make_sites(True), record_all=True)
 
 
-def _check_pieces(how: How, gradient_to_saliency: object, flags: Sequence[object]) -> None:
-    """Raise ``ValueError`` for an invalid piece of the driver."""
-    check_shared(how.shared)
-    if not (how.get_backward_gradient is None or callable(how.get_backward_gradient)):
-        raise ValueError(
-            f"get_backward_gradient={shown(how.get_backward_gradient)} is not a function; expected one of output and "
-            "target, or None for no backward pass."
-        )
-    if not callable(gradient_to_saliency):
-        raise ValueError(
-            f"gradient_to_saliency={shown(gradient_to_saliency)} is not a function; expected one of an activation with "
-            "its gradient."
-        )
-    for argument, flag in zip(_FLAGS, flags, strict=True):
-        check_flag(argument, flag)
+def _explain_once(
+    call: Call, targets: Targets, settings: Settings, finish: Finish, sites: list[Site], record_all: bool
+) -> _Explained:
+    """Explain the targets: the maps of each are finished before the gradients of the next are computed."""
+    layer_shaped, found = finish.layout == "layer", []
+    with evaluating(call.model, call.modules), ExitStack() as stack:
+        torch.set_grad_enabled(record_all)
+        probes = attach_debug_probes(call.model, settings.debug)
+        opened = [stack.enter_context(probe) for probe in (probes or {}).values()]
+        walked = take_gradients(call, targets, sites, replace(settings, probes=opened))
+        if isinstance(walked.activations, Generator):
+            stack.callback(walked.activations.close)  # it keeps the pass open, and an error would keep it alive
+        for each in walked.activations:
+            found.append([finish.maps(*of) for of in zip(sites, each, strict=True)])
+            for site, tensors in zip(sites, each, strict=True) if not layer_shaped else ():
+                note_one_position(call, site, targets, tensors[0])
+        return sites, _join(found, layer_shaped), walked.deltas, probes
 
 
 def _join(found: list[list[list[Tensor]]], layer_shaped: bool) -> list[tuple[Tensor, ...]]:
@@ -208,72 +196,3 @@ def _join(found: list[list[list[Tensor]]], layer_shaped: bool) -> list[tuple[Ten
         tuple(join_targets(list(per), layer_shaped) for per in zip(*of_targets, strict=True))
         for of_targets in zip(*found, strict=True)
     ]
-
-
-def _unscaled(
-    walking: Walking, gradient_to_saliency: Callable[[Tensor], Tensor]
-) -> tuple[Walking, Callable[[Tensor], Tensor]]:
-    """The path and the reduction of a method that does not multiply by inputs."""
-    if walking.path is not None:
-        return walking._replace(path=walking.path.unscaled()), gradient_to_saliency
-    if isinstance(gradient_to_saliency, Attribution):
-        gradient_to_saliency = gradient_to_saliency.unscaled()
-    return walking, gradient_to_saliency
-
-
-def _check_combination(
-    walking: Walking,
-    how: How,
-    layers: list[Layer],
-    call: int | str,
-    gradient_to_saliency: Callable[[Tensor], Tensor],
-    debug: bool,
-) -> None:
-    """Raise ``ValueError`` for options that cannot be combined."""
-    path, attribution = walking.path, isinstance(gradient_to_saliency, Attribution)
-    if path is None:
-        completes = walking.delta and attribution and not debug and told_by(how.context_builder, "completes", False)
-        if walking.size is not None:
-            raise ValueError(
-                f"internal_batch_size={shown(walking.size)} is not possible without a path; expected None."
-            )
-        if walking.delta and not completes:
-            conserving = "an attribution in a context that conserves the score, without debug=True"
-            _refuse_without_path("return_convergence_delta", True, f"path=line(...), or {conserving}")
-        return
-    if not isinstance(path, Path):
-        raise ValueError(f"path={shown(path)} is not a path; expected line(...), noise(...), between(...) or None.")
-    if walking.size is not None:
-        check_count("internal_batch_size", walking.size)
-    at_once = path.is_one_pass and walking.size is None
-    refused = {"debug=True": debug and not at_once, "get_backward_gradient=None": how.get_backward_gradient is None}
-    refused["shared"] = how.shared is not None and not (path.at_layer and "" not in layers)
-    refused["return_convergence_delta=True"] = walking.delta and not (attribution and path.spans)
-    for argument, is_asked in refused.items():
-        if is_asked:
-            raise ValueError(f"{argument} is not possible on this path; expected a method without a path.")
-    if path.at_layer and not (is_int(call) and call == -1) and layers != [""]:
-        raise ValueError(f"call={shown(call)} is not possible on a path of the layer's own; expected -1, its last.")
-    if path.fold.attribution and not attribution:
-        raise ValueError(
-            f"gradient_to_saliency={shown(gradient_to_saliency)} is not possible on a path whose fold is an "
-            "attribution; expected Attribution(sum_channels), Attribution(max_channels) or Attribution(None)."
-        )
-
-
-def _refuse_without_path(argument: str, value: object, expected: str) -> NoReturn:
-    raise ValueError(f"{argument}={shown(value)} is not possible without a path; expected {expected}.")
-
-
-def _check_context(path: Path | None, context_builder: ContextBuilder) -> None:
-    """Raise ``ValueError`` for a context that does not send back derivatives, on a path that needs them."""
-    if not callable(context_builder) or (path is None and not isinstance(context_builder, type)):
-        return
-    carries = told_by(context_builder, "carries", "gradient")
-    if carries == "differences" and (path is None or path.at_layer or not path.spans):
-        raise without_reference(context_builder)
-    if carries == "relevance" and path is not None and path.displaces:
-        raise ValueError(
-            f"context_builder={shown(context_builder)} is not possible on a path that multiplies gradients by a "
-            "displacement; expected a context that sends back gradients."
-        )

@@ -1,8 +1,7 @@
 """Gradients at sites: of one forward pass, or of all steps of a path."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,15 +10,13 @@ from saliency.engine.call import Call
 from saliency.engine.checks import describe, shown
 from saliency.engine.contexts import NullContext, RuleContext
 from saliency.engine.maps import gradient_of
-from saliency.engine.probe import Probe
-from saliency.engine.record import ContextBuilder, Pass, recording
+from saliency.engine.record import Pass, recording
 from saliency.engine.sending import Sought
-from saliency.engine.shared import SharedForward
+from saliency.engine.settings import Settings
 from saliency.engine.silence import note_shares
 from saliency.engine.site import Site, SiteError
 from saliency.engine.targets import Targets, get_backward_gradient
 
-GetGradient: TypeAlias = Callable[[Tensor, Any], Tensor] | None
 Activations: TypeAlias = list[list[Tensor]]  # per site, per tensor there: an activation with its .grad
 
 
@@ -34,17 +31,6 @@ class CutOffError(SiteError):
             "detach() inside the model, quantised operations, reentrant checkpointing); expected a layer on the path "
             "to the score.",
         )
-
-
-@dataclass(frozen=True)
-class How:
-    """How gradients are computed: in which context, from which output gradient, and what replaces a missing one."""
-
-    context_builder: ContextBuilder = NullContext
-    get_backward_gradient: GetGradient = get_backward_gradient
-    materialize_grads: bool = False
-    shared: SharedForward | None = None
-    probes: Sequence[Probe] = ()
 
 
 class Deltas(list[list[Tensor]]):
@@ -66,16 +52,16 @@ class Deltas(list[list[Tensor]]):
 
 
 def send_gradients(
-    recorded: Pass, targets: Targets, tensors: Sequence[Sought], watched: Sequence[Tensor], how: How
+    recorded: Pass, targets: Targets, tensors: Sequence[Sought], watched: Sequence[Tensor], settings: Settings
 ) -> Iterator[list[Tensor | None]]:
     """Yield the gradients at the tensors for every target; each ``watched`` tensor gets its own as ``.grad``."""
-    get = how.get_backward_gradient
+    get = settings.get_backward_gradient
     if get is None:
         for _ in range(len(targets)):
             yield [None] * len(tensors)
         return
     columns = targets.select(recorded.output)
-    keys = None if how.shared is None else targets.key
+    keys = None if settings.shared is None else targets.key
     for k, (scores, wanted) in enumerate(columns):
         gradient = targets.gradient(scores, k) if get is get_backward_gradient else get(scores, wanted)
         if not isinstance(gradient, Tensor) or gradient.shape != scores.shape:
@@ -94,25 +80,25 @@ def send_gradients(
 
 
 def at_once(
-    call: Call, targets: Targets, sites: Sequence[Site], how: How, deltas: "Deltas | None" = None
+    call: Call, targets: Targets, sites: Sequence[Site], settings: Settings, deltas: "Deltas | None" = None
 ) -> Iterator[Activations]:
     """Yield, for every target, the activations of one forward pass with their gradients, computed on demand.
 
     Without ``get_backward_gradient`` there is no backward pass, and the activations have no gradient. By how much the
     attributions differ from the score is added to ``deltas``.
     """
-    kept = None if torch.is_grad_enabled() else how.shared
+    kept = None if torch.is_grad_enabled() else settings.shared
     record = recording if kept is None else kept.recording
-    with record(call, sites, how.context_builder, how.get_backward_gradient is not None) as recorded:
+    with record(call, sites, settings.context_builder, settings.get_backward_gradient is not None) as recorded:
         tensors = [x for at_site in recorded.tensors for x in at_site]
-        watched = [x for probe in how.probes for x in probe.data]
+        watched = [x for probe in settings.probes for x in probe.data]
         every = (
             # Copies: reductions may overwrite them, and the next target needs the same values.
             _noted(
                 *(call, sites, recorded, deltas),
-                by_site(sites, recorded.tensors, map(recorded.factor, tensors), gradients, how),
+                by_site(sites, recorded.tensors, map(recorded.factor, tensors), gradients, settings),
             )
-            for gradients in send_gradients(recorded, targets, tensors, watched, how)
+            for gradients in send_gradients(recorded, targets, tensors, watched, settings)
         )
         if isinstance(recorded.context, NullContext) or (
             isinstance(recorded.context, RuleContext) and recorded.context.is_table
@@ -142,20 +128,20 @@ def by_site(
     structure: Sequence[Sequence[Tensor]],
     tensors: Iterable[Tensor],
     gradients: Iterable[Tensor | None],
-    how: How,
+    settings: Settings,
 ) -> Activations:
     """Regroup tensors by site, each with its gradient."""
     pairs = zip(tensors, gradients, strict=True)
     return [
-        [_with_gradient(*next(pairs), site, how) for _ in at_site]
+        [_with_gradient(*next(pairs), site, settings) for _ in at_site]
         for site, at_site in zip(sites, structure, strict=True)
     ]
 
 
-def _with_gradient(x: Tensor, gradient: Tensor | None, site: Site, how: How) -> Tensor:
-    if gradient is None and how.materialize_grads:
+def _with_gradient(x: Tensor, gradient: Tensor | None, site: Site, settings: Settings) -> Tensor:
+    if gradient is None and settings.materialize_grads:
         gradient = torch.zeros_like(x)
-    if gradient is None and how.get_backward_gradient is not None:
+    if gradient is None and settings.get_backward_gradient is not None:
         raise CutOffError(site)
     if gradient is not None and gradient.ndim > x.ndim:  # a fold's powers of the gradient
         gradient, *powers = gradient.unbind(-1)

@@ -20,7 +20,7 @@ from saliency.engine.layers import get_module, plain_name, resolve_layer
 from saliency.engine.layouts import read, to_channels_first
 from saliency.engine.outputs import main_output
 from saliency.engine.probe import add_hook
-from saliency.engine.sending import keeping_copies
+from saliency.engine.sending import retry_with_copies
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Target, Targets
 
@@ -68,7 +68,7 @@ def layer_candidates(
     [Candidate(name='0', shape=(1, 2, 4, 4), problem=''), Candidate(name='1', shape=(1, 32), problem='no grid')]
     """
     call = _make_call(model, input, args, kwargs)
-    outputs = keeping_copies(lambda _: _search(call, target))
+    outputs = retry_with_copies(lambda _: _search(call, target))
     return [Candidate(found.name, found.shape, found.problem) for found in outputs]
 
 
@@ -87,7 +87,7 @@ def found_layer(call: Call, target: Target = None, anew: bool = False) -> tuple[
     key = (hash(call.modules), _signature(call), _kind(target))
     name = None if anew else _recall(call.model, key)
     if name is None:
-        outputs = keeping_copies(lambda _: _search(call, target))
+        outputs = retry_with_copies(lambda _: _search(call, target))
         name = next(found.name for found in reversed(outputs) if not found.problem)
         _remember(call.model, key, name)
     return name, resolve_layer(call.model, name)
@@ -96,7 +96,7 @@ def found_layer(call: Call, target: Target = None, anew: bool = False) -> tuple[
 def last_of_each_grid(call: Call, target: Target) -> list[str]:
     """The last layer of each resolution, up to the one that :func:`find_layer` finds, at the same cost."""
     size, names = tuple(call.image_of().shape[2:]), dict[tuple[int, ...], str]()
-    for found in keeping_copies(lambda _: _search(call, target)):
+    for found in retry_with_copies(lambda _: _search(call, target)):
         reading = None if found.problem else read(found.shape, size, found.module, found.seen)
         if reading is not None:
             names.pop(reading.sides, None)  # keeps the order of the last layers

@@ -175,7 +175,7 @@ def keep_operation(force: Force, op: Operation, graph: bool, source: Operation |
     return output
 
 
-def keeping_copies(run: Callable[[bool], _T]) -> _T:
+def retry_with_copies(run: Callable[[bool], _T]) -> _T:
     """Return ``run(False)`` or, if the model overwrites what its backward pass needs, ``run(True)``.
 
     In the second run autograd keeps copies, so every pass has to happen inside. Running again costs nothing but time.

@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from saliency.engine.call import Input
-from saliency.engine.gradients import GetGradient
 from saliency.engine.layers import Layer, Layers
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Resize
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe
 from saliency.engine.record import ContextBuilder
+from saliency.engine.settings import GetGradient
 from saliency.engine.shared import SharedForward
 from saliency.engine.targets import Target
 

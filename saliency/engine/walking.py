@@ -15,12 +15,13 @@ from torch import Tensor
 
 from saliency.engine.call import Call
 from saliency.engine.comparing import compare
-from saliency.engine.contexts import NullContext, RuleContext, make_context, told_by
+from saliency.engine.contexts import NullContext, RuleContext, declared, make_context
 from saliency.engine.folds import Steps
-from saliency.engine.gradients import Activations, Deltas, How, at_once, by_site, send_gradients
+from saliency.engine.gradients import Activations, Deltas, at_once, by_site, send_gradients
 from saliency.engine.maps import gradient_of
 from saliency.engine.paths import Path, Walk, starts_of
 from saliency.engine.record import Pass, recording
+from saliency.engine.settings import Settings
 from saliency.engine.silence import note_idle
 from saliency.engine.site import Site
 from saliency.engine.state import on_device
@@ -62,14 +63,6 @@ class Folding:
         return torch.cat(self._done)
 
 
-class Walking(NamedTuple):
-    """How a path is walked: ``size`` points at a time; with ``delta``, the convergence delta is computed too."""
-
-    path: Path | None
-    size: int | None
-    delta: bool
-
-
 class Walked(NamedTuple):
     """The result of a path: for each target the activations, with the folded gradients as ``.grad``.
 
@@ -86,18 +79,19 @@ class Walked(NamedTuple):
         return [delta.squeeze(1) if delta.shape[1] == 1 else delta for delta in joined]
 
 
-def along(call: Call, targets: Targets, sites: Sequence[Site], walking: Walking, how: How) -> Walked:
+def take_gradients(call: Call, targets: Targets, sites: Sequence[Site], settings: Settings) -> Walked:
     """Activations and gradients at the sites: in one pass, or along a path of the input, or along one of each layer."""
-    path = walking.path
+    path = settings.path
     if path is None:
         deltas = Deltas()
-        return Walked(at_once(call, targets, sites, how, deltas if walking.delta else None), deltas)
+        wanted = deltas if settings.return_convergence_delta else None
+        return Walked(at_once(call, targets, sites, settings, wanted), deltas)
     if not path.at_layer or not any(site.name for site in sites):
-        return _along_inputs(call, targets, sites, path, walking, how)
+        return _along_inputs(call, targets, sites, path, settings)
     each = [
-        _along_layer(call, targets, site, path, walking, how)
+        _along_layer(call, targets, site, path, settings)
         if site.name
-        else _along_inputs(call, targets, [site], path, walking, how)
+        else _along_inputs(call, targets, [site], path, settings)
         for site in sites
     ]
     of_targets = zip(*(walked.activations for walked in each), strict=True)
@@ -131,9 +125,7 @@ def _chunks(samples: int, steps: int, size: int | None) -> Iterator[tuple[Tensor
         yield flat // steps, flat % steps, parts
 
 
-def _along_inputs(
-    call: Call, targets: Targets, sites: Sequence[Site], path: Path, walking: Walking, how: How
-) -> Walked:
+def _along_inputs(call: Call, targets: Targets, sites: Sequence[Site], path: Path, settings: Settings) -> Walked:
     """Gradients at all sites along one path of the floating-point inputs."""
     starts = _starts(call, path)
     moving = [at for at, x in enumerate(call.inputs) if x.is_floating_point()]
@@ -142,27 +134,31 @@ def _along_inputs(
     folds: list[list[Folding]] = []
     structure: list[list[Tensor]] = []
     walk = _begin(call, path, starts, moving)
-    for samples, steps, parts in _chunks(call.samples, len(path.weights), walking.size):
+    for samples, steps, parts in _chunks(call.samples, len(path.weights), settings.internal_batch_size):
         rows = [dict(zip(moving, tensors, strict=True)) for tensors in walk(samples, steps) if tensors]
         own, calls = targets.rows(samples), [partial(call.replacing, each, samples) for each in rows]
-        with _step(calls, own, sites, path, how) as (recorded, moved):
+        with _step(calls, own, sites, path, settings) as (recorded, moved):
             structure = recorded.tensors
             tensors = [x for at_site in structure for x in at_site]
-            watched = [x for probe in how.probes for x in probe.data]  # of the single pass
-            for k, gradients in enumerate(send_gradients(recorded, own, tensors, watched, how)):
+            watched = [x for probe in settings.probes for x in probe.data]  # of the single pass
+            for k, gradients in enumerate(send_gradients(recorded, own, tensors, watched, settings)):
                 if k == len(folds):
                     folds.append([Folding(path) for _ in tensors])
-                activations = by_site(sites, structure, [x.detach() for x in tensors], gradients, how)
+                activations = by_site(sites, structure, [x.detach() for x in tensors], gradients, settings)
                 _fold(folds[k], parts, [x for at_site in activations for x in at_site], moved)
     found = [[fold.result() for fold in each] for each in folds]
-    scale = _scale(call, starts, sites, path, found[0], how)
-    change = _change(call, targets, path, starts, walking.size) if walking.delta else None
-    return _walked([by_site(sites, structure, [x.clone() for x in scale], each, how) for each in found], change)
+    scale = _scale(call, starts, sites, path, found[0], settings)
+    change = (
+        _change(call, targets, path, starts, settings.internal_batch_size)
+        if settings.return_convergence_delta
+        else None
+    )
+    return _walked([by_site(sites, structure, [x.clone() for x in scale], each, settings) for each in found], change)
 
 
 @contextmanager
 def _step(
-    rows: Sequence[Callable[[], Call]], targets: Targets, sites: Sequence[Site], path: Path, how: How
+    rows: Sequence[Callable[[], Call]], targets: Targets, sites: Sequence[Site], path: Path, settings: Settings
 ) -> Iterator[tuple[Pass, list[Tensor] | None]]:
     """Yield a pass at points of a path, and the displacement of the tensors at the sites if the fold needs it.
 
@@ -170,14 +166,14 @@ def _step(
     compares ends with starts, and the points themselves do not matter.
     """
     point, *ends = rows
-    if told_by(how.context_builder, "carries", "gradient") == "differences":
+    if declared(settings.context_builder, "carries", "gradient") == "differences":
         start, end = ends
-        with compare(start(), end(), sites, how.context_builder, targets.select) as (recorded, first):
+        with compare(start(), end(), sites, settings.context_builder, targets.select) as (recorded, first):
             tensors = [x.detach() for at_site in recorded.tensors for x in at_site]
             yield recorded, [x - y for x, y in zip(tensors, first, strict=True)] if path.fold.moves else None
         return
-    moved = _differences(ends[1](), ends[0](), sites, how) if path.fold.moves else None
-    with recording(point(), sites, how.context_builder) as recorded:
+    moved = _differences(ends[1](), ends[0](), sites, settings) if path.fold.moves else None
+    with recording(point(), sites, settings.context_builder) as recorded:
         yield recorded, moved
 
 
@@ -210,28 +206,28 @@ def _begin(call: Call, path: Path, starts: Call | None, moving: list[int]) -> Wa
     )
 
 
-def _activations(call: Call, sites: Sequence[Site], how: How) -> list[Tensor]:
+def _activations(call: Call, sites: Sequence[Site], settings: Settings) -> list[Tensor]:
     """The tensors at the sites; those at the input need no pass."""
     if not any(site.name for site in sites):
         return [x.detach() for _ in sites for x in call.inputs if x.is_floating_point()]
-    with recording(call, sites, how.context_builder, grad=False) as recorded:
+    with recording(call, sites, settings.context_builder, grad=False) as recorded:
         return [x.detach() for at_site in recorded.tensors for x in at_site]
 
 
-def _differences(call: Call, other: Call, sites: Sequence[Site], how: How) -> list[Tensor]:
-    pairs = zip(_activations(call, sites, how), _activations(other, sites, how), strict=True)
+def _differences(call: Call, other: Call, sites: Sequence[Site], settings: Settings) -> list[Tensor]:
+    pairs = zip(_activations(call, sites, settings), _activations(other, sites, settings), strict=True)
     return [x - y for x, y in pairs]
 
 
 def _scale(
-    call: Call, starts: Call | None, sites: Sequence[Site], path: Path, folded: list[Tensor], how: How
+    call: Call, starts: Call | None, sites: Sequence[Site], path: Path, folded: list[Tensor], settings: Settings
 ) -> list[Tensor]:
     """The factor that turns folded gradients into attributions."""
     if path.fold.attribution or path.times == "nothing":
         return [torch.ones_like(x) for x in folded]
     if path.times == "displacement" and starts is not None:
-        return _differences(call, starts, sites, how)
-    return _activations(call, sites, how)
+        return _differences(call, starts, sites, settings)
+    return _activations(call, sites, settings)
 
 
 def _change(call: Call, targets: Targets, path: Path, starts: Call | None, size: int | None) -> Tensor:
@@ -248,36 +244,36 @@ def _change(call: Call, targets: Targets, path: Path, starts: Call | None, size:
     return torch.cat(changes).view(call.samples, spans, -1).mean(1)
 
 
-def _along_layer(call: Call, targets: Targets, site: Site, path: Path, walking: Walking, how: How) -> Walked:
+def _along_layer(call: Call, targets: Targets, site: Site, path: Path, settings: Settings) -> Walked:
     """Gradients along a path of one layer's activation: the network before it runs once per sample."""
     starts = _starts(call, path)
-    first = None if starts is None else _activations(starts, [site], how)[0]
+    first = None if starts is None else _activations(starts, [site], settings)[0]
     folds: list[Folding] = []
     scale, changes = [], []
     for n in range(call.samples):
         row = torch.tensor([n], device="cpu")
         own = targets.rows(row)
-        tail = Tail(site, call.rows(row), torch.is_grad_enabled(), how.context_builder)
+        tail = Tail(site, call.rows(row), torch.is_grad_enabled(), settings.context_builder)
         start = torch.zeros_like(tail.activation) if first is None else first[n : n + 1]
         walk = path.begin([tail.activation], [start])
-        for samples, steps, parts in _chunks(1, len(path.weights), walking.size):
+        for samples, steps, parts in _chunks(1, len(path.weights), settings.internal_batch_size):
             x = walk(samples, steps).points[0].requires_grad_()
-            with torch.enable_grad(), make_context(how.context_builder) as context:
+            with torch.enable_grad(), make_context(settings.context_builder) as context:
                 before = getattr(context, "ran", 0)
                 recorded = Pass(tail.run(x), [[x]], context if isinstance(context, RuleContext) else NullContext())
                 if isinstance(context, RuleContext) and context.ran == before:
                     note_idle(call.notices, context, [site])
-                for k, gradients in enumerate(send_gradients(recorded, own.rows(samples), [x], [], how)):
+                for k, gradients in enumerate(send_gradients(recorded, own.rows(samples), [x], [], settings)):
                     if k == len(folds):
                         folds.append(Folding(path))
-                    _fold([folds[k]], parts, by_site([site], [[x]], [x.detach()], gradients, how)[0], None)
+                    _fold([folds[k]], parts, by_site([site], [[x]], [x.detach()], gradients, settings)[0], None)
         scale.append(tail.activation - start if path.times == "displacement" else tail.activation)
-        if walking.delta:
+        if settings.return_convergence_delta:
             end, begin = own.rows(torch.tensor([0, 0], device="cpu")).scores(tail(torch.cat([tail.activation, start])))
             changes.append((end - begin).detach()[None])
     times = torch.cat(scale)
     times = torch.ones_like(times) if path.fold.attribution or path.times == "nothing" else times
-    found = [by_site([site], [[times]], [times.clone()], [fold.result()], how) for fold in folds]
+    found = [by_site([site], [[times]], [times.clone()], [fold.result()], settings) for fold in folds]
     return _walked(found, torch.cat(changes) if changes else None)
 
 

@@ -16,7 +16,7 @@ from saliency.engine.driver import saliency
 from saliency.engine.layers import Layer
 from saliency.engine.maps import safe_divide
 from saliency.engine.record import recording
-from saliency.engine.sending import keeping_copies
+from saliency.engine.sending import retry_with_copies
 from saliency.engine.state import evaluating
 from saliency.methods.tokens import no_attention
 
@@ -76,7 +76,7 @@ def attention_maps(
                 attention.check_unchanged()
         return attending.found
 
-    found = keeping_copies(observe)
+    found = retry_with_copies(observe)
     if not found:
         raise no_attention(call)
     return AttentionMaps(found)

@@ -81,7 +81,7 @@ def _of_heads(observed: Observed, blocks: Sequence[Block]) -> Iterator[list[Tens
         tokens = torch.stack([block.tokens[n] for block in blocks]).requires_grad_()
         recorded = Pass(tail(tokens), [[tokens]], NullContext())
         targets = observed.targets.rows(sample.expand(len(blocks)))
-        every.append(send_gradients(recorded, targets, [tokens], [], observed.how))
+        every.append(send_gradients(recorded, targets, [tokens], [], observed.settings))
     for of_samples in zip(*every, strict=True):
         found = [torch.zeros_like(blocks[0].tokens[:1]) if dx is None else dx for (dx,) in of_samples]
         yield list(torch.stack(found, 1).unbind())

@@ -17,13 +17,14 @@ from saliency.engine.call import Call, Input, make_call
 from saliency.engine.checks import is_int, refuse_unknown, shown
 from saliency.engine.contexts import NullContext
 from saliency.engine.finishing import Finish, check_finish
-from saliency.engine.gradients import How, send_gradients
+from saliency.engine.gradients import send_gradients
 from saliency.engine.graph import node_of
 from saliency.engine.layers import Layers, resolve_layer
 from saliency.engine.layouts import Layout
 from saliency.engine.maps import Attribution, Reduction, Resize, join_targets, sum_channels
 from saliency.engine.record import ContextBuilder, Pass, recording
-from saliency.engine.sending import keeping_copies
+from saliency.engine.sending import retry_with_copies
+from saliency.engine.settings import Settings
 from saliency.engine.shared import SharedForward, check_shared
 from saliency.engine.signatures import CallOptions, FinishOptions, Maps
 from saliency.engine.silence import note_map
@@ -51,7 +52,7 @@ class Observed(NamedTuple):
     call: Call
     targets: Targets
     recorded: Pass
-    how: How
+    settings: Settings
     streams: Streams
     scores: list[Node]
     numbers: list[int]  # of all that the score depends on
@@ -94,7 +95,7 @@ class Observed(NamedTuple):
         tokens = of.behind is not None and self.streams.is_all_behind(self.scores, of.behind.node)
         asked = [*edges, of.behind if tokens else of.edge]
         known = [at for at, edge in enumerate(asked) if edge is not None]
-        for found in send_gradients(self.recorded, self.targets, [edge for edge in asked if edge], [], self.how):
+        for found in send_gradients(self.recorded, self.targets, [edge for edge in asked if edge], [], self.settings):
             gradients: list[Tensor | None] = [None] * len(asked)
             for at, gradient in zip(known, found, strict=True):
                 gradients[at] = gradient
@@ -155,9 +156,9 @@ def explain_tokens(
     targets = Targets(target, call.samples)
     shape = "layer" if reduction is None else layout
     finish = Finish(call, shape, Attribution(reduction, of="activation"), resize, resize_mode, smooth)
-    how = How(context_builder, shared=shared)
-    observing = _Observing(call, targets, how, module, saliency_layer, start_layer, layout, without_gradients)
-    maps, site = keeping_copies(partial(_explain, observing, relevance, finish))
+    settings = Settings(context_builder, shared=shared)
+    observing = _Observing(call, targets, settings, module, saliency_layer, start_layer, layout, without_gradients)
+    maps, site = retry_with_copies(partial(_explain, observing, relevance, finish))
     result = join_targets(maps, shape == "layer")
     note_map(call, site, targets, [result], elsewhere=False)
     call.notices.report()
@@ -188,7 +189,7 @@ class _Observing(NamedTuple):
 
     call: Call
     targets: Targets
-    how: How
+    settings: Settings
     module: Module
     layer: Layers
     start: int | None
@@ -197,15 +198,15 @@ class _Observing(NamedTuple):
 
 
 def _explain(asked: _Observing, relevance: Relevance, finish: Finish, again: bool) -> tuple[list[Tensor], Site]:
-    call, how = asked.call, replace(asked.how, shared=None) if again else asked.how
+    call, settings = asked.call, replace(asked.settings, shared=None) if again else asked.settings
     attending, site = Attending(call.samples, copies=again), make_site(call, "")
     with evaluating(call.model, call.modules), ExitStack() as stack:
         torch.set_grad_enabled(True)
-        record = recording if how.shared is None else how.shared.recording
+        record = recording if settings.shared is None else settings.shared.recording
         if asked.without_gradients and not again:  # the graph's structure is enough; its tensors fill the memory
             stack.enter_context(attending.forgetting())
-        recorded = stack.enter_context(record(call, [site], how.context_builder, attending=attending))
-        observed = _observe(asked, how, recorded, attending.found)
+        recorded = stack.enter_context(record(call, [site], settings.context_builder, attending=attending))
+        observed = _observe(asked, settings, recorded, attending.found)
         first = observed.chain[0]
         name = first.layer or type(call.model).__name__
         at_tokens = Site(name, first.module or call.model, "output", 1, seen=first.seen)
@@ -215,7 +216,7 @@ def _explain(asked: _Observing, relevance: Relevance, finish: Finish, again: boo
         return maps, at_tokens
 
 
-def _observe(asked: _Observing, how: How, recorded: Pass, found: Sequence[Attention]) -> Observed:
+def _observe(asked: _Observing, settings: Settings, recorded: Pass, found: Sequence[Attention]) -> Observed:
     call = asked.call
     if not found:
         raise no_attention(call)
@@ -244,4 +245,4 @@ def _observe(asked: _Observing, how: How, recorded: Pass, found: Sequence[Attent
         if asked.start >= len(chosen):
             raise ValueError(f"start_layer={asked.start} is not an attention's index; expected 0 to {len(chosen) - 1}.")
         chosen = chosen[asked.start :]
-    return Observed(call, asked.targets, recorded, how, streams, scores, numbers, attentions, chosen, asked.layout)
+    return Observed(call, asked.targets, recorded, settings, streams, scores, numbers, attentions, chosen, asked.layout)

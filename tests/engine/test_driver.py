@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 import saliency
 from saliency.engine.call import make_call
-from saliency.engine.gradients import How, at_once
+from saliency.engine.gradients import at_once
 from saliency.engine.record import recording
+from saliency.engine.settings import Settings
 from saliency.engine.site import make_site
 from saliency.engine.state import evaluating
 from saliency.engine.targets import Targets, get_backward_gradient
@@ -296,8 +297,8 @@ def test_gradients_at_once():
     call = make_call(model, input)
     sites = [make_site(call, "3"), make_site(call, "")]
     with evaluating(model):
-        found = list(at_once(call, Targets([[0, 1], [0, 1]], 2), sites, How()))
-        bare = list(at_once(call, Targets(1, 2), sites, How(get_backward_gradient=None)))
+        found = list(at_once(call, Targets([[0, 1], [0, 1]], 2), sites, Settings()))
+        bare = list(at_once(call, Targets(1, 2), sites, Settings(get_backward_gradient=None)))
     for target, of_target in enumerate(found):
         for (x,), layer in zip(of_target, (3, -1), strict=True):
             expected = cut(network(), layer, input, target)

@@ -20,7 +20,7 @@ from saliency.engine.maps import Resize, check_map_options, finish_map, imsmooth
 from saliency.engine.outputs import main_output
 from saliency.engine.probe import attach_debug_probes
 from saliency.engine.record import recording
-from saliency.engine.sending import keeping_copies
+from saliency.engine.sending import retry_with_copies
 from saliency.engine.signatures import Maps
 from saliency.engine.silence import note_map, note_score
 from saliency.engine.site import Site, make_site
@@ -103,7 +103,7 @@ def extremal_perturbation(
         x, run, count = _perturbed(call, site, targets, layout, sigma, copies=debug)
         probes = attach_debug_probes(call.model, debug)
         watching = [stack.enter_context(probe) for probe in (probes or {}).values()]
-        masks, energies = keeping_copies(
+        masks, energies = retry_with_copies(
             lambda _: find_masks(
                 x,
                 [image for image in range(len(x)) for _ in range(count * len(fractions))],
