@@ -91,12 +91,14 @@ def entropy() -> Score:
 def class_in_region(index: int, region: Tensor) -> Score:
     """The mean score of a class in a segmentation (N, C, h, w), over a region: a mask (h, w) of the output's size.
 
+    Of a volume (N, C, d, h, w), the mask is (d, h, w).
+
     >>> class_in_region(1, torch.tensor([[True, False]]))(torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]]))
     tensor([3.])
     """
     _check_class("index", index)
     check_tensor("region", region)
-    if region.ndim != 2 or not region.any():
+    if not region.ndim or not region.any():
         raise ValueError(f"region={describe(region)} is not a mask of any position; expected (h, w), not all zero.")
     cells = region.flatten().nonzero()[:, 0]
     weights = region.flatten()[cells]
@@ -105,7 +107,7 @@ def class_in_region(index: int, region: Tensor) -> Score:
         scores = _classes(output, index)
         if scores.shape[2:] != region.shape:
             raise ValueError(
-                f"region={describe(region)} does not fit an output of shape {tuple(scores.shape)}; expected its (h, w)."
+                f"region={describe(region)} does not fit an output of shape {tuple(scores.shape)}; expected its last axes."
             )
         weight = weights.to(scores)
         # Selected, not multiplied by 0: relevance rules would send relevance to the zeroed entries as well.

@@ -35,6 +35,12 @@ def test_a_class_in_a_region():
     torch.testing.assert_close(targets.class_in_region(2, region)(output), output[:, 2, 1, 2:4].mean(1))
 
 
+def test_a_class_in_a_region_of_a_volume():
+    output, region = torch.rand(2, 3, 4, 5, 6), torch.zeros(4, 5, 6)
+    region[1, 2:4, 3] = 1
+    torch.testing.assert_close(targets.class_in_region(2, region)(output), output[:, 2, 1, 2:4, 3].mean(1))
+
+
 class Detector(nn.Module):
     """Scores of given boxes: each the mean of one channel of a map inside of its box."""
 

@@ -190,7 +190,7 @@ def _every_class(score: object) -> Tensor:
 def _without_scores(output: object) -> ValueError:
     return ValueError(
         f"model returned {describe(output)} for a batch of images; expected a tensor with one row per image, alone, "
-        "first in a tuple, or as 'logits' or 'out' in a dict."
+        "first in a tuple, or as 'logits' or 'out' in a dict, or rise_class with a function of the output as target."
     )
 
 
