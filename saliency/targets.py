@@ -107,7 +107,7 @@ def class_in_region(index: int, region: Tensor) -> Score:
         scores = _classes(output, index)
         if scores.shape[2:] != region.shape:
             raise ValueError(
-                f"region={describe(region)} does not fit an output of shape {tuple(scores.shape)}; expected its last axes."
+                f"region={describe(region)} does not fit an output {tuple(scores.shape)}; expected its last axes."
             )
         weight = weights.to(scores)
         # Selected, not multiplied by 0: relevance rules would send relevance to the zeroed entries as well.

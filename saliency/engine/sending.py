@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from saliency.engine.choices import Attributing, Chosen
 from saliency.engine.interrupts import interruptible, is_interrupted, uninterrupted
-from saliency.engine.operations import Function, Gradients, Operation, Pre, Row, Rule, Through
+from saliency.engine.operations import Function, Gradients, Operation, Pre, Row, Rule, Through, memory_of
 
 Args: TypeAlias = Sequence[object]
 Kwargs: TypeAlias = Mapping[str, object]
@@ -53,6 +53,15 @@ def _refuse_create_graph(function: Function) -> None:
         )
 
 
+def _writable(output: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+    """A node's result, which the model may overwrite: many operations return a view of a tensor of their own, which
+    autograd would take for a view of an input.
+    """
+    if not output._is_view() or memory_of(output) in map(memory_of, inputs):
+        return output
+    return output.detach()
+
+
 class _Node(FunctionCtx):
     """What a graph node keeps for the backward pass."""
 
@@ -73,7 +82,7 @@ class _Sent(torch.autograd.Function):
         output: Tensor = function(input, *args[1:], **kwargs)
         if output is input:
             ctx.mark_dirty(input)
-        return output
+        return _writable(output, [input])
 
     @staticmethod
     def backward(ctx: _Node, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -91,7 +100,7 @@ class _Kept(torch.autograd.Function):
         output = op.execute(tensors, graph)
         if op.inplace:
             ctx.mark_dirty(output)
-        return output
+        return _writable(output, tensors)
 
     @staticmethod
     def backward(ctx: _Node, gradient: Tensor | None) -> tuple[Tensor | None, ...]:

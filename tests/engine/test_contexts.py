@@ -189,6 +189,43 @@ def test_two_layers_written_out(rule, inplace):
         assert found.item() == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+# What stands before the ReLU: the first five return a view of a tensor of their own, the others one of their input.
+BEFORE_RELU = {
+    "linear layer of tokens": (nn.Linear(6, 6), (2, 4, 6)),
+    "average pooling": (nn.AvgPool1d(2), (2, 3, 8)),
+    "adaptive average pooling": (nn.AdaptiveAvgPool1d(3), (2, 3, 8)),
+    "instance normalisation": (nn.InstanceNorm2d(3), (2, 3, 4, 4)),
+    "einsum": (Applied(lambda x: torch.einsum("nij,jk->nik", x, torch.eye(6))), (2, 4, 6)),
+    "flatten": (nn.Flatten(), (2, 3, 4, 4)),
+    "dropout": (nn.Dropout(), (2, 3, 4, 4)),
+    "transpose": (Applied(lambda x: x.transpose(1, 2)), (2, 3, 4, 4)),
+    "slice": (Applied(lambda x: x[:, :2]), (2, 3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", ["guided_backprop", "excitation_backprop", "lrp", "deep_lift", "full_grad"])
+@pytest.mark.parametrize("before", BEFORE_RELU)
+def test_a_view_is_overwritten(name, before):
+    operation, shape = BEFORE_RELU[before]
+    first = nn.Linear(shape[-1], shape[-1])  # what is overwritten depends on a layer
+    last = nn.LazyLinear(3)
+    plain, inplace = (nn.Sequential(first, operation, nn.ReLU(own), nn.Flatten(), last) for own in (False, True))
+    x = torch.rand(shape)
+    plain.eval()(x)
+    of = [saliency.METHODS[name].function(model, x, 1, saliency_layer="") for model in (plain, inplace)]
+    assert of[0].any()
+    assert_close(of[0], of[1])
+
+
 def test_an_output_with_several_uses_is_one_output():
     """The rule acts on the sum of the gradients that reach the activation, not on each of them."""
 
