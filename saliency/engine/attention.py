@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
-from saliency.engine.operations import version_of
+from saliency.engine.attributes import version_of
 from saliency.engine.watching import Grid
 
 _AT_ONCE = 2**18  # weights computed at once if there are several heads: they fit into a cache

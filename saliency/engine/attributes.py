@@ -14,18 +14,18 @@ from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
 Undo: TypeAlias = Callable[[], None]
+_State: TypeAlias = dict[str, Any]
 _Container: TypeAlias = list[Any] | dict[Any, Any]
+_Contents: TypeAlias = tuple[_Container, _Container]  # a container, and what it held
 
 _STANDARD = frozenset(vars(Module()))  # what every module has
-_MISSING = object()
 
 
 def hold_attributes(modules: Sequence[Module]) -> Undo:
-    """Remember the tensors among the modules' attributes, also in lists, tuples and dicts; return a function that
-    restores them.
+    """Remember the modules' attributes; return a function that restores the tensors among them, also in lists, tuples
+    and dicts, and with them whatever else has changed in the same module, such as the size that a cache was made for.
     """
-    states = []
-    containers: list[tuple[_Container, _Container]] = []
+    states: list[tuple[_State, _State, list[_Contents], list[tuple[Tensor, int]]]] = []
     tensors: list[Undo] = []
     layers = {kind: kind.__module__.startswith("torch.nn.") for kind in set(map(type, modules))}
     for module in modules:
@@ -33,21 +33,21 @@ def hold_attributes(modules: Sequence[Module]) -> Undo:
         if is_layer and not module._forward_pre_hooks:  # PyTorch's own layers keep nothing, but their hooks may
             continue
         own = module.__dict__
-        states.append((own, own.copy()))
-        for name in own.keys() - _STANDARD:
-            value = own[name]
-            if isinstance(value, (list, dict)):
-                containers.append((value, value.copy()))
-            elif isinstance(value, Tensor) and not is_layer:  # a layer's hook makes a new tensor each time
-                tensors.append(hold_tensor(value))
+        buffers, attributes = own.get("_buffers") or {}, [own[name] for name in own.keys() - _STANDARD]
+        contents = [(x, x.copy()) for x in (buffers, *attributes) if isinstance(x, (list, dict))]
+        written = [] if is_layer else [x for x in attributes if isinstance(x, Tensor)]  # a layer's hook makes new ones
+        tensors += map(hold_tensor, written)
+        versions = [(x, version_of(x)) for x in (*written, *buffers.values()) if x is not None]
+        states.append((own, own.copy(), contents, versions))
 
     def put_back() -> None:
-        for own, before in states:
-            if not _is_same(own, before):
+        for own, before, contents, versions in states:
+            changed: list[object] = [each for each in contents if not _is_same(*each)]
+            written = any(version_of(x) != version for x, version in versions)
+            if written or _holds_tensor(changed + _changed(own, before)):
+                for container, values in contents:
+                    _refill(container, values)
                 _put_back(own, before)
-        for container, contents in containers:
-            if not _is_same(container, contents) and _holds_tensor((container, contents)):
-                _refill(container, contents)
         for undo in tensors:
             undo()
 
@@ -76,14 +76,23 @@ def _is_same(a: _Container, b: _Container) -> bool:
     return isinstance(a, list) or isinstance(b, list) or all(map(is_, a.values(), b.values()))
 
 
-def _put_back(own: dict[str, object], before: dict[str, object]) -> None:
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was overwritten; tensors made in inference mode have no version."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _changed(own: _State, before: _State) -> list[object]:
+    if _is_same(own, before):
+        return []
+    names = (own.keys() | before.keys()) - _STANDARD
+    pairs = [(own.get(name), before.get(name)) for name in names]
+    return [(now, then) for now, then in pairs if now is not then]
+
+
+def _put_back(own: _State, before: _State) -> None:
     for name in own.keys() - _STANDARD - before.keys():
-        if _holds_tensor(own[name]):
-            del own[name]
-    for name in before.keys() - _STANDARD:
-        found = own.get(name, _MISSING)
-        if found is not before[name] and _holds_tensor((found, before[name])):
-            own[name] = before[name]
+        del own[name]
+    own.update((name, before[name]) for name in before.keys() - _STANDARD)
 
 
 def _refill(container: _Container, contents: _Container) -> None:
@@ -94,5 +103,5 @@ def _refill(container: _Container, contents: _Container) -> None:
         container.extend(contents)
 
 
-def _holds_tensor(value: object) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+def _holds_tensor(values: list[object]) -> bool:
+    return bool(values) and any(isinstance(leaf, Tensor) for leaf in tree_leaves(values))

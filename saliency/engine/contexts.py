@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from saliency.engine.attributes import version_of
 from saliency.engine.checks import describe, shown
 from saliency.engine.nesting import Opened, OwnMode, here
 from saliency.engine.opening import COMPOSITE, HIDDEN, opened, seen_by
@@ -26,7 +27,6 @@ from saliency.engine.operations import (
     is_inplace,
     memory_of,
     relu_rules,
-    version_of,
 )
 from saliency.engine.sending import Force, Sought, differentiate, is_recorded, keep_operation, send_through
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from saliency.engine.arguments import places_in, put_tensors, tensor_at
+from saliency.engine.attributes import version_of
 from saliency.engine.standing import Ledger, Origin, Standing, owner_of
 
 Function: TypeAlias = Callable[..., Any]  # a torch function, as a TorchFunctionMode sees it
@@ -271,11 +272,6 @@ class Operation:
             self.source.check_unchanged()
         if self._versions != [version_of(tensor) for tensor in self._kept()]:
             raise RuntimeError(f"an argument of {self.function.__name__} was overwritten after the forward pass.")
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often a tensor was overwritten; tensors made in inference mode have no version."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def memory_of(tensor: Tensor) -> int:

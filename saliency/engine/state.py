@@ -50,11 +50,11 @@ def _changes(modules: tuple[Module, ...], device: torch.device) -> Iterator[tupl
 
     Most modules are in evaluation mode and have no state; batch norm does not change its own in that mode.
     """
-    yield ("attributes", modules[:1]), partial(hold_attributes, modules)
     for module in modules:
         training = getattr(module, "training", False)  # torch.jit.freeze removes it
         if training or module in _held or (module._buffers and not isinstance(module, _BatchNorm)):
             yield module, partial(_hold, module)
+    yield ("attributes", modules[:1]), partial(hold_attributes, modules)  # undone before the buffers are
     if "torch._dynamo" in sys.modules:  # something may be compiled, and hooks do not fire in compiled code
         yield "eager", _to_eager
     if parametrize._cache_enabled:

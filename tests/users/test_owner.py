@@ -141,6 +141,47 @@ def test_what_a_network_remembers_is_put_back(way):
     assert all(vars(model)[name] is value for name, value in kept)
 
 
+@pytest.mark.parametrize("kept", ["attribute", "buffer", "dict", "in place", "buffer in place"])
+def test_a_cache_is_put_back_with_the_size_that_it_was_made_for(kept):
+    """As in detectors, which make their anchors anew when the size of the input changes."""
+
+    class Anchored(nn.Module):
+        shape: torch.Size | None = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3)
+            self.anchors = torch.zeros(0)
+            self.register_buffer("positions", torch.zeros(0))
+            self.cache: dict = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            if self.shape != y.shape[2:]:
+                made = torch.arange(1.0, y[0, 0].numel() + 1).view(y.shape[2:])
+                self.shape = y.shape[2:]
+                if kept == "attribute":
+                    self.anchors = made
+                elif kept == "buffer":
+                    self.positions = made
+                elif kept == "dict":
+                    self.cache["anchors"] = made
+                else:
+                    own = self.anchors if kept == "in place" else self.positions
+                    own.resize_(made.shape).copy_(made)
+            found = self.positions if "buffer" in kept else self.cache.get("anchors", self.anchors)
+            return (y * found).sum((2, 3))
+
+    model = Anchored().eval()
+    first = saliency.gradient(model, X, 1)
+    assert torch.equal(saliency.gradient(model, X, 1), first)
+    assert model.shape is None
+    scores = model(torch.rand(1, 1, 9, 9))
+    assert torch.equal(saliency.gradient(model, X, 1), first)
+    assert model.shape == (7, 7)
+    assert model(torch.rand(1, 1, 9, 9)).shape == scores.shape
+
+
 def test_what_is_no_tensor_stays():
     """A counter of the caller's own goes on counting."""
 
