@@ -64,6 +64,17 @@ def behind(prefix: int) -> Callable[[Net, Tensor, tuple[int, ...]], Tensor]:
     return forward
 
 
+def before_batch(prefix: int) -> Callable[[Net, Tensor, tuple[int, ...]], Tensor]:
+    """The same tokens as (L, N, C)."""
+
+    def forward(s: Net, y: Tensor, cell: tuple[int, ...]) -> Tensor:
+        own = torch.full((len(y), prefix, CHANNELS), 0.1, dtype=y.dtype)
+        x = torch.cat([own, tokens(y)], 1).transpose(0, 1) if prefix else y.flatten(2).permute(2, 0, 1)
+        return s.last(x)[prefix + number(cell, tuple(y.shape[2:]))]
+
+    return forward
+
+
 def windows(s: Net, y: Tensor, cell: tuple[int, ...]) -> Tensor:
     """Shifted windows of 2 x 2 cells, put together again."""
     y = torch.roll(y.permute(0, 2, 3, 1), (-1, -1), (1, 2))
@@ -77,6 +88,8 @@ LAYOUTS = {
     "NCHW": Layout(channels_first),
     "NHWC": Layout(channels_last),
     **{f"tokens behind {prefix}": Layout(behind(prefix)) for prefix in range(6)},
+    "tokens before the batch": Layout(before_batch(0)),
+    "tokens before the batch, behind 1": Layout(before_batch(1)),
     "windows": Layout(windows, (2, 6), (1, 4)),
     "1-D": Layout(channels_first, (12,), (9,)),
     "1-D tokens": Layout(behind(0), (12,), (9,)),

@@ -245,7 +245,7 @@ class Attending(OwnMode):
             name, _, before = self._around.pop()
             if self._keeps_blocks and len(self.found) == before + 1:
                 with torch._C.DisableTorchFunction():
-                    self.found[before].note_block(module, name, output, self._copies)
+                    self.found[before].note_block(module, name, output, self.watch, self._copies)
 
         with ExitStack() as stack:
             for name, module in model.named_modules():

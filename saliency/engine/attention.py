@@ -17,7 +17,7 @@ from torch.nn import Module
 from torch.utils._pytree import tree_leaves
 
 from saliency.engine.attributes import version_of
-from saliency.engine.watching import Grid
+from saliency.engine.watching import Grid, Watching
 
 _AT_ONCE = 2**18  # weights computed at once if there are several heads: they fit into a cache
 
@@ -92,13 +92,16 @@ class Attention:
         if x.ndim == 3 and x.requires_grad and x.shape[:2] == (images, queries) != (queries, images):
             self.behind = get_gradient_edge(x)
 
-    def note_block(self, module: Module, name: str, output: object, copies: bool) -> None:
+    def note_block(self, module: Module, name: str, output: object, watch: Watching, copies: bool) -> None:
         """Note what an enclosing module returned, if these are the attention's tokens; a larger module replaces it."""
         images, _, queries, _ = self.shape
         x = next((x for x in tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()), None)
-        if x is not None and x.requires_grad and x.ndim == 3 and x.shape[:2] in ((images, queries), (queries, images)):
-            kept = x.detach().clone() if copies else x.detach()
-            self.block = Block(module, name, kept, get_gradient_edge(x), version_of(kept))
+        if x is None or x.ndim != 3 or not x.requires_grad:
+            return
+        tokens = watch.batch_first(x)
+        if tokens.shape[:2] == (images, queries):
+            kept = tokens.detach().clone() if copies else tokens.detach()
+            self.block = Block(module, name, kept, get_gradient_edge(x), version_of(kept), tokens is not x)
 
     def by_query(self, gradient: Tensor) -> Tensor:
         """A gradient at the :attr:`edge`, as (N, heads, queries, ...)."""
@@ -113,6 +116,7 @@ class Block(NamedTuple):
     tokens: Tensor
     edge: GradientEdge
     version: int
+    turned: bool  # does the module return them as (L, N, C)?
 
     def check_unchanged(self) -> None:
         """Raise ``RuntimeError``, as autograd does, if the model has since overwritten the tokens."""

@@ -29,6 +29,7 @@ class Output:
     edge: GradientEdge | None = None
     stream: tuple[Node | None, ...] = ()  # the node of the module's own input tokens, where known
     seen: tuple[Grid, ...] = ()  # the grids that the pass had shown so far
+    turned: bool = False  # does it return tokens (L, N, C)? The shape is (N, L, C)
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape}: {self.problem}"
@@ -113,8 +114,10 @@ class Watch:
 
     def _note(self, name: str, module: Module, given: object, x: Tensor) -> Tensor | None:
         self.outputs.pop(name, None)  # of several calls the last one counts, in its order
-        seen = self.grids.of(x)
-        found = self.outputs[name] = Output(name, module, tuple(x.shape), self._shapes.problem(x, module, seen))
+        first = self.grids.batch_first(x)
+        seen = self.grids.of(first)
+        problem = self._shapes.problem(first, module, seen)
+        found = self.outputs[name] = Output(name, module, tuple(first.shape), problem, turned=first is not x)
         if found.problem:
             return None
         found.seen = tuple(seen)
@@ -124,8 +127,8 @@ class Watch:
         found.edge = get_gradient_edge(kept)
         if not (enabled or x.requires_grad):
             self.given.add(found.edge.node)
-        first = next((leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)), None)
-        if enabled and x.ndim == 3 and first is not None and first.shape[:2] == x.shape[:2]:
-            found.stream = (node_of(first),)
+        taken = next((leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)), None)
+        if enabled and x.ndim == 3 and taken is not None and taken.shape[:2] == x.shape[:2]:
+            found.stream = (node_of(taken),)
         # An in-place operation rewrites the graph of a view.
         return kept.clone() if kept is not x or x._is_view() else None

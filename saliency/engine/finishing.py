@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from saliency.engine.call import Call
+from saliency.engine.checks import describe, shown
 from saliency.engine.contexts import outside_rules
 from saliency.engine.interrupts import interruptible
 from saliency.engine.layers import Layer
@@ -90,4 +91,10 @@ def _to_grid(x: Tensor, image: Tensor, layout: Layout, site: Site) -> Tensor:
             "a layer with one row per image, or layout=function."
         )
     seen = site.seen or ()
-    return _changed(x, lambda values: to_channels_first(values, image.shape[2:], layout, site.module, seen))
+    grid = _changed(x, lambda values: to_channels_first(values, image.shape[2:], layout, site.module, seen))
+    if callable(layout) and grid.shape[:1] != image.shape[:1]:
+        raise ValueError(
+            f"layout={shown(layout)} returned {describe(grid)} for an activation {tuple(x.shape)} of {len(image)} "
+            "images; expected (N, C, h, w)."
+        )
+    return grid

@@ -67,7 +67,10 @@ class _SiteProbe(Probe):
 
     def _keep(self, tensor: Tensor) -> Tensor:
         # Further inputs of the model are constants: they need no gradient.
-        return tensor if len(self.data) == self.site.tensors else super()._keep(tensor)
+        if len(self.data) == self.site.tensors:
+            return tensor
+        first = tensor if self._watch is None else self._watch.batch_first(tensor)
+        return super()._keep(first) if first is tensor else super()._keep(first).transpose(0, 1)
 
     def __init__(self, site: Site, grad: bool, watch: Watching | None) -> None:
         self.calls: list[list[Tensor]] = []

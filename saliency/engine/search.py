@@ -235,6 +235,7 @@ def _choose(outputs: list[Output], score: Tensor, size: tuple[int, ...]) -> None
 
 def _share_of_cells(gradient: Tensor, size: tuple[int, ...], found: Output) -> float:
     """The fraction of the cells of the grid, without extra tokens, at which the gradient is not zero."""
+    gradient = gradient.transpose(0, 1) if found.turned else gradient
     return (to_channels_first(gradient, size, module=found.module, seen=found.seen) != 0).any(1).float().mean().item()
 
 

@@ -49,6 +49,7 @@ class Tail:
         self.site, self.call = site, call
         self.record_all, self.context_builder = record_all, context_builder
         self._calls = 0
+        self._turns = False  # is the layer's tensor (L, N, C)?
         self._front = self._record()
         self.replays = not copies and self._comes_to_the_known_output()
 
@@ -87,7 +88,7 @@ class Tail:
             torch.set_grad_enabled(grad)
             leaves, structure = tree_flatten(values)
             at = next(i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point())
-            return tree_unflatten([*leaves[:at], x, *leaves[at + 1 :]], structure)
+            return tree_unflatten([*leaves[:at], self._turned(x), *leaves[at + 1 :]], structure)
 
         with ExitStack() as stack:
             stack.callback(self._hook(put).remove)
@@ -106,7 +107,8 @@ class Tail:
             found[:] = [x for x in tree_leaves(values) if isinstance(x, Tensor) and x.is_floating_point()][:1]
             recording.mark(found)
             if found and self.site.seen is not None and watch is not None:
-                self.site.seen[:] = watch.of(found[0])
+                first = watch.batch_first(found[0])
+                self._turns, self.site.seen[:] = first is not found[0], watch.of(first)
 
         with torch.no_grad(), ExitStack() as stack:
             stack.callback(self._hook(mark).remove)
@@ -118,12 +120,15 @@ class Tail:
             raise ValueError(f"{name} returned no tensor in the forward pass; expected a layer in use.")
         front = recording.settle(output)
         self.output = tree_map_only(Tensor, torch.Tensor.detach, output)
-        self.activation = recording.as_marked(found[0]).detach()
+        self.activation = self._turned(recording.as_marked(found[0]).detach())
         self._overwritten = recording.is_overwritten(found[0])
         if self.activation.shape[:1] != (1,):
             shape = tuple(self.activation.shape)
             raise ValueError(f"{name} returns {shape}, not a batch of 1; expected a layer with one row per image.")
         return front
+
+    def _turned(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 1) if self._turns else x
 
     def _comes_to_the_known_output(self) -> bool:
         """Try the activation itself after a different row, to detect models that mix rows, or use the first for all."""

@@ -31,7 +31,8 @@ _MAKE = frozenset(
 _CONVOLUTIONAL = (Conv2d, Conv3d, ConvTranspose2d, ConvTranspose3d, BatchNorm2d, BatchNorm3d)
 _RESHAPE = frozenset(["view", "_unsafe_view", "reshape", "flatten", "unflatten"])
 _JOIN = frozenset(["cat", "concat", "concatenate"])
-_NOTED = frozenset(["unfold"]) | _MAKE | _RESHAPE | _JOIN
+_TURN = frozenset(["permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"])
+_NOTED = frozenset(["unfold"]) | _MAKE | _RESHAPE | _JOIN | _TURN
 
 
 class Grid(NamedTuple):
@@ -63,6 +64,7 @@ class Watching(OwnMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Grid] = []
+        self._turned: set[tuple[int, int]] = set()  # tokens and rows where the tokens lead
 
     def __torch_function__(
         self,
@@ -79,6 +81,17 @@ class Watching(OwnMode):
                     self._note(name, result, args, kwargs or {})
         return result
 
+    def batch_first(self, x: Tensor) -> Tensor:
+        """The activation with the batch as its first axis: tokens (L, N, C) become (N, L, C).
+
+        >>> with Watching() as watch:
+        ...     tokens = torch.conv2d(torch.rand(2, 3, 8, 12), torch.rand(5, 3, 4, 4), stride=4).flatten(2)
+        ...     turned = tokens.permute(2, 0, 1)
+        >>> turned.shape, watch.batch_first(turned).shape
+        (torch.Size([6, 2, 5]), torch.Size([2, 6, 5]))
+        """
+        return x.transpose(0, 1) if x.ndim == 3 and tuple(x.shape[:2]) in self._turned else x
+
     def of(self, x: Tensor) -> list[Grid]:
         """The grids seen so far in tensors with as many rows as this one."""
         return [grid for grid in self.seen if x.shape[:1] == (grid.rows,)]
@@ -90,7 +103,9 @@ class Watching(OwnMode):
         x = args[0] if args else kwargs.get("input")
         if not isinstance(x, Tensor):
             return
-        if name in _RESHAPE:
+        if name in _TURN:
+            self._turn(x, result)
+        elif name in _RESHAPE:
             self._reshape(tuple(x.shape), tuple(result.shape))
         elif name in _MAKE:
             self._add(len(result), tuple(result.shape[2:]))
@@ -113,6 +128,15 @@ class Watching(OwnMode):
             for sides in (cells[1:3], cells[1:4]):
                 if len(sides) + 1 < len(cells) and prod(sides) == flat[1]:
                     self._split(flat[0], sides)
+
+    def _turn(self, x: Tensor, result: Tensor) -> None:
+        """Tokens (N, L, C), or a flattened grid (N, C, L), turned to (L, N, C), or back if N is L."""
+        turned = len(result), len(x)
+        if x.ndim == result.ndim == 3 and result.shape[1] == len(x) and result.stride(1) == x.stride(0):
+            if turned in self._turned and len(x) == len(result):
+                self._turned.remove(turned)
+            elif self._of_tokens(len(x), len(result)):
+                self._turned.add(turned)
 
     def _split(self, rows: int, sides: tuple[int, ...]) -> None:
         """A split of the tokens that may be one into heads: it is a grid only if that grid is known, merged."""

@@ -53,6 +53,7 @@ def legrad(
             found = []
             for attention, block, gradient in zip(layers, blocks, sent, strict=True):
                 edges = [] if attention.edge is None else [attention.edge]
+                gradient = gradient.transpose(0, 1) if block.turned else gradient
                 found.append(_raised(attention, *differentiate([(block.edge, gradient)], edges, retain=True)))
             yield torch.stack(found).mean(0)
 
@@ -73,7 +74,7 @@ def _block_of(attention: Attention, last: Attention, observed: Observed) -> Bloc
 
 def _of_heads(observed: Observed, blocks: Sequence[Block]) -> Iterator[list[Tensor]]:
     """For each target the gradients at the tokens of all blocks, of what the network's head makes of each of them."""
-    call, site = observed.call, Site(blocks[-1].name, blocks[-1].module, "output", 1)
+    call, site = observed.call, Site(blocks[-1].name, blocks[-1].module, "output", 1, seen=[])
     every = []
     for n in range(call.samples):
         sample = torch.tensor([n], device="cpu")

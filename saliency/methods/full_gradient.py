@@ -50,10 +50,13 @@ class FullGradientContext(NotingContext[BiasGradient]):
 
 def _grid(bias: BiasGradient, x: Tensor) -> Tensor | None:
     """A bias-gradient as (N, C, h, w); ``None`` where it has no positions."""
-    if bias.function not in OF_POSITIONS or bias.values.ndim < 3 or len(bias.values) != len(x):
+    values = bias.values
+    if values.ndim == 3 and len(values) != len(x) == values.shape[1]:
+        values = values.transpose(0, 1)  # of tokens (L, N, C)
+    if bias.function not in OF_POSITIONS or values.ndim < 3 or len(values) != len(x):
         return None
     try:
-        grid = to_channels_first(bias.values, x.shape[2:])
+        grid = to_channels_first(values, x.shape[2:])
     except ValueError:
         return None
     return grid if grid.ndim == x.ndim else None
