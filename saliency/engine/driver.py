@@ -21,7 +21,7 @@ from saliency.engine.maps import Attribution, Resize, join_targets
 from saliency.engine.paths import Path
 from saliency.engine.probe import Probe, attach_debug_probes
 from saliency.engine.record import ContextBuilder
-from saliency.engine.sending import retry_with_copies
+from saliency.engine.sending import overwrites_earlier_view, retry_with_copies
 from saliency.engine.settings import GetGradient, Settings, check_context, check_settings, scaled
 from saliency.engine.shared import SharedForward
 from saliency.engine.signatures import Maps, typed
@@ -152,15 +152,18 @@ def _explain(
 ) -> _Explained:
     """Explain the targets; where no gradient reaches a site, try once or twice more.
 
-    A model may disable gradients itself around the layer: then everything is recorded, from the input on. A layer that
-    the search remembers may have been found for another target, or before the model changed: then it searches anew.
+    A model may disable gradients itself around the layer, or write to a view that was made before it: then everything
+    is recorded, from the input on. A layer that the search remembers may have been found for another target, or before
+    the model changed: then it searches anew.
     """
     settings = replace(settings, shared=None) if again else settings
     explain = partial(_explain_once, call, targets, settings, finish)
     sites = make_sites(False)
     try:
         return explain(sites, record_all=settings.debug)
-    except SiteError:
+    except Exception as error:
+        if not (isinstance(error, SiteError) or overwrites_earlier_view(error)):
+            raise
         call.notices.clear()
     try:
         return explain(sites, record_all=True)

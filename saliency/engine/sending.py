@@ -198,6 +198,11 @@ def retry_with_copies(run: Callable[[bool], _T]) -> _T:
         return run(True)
 
 
+def overwrites_earlier_view(error: BaseException) -> bool:
+    """Did the model write to a view that was made before gradients were switched on? Then they have to be on before."""
+    return isinstance(error, RuntimeError) and "view was created in no_grad mode" in str(error)
+
+
 def _copy(saved: Tensor) -> Tensor:
     with torch._C.DisableTorchFunction():  # not an operation of the model
         is_parameter = isinstance(saved, Parameter) or isinstance(saved._base, Parameter)

@@ -16,7 +16,7 @@ from saliency.engine.checks import shown
 from saliency.engine.contexts import NullContext, RuleContext
 from saliency.engine.operations import RELUS, Function, Operation, Row, Rule, memory_of
 from saliency.engine.record import ContextBuilder, Pass, check_call, recording
-from saliency.engine.sending import Sought, keep_relu
+from saliency.engine.sending import Sought, keep_relu, overwrites_earlier_view
 from saliency.engine.silence import note_idle
 from saliency.engine.site import Site
 from saliency.engine.state import autocast_dtype, evaluating, model_device
@@ -57,19 +57,29 @@ class SharedForward:
 
     def __init__(self, call: Call, sites: Sequence[Site], functions: Collection[Function]) -> None:
         self._call, self._sites, self._places = call, sites, [_place(site) for site in sites]
-        self._recorder = _Recorder(functions, call.model)
         self._versions: list[tuple[Tensor, int]] = []
         self._memory: list[tuple[Tensor, int]] = []  # changed by x.data = ...
         self._note([*tree_leaves(_given(call)), *call.state])
         self._precision = autocast_dtype(model_device(call.model))
-        self._attending = Attending(call.samples)
+        try:
+            self._record(functions)
+        except RuntimeError as error:
+            if not overwrites_earlier_view(error):
+                raise
+            self._record(functions, record_all=True)
+        self._note(tree_leaves(self.output))
+        self._found: Found = []
+
+    def _record(self, functions: Collection[Function], record_all: bool = False) -> None:
+        """Run the model; with ``record_all``, gradients are on from its input on."""
+        call = self._call
+        self._recorder, self._attending = _Recorder(functions, call.model), Attending(call.samples)
         with (
             evaluating(call.model, call.modules),
-            recording(call, sites, lambda: self._recorder, attending=self._attending) as recorded,
+            torch.set_grad_enabled(record_all),
+            recording(call, self._sites, lambda: self._recorder, attending=self._attending) as recorded,
         ):
             self._pass = recorded
-        self._note(tree_leaves(recorded.output))
-        self._found: Found = []
 
     @property
     def output(self) -> object:

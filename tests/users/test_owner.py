@@ -197,6 +197,51 @@ def test_what_is_no_tensor_stays():
     assert model.calls == 1
 
 
+# --- views made before the layer, and written to behind it -----------------------------------------------------------
+
+
+class Coupled(nn.Module):
+    """Two halves of an activation, one of which is added to the other, as in a reversible network."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.inplace, self.stem, self.between, self.fc = (
+            inplace,
+            nn.Conv2d(1, 4, 3),
+            nn.Conv2d(2, 2, 1),
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = self.stem(x)
+        first, second = halves[:, :2], halves[:, 2:]
+        y = self.between(first).relu()
+        if self.inplace:
+            second += y
+        else:
+            second = second + y
+        return self.fc(torch.cat([first, second], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("explain", ["itself", "of a shared pass"])
+@pytest.mark.parametrize("name", ["grad_cam", "excitation_backprop", "lrp", "conductance", "ablation_cam"])
+def test_a_model_that_writes_to_an_earlier_view(name, explain):
+    of = []
+    torch.manual_seed(0)
+    state = {name: weight.abs() for name, weight in Coupled(True).state_dict().items()}
+    for inplace in (True, False):
+        model = Coupled(inplace).eval()
+        model.load_state_dict(state)
+        options = {}
+        if explain != "itself":
+            if "shared" not in saliency.METHODS[name].options or name == "conductance":
+                pytest.skip("it has passes of its own")
+            options["shared"] = saliency.shared_forward(model, X, ["between"])
+        of.append(getattr(saliency, name)(model, X, 1, "between", **options))
+    assert of[0].any()
+    torch.testing.assert_close(of[0], of[1])
+
+
 # --- models of other kinds ------------------------------------------------------------------------------------------
 
 
