@@ -91,7 +91,7 @@ def excite_mean(op: Operation, probability: Tensor) -> Tensor:
 def _is_constant(op: Operation, tensors: Sequence[Tensor], number: int) -> bool:
     """Is one of two terms (a view of) a parameter, or the same for a whole batch?"""
     term, other = tensors[number], tensors[1 - number]
-    fewer = term.ndim < other.ndim or (len(term) == 1 and term.shape != other.shape)
+    fewer = term.ndim < other.ndim or (term.shape[:1] == (1,) and term.shape != other.shape)
     return op.parameters[number] or (fewer and not op.recorded[number])
 
 

@@ -939,3 +939,22 @@ def test_of_several_heads_the_classifier_is_the_one_on_the_way_to_the_score(shar
         model, input, lambda output: output["boxes"][:, 0], "body.1", classifier_layer="boxes"
     )
     torch.testing.assert_close(boxes, expected)
+
+
+def test_terms_that_are_single_numbers():
+    """A score computed image by image, from numbers without an axis, is the same as for the whole batch at once."""
+
+    def each(s: cases.Net, x: Tensor) -> Tensor:
+        y = s.conv(x).relu()
+        return torch.stack([(row[0].sum() + row[1].mean())[None] for row in y])
+
+    def at_once(s: cases.Net, x: Tensor) -> Tensor:
+        y = s.conv(x).relu()
+        return (y[:, 0].sum((1, 2)) + y[:, 1].mean((1, 2)))[:, None]
+
+    conv, x = nn.Conv2d(3, 2, 3), torch.rand(2, 3, 6, 6)
+    conv.weight.data.abs_()
+    for name in ("excitation_backprop", "contrastive_excitation_backprop"):
+        of = [getattr(saliency, name)(cases.Net(forward, conv=conv), x, 0, "conv") for forward in (each, at_once)]
+        assert of[1].any() or "contrastive" in name
+        torch.testing.assert_close(of[0], of[1])
