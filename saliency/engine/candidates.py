@@ -7,7 +7,8 @@ from math import prod
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
-from torch.nn import Linear, Module
+from torch.nn import Identity, Linear, Module
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 from torch.utils._pytree import tree_leaves
 
@@ -16,6 +17,7 @@ from saliency.engine.layouts import FEW_TOKENS, Reading, read, same_aspect
 from saliency.engine.watching import Grid, Watching
 
 NO_GRID = "no grid"
+PASSED_ON = "what it was given, which other layers may have been given too"
 
 
 @dataclass
@@ -72,7 +74,9 @@ class _Shapes:
         if reading.channels == "first":
             return "the channels of a flattened grid"
         self._tokens.add(tokens)
-        return "a projection" if isinstance(module, Linear) else ""
+        return (
+            "a projection" if isinstance(getattr(module, "base_layer", module), Linear) else ""
+        )  # or an adapter of one
 
     def _of_cells(self, grid: Sequence[int], seen: Sequence[Grid]) -> str:
         if self._tokens and (min(grid) == 1 or any(side in self._tokens for side in grid)):
@@ -116,7 +120,9 @@ class Watch:
         self.outputs.pop(name, None)  # of several calls the last one counts, in its order
         first = self.grids.batch_first(x)
         seen = self.grids.of(first)
-        problem = self._shapes.problem(first, module, seen)
+        taken = next((leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)), None)
+        passed_on = isinstance(module, (Identity, _DropoutNd)) and x is taken and self._is_known(x)
+        problem = PASSED_ON if passed_on else self._shapes.problem(first, module, seen)
         found = self.outputs[name] = Output(name, module, tuple(first.shape), problem, turned=first is not x)
         if found.problem:
             return None
@@ -127,8 +133,11 @@ class Watch:
         found.edge = get_gradient_edge(kept)
         if not (enabled or x.requires_grad):
             self.given.add(found.edge.node)
-        taken = next((leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)), None)
         if enabled and x.ndim == 3 and taken is not None and taken.shape[:2] == x.shape[:2]:
             found.stream = (node_of(taken),)
         # An in-place operation rewrites the graph of a view.
         return kept.clone() if kept is not x or x._is_view() else None
+
+    def _is_known(self, x: Tensor) -> bool:
+        """Has another module returned this very tensor as a map?"""
+        return x.requires_grad and get_gradient_edge(x) in [found.edge for found in self.outputs.values() if found.edge]

@@ -109,6 +109,48 @@ def test_adaptive_pools_of_three_dimensions(pool):
     assert find_layer(net, image(1, 1, 9, 9, 9), target=1) == "1"
 
 
+class Adapted(nn.Module):
+    """A linear layer with a low-rank one beside it, behind a dropout of its own, as adapters are."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.dropout = layer, nn.Dropout(0.1)
+        self.down, self.up = nn.Linear(layer.in_features, 2), nn.Linear(2, layer.out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.up(self.down(self.dropout(x)))
+
+
+class Attention(nn.Module):
+    def __init__(self, adapted: bool) -> None:
+        super().__init__()
+        for name in ("query", "key", "value"):
+            layer = nn.Linear(6, 6)
+            self.add_module(name, Adapted(layer) if adapted else layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x))
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_adapters_of_an_attention_are_no_layers(adapted):
+    """Nor is the dropout in them: it returns what the normalisation has returned, of which it is only a part."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        x = s.patches(x).flatten(2).mT
+        x = torch.cat([torch.zeros(len(x), 1, 6), x], 1)
+        return s.head((x + s.attention(s.norm(x)))[:, 0])
+
+    model = Net(
+        forward,
+        patches=nn.Conv2d(3, 6, 4, 4),
+        norm=nn.LayerNorm(6),
+        attention=Attention(adapted),
+        head=nn.Linear(6, 3),
+    )
+    assert saliency.find_layer(model, torch.rand(1, 3, 16, 16), target=1) == "norm"
+
+
 def test_a_pool_hidden_in_a_module_is_one_too():
     class Pool(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
