@@ -77,7 +77,7 @@ class Watching(OwnMode):
         name = getattr(func, "__name__", "").partition(".")[0]
         if name in _NOTED and isinstance(result, Tensor):
             with torch._C.DisableTorchFunction():  # reading a shape is not an operation of the model
-                if result.ndim > 2 and not result.is_nested:
+                if result.ndim > 2 and result.layout is torch.strided and not result.is_nested:
                     self._note(name, result, args, kwargs or {})
         return result
 
