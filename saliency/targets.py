@@ -99,7 +99,7 @@ def class_in_region(index: int, region: Tensor) -> Score:
     _check_class("index", index)
     check_tensor("region", region)
     if not region.ndim or not region.any():
-        raise ValueError(f"region={describe(region)} is not a mask of any position; expected (h, w), not all zero.")
+        raise ValueError(f"region={describe(region)} is not a mask of any position; expected (h, w), not all 0.")
     cells = region.flatten().nonzero()[:, 0]
     weights = region.flatten()[cells]
 
@@ -107,7 +107,8 @@ def class_in_region(index: int, region: Tensor) -> Score:
         scores = _classes(output, index)
         if scores.shape[2:] != region.shape:
             raise ValueError(
-                f"region={describe(region)} does not fit an output {tuple(scores.shape)}; expected its last axes."
+                f"region={describe(region)} does not fit an output {tuple(scores.shape)}; expected "
+                f"{tuple(scores.shape[2:])}."
             )
         weight = weights.to(scores)
         # Selected, not multiplied by 0: relevance rules would send relevance to the zeroed entries as well.

@@ -1,7 +1,7 @@
 """Attributes: tensors that modules keep besides their parameters, and that a forward pass may change.
 
 Weight norm, spectral norm and pruning in the old style keep a layer's weight there, recurrent networks their state, and
-others a cache.
+others a cache, with the size or the count that it belongs to.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,8 @@ def hold_attributes(modules: Sequence[Module]) -> Undo:
             written = any(version_of(x) != version for x, version in versions)
             if written or _holds_tensor(changed + _changed(own, before)):
                 for container, values in contents:
-                    _refill(container, values)
+                    if not _is_same(container, values):
+                        _refill(container, values)
                 _put_back(own, before)
         for undo in tensors:
             undo()
@@ -96,11 +97,13 @@ def _put_back(own: _State, before: _State) -> None:
 
 
 def _refill(container: _Container, contents: _Container) -> None:
-    container.clear()
-    if isinstance(container, dict):
+    """Give a list or dict its contents again, without emptying it: another thread may be reading."""
+    if isinstance(container, dict) and isinstance(contents, dict):
+        for key in [key for key in container if key not in contents]:
+            del container[key]
         container.update(contents)
     else:
-        container.extend(contents)
+        container[:] = contents
 
 
 def _holds_tensor(values: list[object]) -> bool:

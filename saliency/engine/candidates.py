@@ -17,7 +17,6 @@ from saliency.engine.layouts import FEW_TOKENS, Reading, read, same_aspect
 from saliency.engine.watching import Grid, Watching
 
 NO_GRID = "no grid"
-PASSED_ON = "what it was given, which other layers may have been given too"
 
 
 @dataclass
@@ -31,6 +30,7 @@ class Output:
     edge: GradientEdge | None = None
     stream: tuple[Node | None, ...] = ()  # the node of the module's own input tokens, where known
     seen: tuple[Grid, ...] = ()  # the grids that the pass had shown so far
+    same: "Output | None" = None  # what it was given, and passes on
     turned: bool = False  # does it return tokens (L, N, C)? The shape is (N, L, C)
 
     def __str__(self) -> str:
@@ -121,12 +121,13 @@ class Watch:
         first = self.grids.batch_first(x)
         seen = self.grids.of(first)
         taken = next((leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)), None)
-        passed_on = isinstance(module, (Identity, _DropoutNd)) and x is taken and self._is_known(x)
-        problem = PASSED_ON if passed_on else self._shapes.problem(first, module, seen)
+        problem = self._shapes.problem(first, module, seen)
         found = self.outputs[name] = Output(name, module, tuple(first.shape), problem, turned=first is not x)
         if found.problem:
             return None
         found.seen = tuple(seen)
+        if x is taken and x.requires_grad and isinstance(module, (Identity, _DropoutNd)):
+            found.same = self._known(get_gradient_edge(x))
         enabled = torch.is_grad_enabled()
         torch.set_grad_enabled(True)  # a model may switch gradients off around a layer that has one all the same
         kept = x if x.requires_grad else x.detach().requires_grad_()
@@ -138,6 +139,6 @@ class Watch:
         # An in-place operation rewrites the graph of a view.
         return kept.clone() if kept is not x or x._is_view() else None
 
-    def _is_known(self, x: Tensor) -> bool:
-        """Has another module returned this very tensor as a map?"""
-        return x.requires_grad and get_gradient_edge(x) in [found.edge for found in self.outputs.values() if found.edge]
+    def _known(self, edge: GradientEdge) -> Output | None:
+        """What another module has returned, at the same place in the graph."""
+        return next((found for found in self.outputs.values() if found.edge == edge), None)

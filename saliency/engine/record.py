@@ -108,15 +108,18 @@ def recording(
     forward pass does not reach, and for TorchScript under a rule context.
     """
     context = check_call(call, context_builder, grad)
-    watch = Watching() if any(site.seen is not None for site in sites) else None
+    grids = getattr(context, "grids", None)  # a list, if the context asks for them
+    watch = Watching() if grids is not None or any(site.seen is not None for site in sites) else None
     watch = watch if attending is None else attending.watch
+    if grids is not None:
+        grids[:] = [watch]
     with ExitStack() as stack:
         probes = [_SiteProbe(site, grad, watch) for site in sites]
         for probe in probes:
             stack.callback(probe.remove)
         own, before = call.own(), getattr(context, "ran", 0)
         with context:
-            with nullcontext() if watch is None else _watching(watch, sites, own.model, attending):
+            with nullcontext() if watch is None else _watching(watch, sites, own.model, attending, grids is not None):
                 output = own.run()
             if grad and isinstance(context, RuleContext) and context.ran == before:
                 note_idle(call.notices, context, sites)
@@ -124,8 +127,10 @@ def recording(
 
 
 @contextmanager
-def _watching(watch: Watching, sites: Sequence[Site], model: Module, attending: Attending | None) -> Iterator[None]:
-    """Watch the whole pass, or just the layers if their own grids suffice: watching costs a little per operation."""
+def _watching(
+    watch: Watching, sites: Sequence[Site], model: Module, attending: Attending | None, whole: bool
+) -> Iterator[None]:
+    """Watch the ``whole`` pass, or just the layers if their own grids suffice: watching costs a little each time."""
     if attending is not None:
         with attending.around(model), attending, watch:  # reshapes inside multi-head attention are not watched
             yield
@@ -138,7 +143,7 @@ def _watching(watch: Watching, sites: Sequence[Site], model: Module, attending: 
         watch.__exit__(None, None, None)
 
     layers = [site for site in sites if site.seen is not None]
-    if not all(site.side == "output" and shows_own_grid(site.module) for site in layers):
+    if whole or not all(site.side == "output" and shows_own_grid(site.module) for site in layers):
         with watch:
             yield
         return

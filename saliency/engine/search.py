@@ -215,6 +215,10 @@ def _judge(outputs: list[Output], graph: Graph) -> None:
             found.problem = "attention weights, or an adaptive pool"
         elif len(found.shape) == 3 and found.shape[1] in queries:
             found.problem = "queries"
+    for found in outputs:
+        # A dropout inside an adapter is only one of the layers that are given this map.
+        if not found.problem and any(other is found.same and not other.problem for other in outputs):
+            found.problem = "its input, unchanged"
 
 
 def _choose(outputs: list[Output], score: Tensor, size: tuple[int, ...]) -> None:

@@ -106,6 +106,8 @@ class SharedForward:
             return
         if attending is not None:
             attending.found[:] = self._attending.found
+        if (grids := getattr(context, "grids", None)) is not None:
+            grids[:] = [self._attending.watch]
         if isinstance(context, RuleContext) and context.history is not None:
             context.history = [*(self._recorder.history or ())]
         if isinstance(context, TracingContext):

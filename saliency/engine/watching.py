@@ -84,6 +84,8 @@ class Watching(OwnMode):
     def batch_first(self, x: Tensor) -> Tensor:
         """The activation with the batch as its first axis: tokens (L, N, C) become (N, L, C).
 
+        With as many images as tokens the batch is taken to be first, as it is in most networks.
+
         >>> with Watching() as watch:
         ...     tokens = torch.conv2d(torch.rand(2, 3, 8, 12), torch.rand(5, 3, 4, 4), stride=4).flatten(2)
         ...     turned = tokens.permute(2, 0, 1)
@@ -130,13 +132,10 @@ class Watching(OwnMode):
                     self._split(flat[0], sides)
 
     def _turn(self, x: Tensor, result: Tensor) -> None:
-        """Tokens (N, L, C), or a flattened grid (N, C, L), turned to (L, N, C), or back if N is L."""
-        turned = len(result), len(x)
-        if x.ndim == result.ndim == 3 and result.shape[1] == len(x) and result.stride(1) == x.stride(0):
-            if turned in self._turned and len(x) == len(result):
-                self._turned.remove(turned)
-            elif self._of_tokens(len(x), len(result)):
-                self._turned.add(turned)
+        """Tokens (N, L, C), or a flattened grid (N, C, L), turned to (L, N, C)."""
+        of_batch = x.ndim == result.ndim == 3 and result.shape[1] == len(x) and result.stride(1) == x.stride(0)
+        if of_batch and len(x) != len(result) and self._of_tokens(len(x), len(result)):
+            self._turned.add((len(result), len(x)))
 
     def _split(self, rows: int, sides: tuple[int, ...]) -> None:
         """A split of the tokens that may be one into heads: it is a grid only if that grid is known, merged."""
@@ -151,6 +150,9 @@ class Watching(OwnMode):
         """Extra tokens concatenated before those of a grid, or after them."""
         if result.ndim != 3 or not all(isinstance(x, Tensor) and x.ndim == 3 for x in tensors):
             return
+        if any(tuple(x.shape[:2]) in self._turned for x in tensors):
+            tensors, result = [x.transpose(0, 1) for x in tensors], result.transpose(0, 1)
+            self._turned.add((result.shape[1], len(result)))
         counts = [x.shape[1] for x in tensors]
         found = [(at, grid) for at, count in enumerate(counts) if (grid := self._of_tokens(len(result), count))]
         if len(found) == 1 and sum(counts) == result.shape[1]:

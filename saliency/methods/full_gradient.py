@@ -15,6 +15,7 @@ from saliency.engine.maps import gradient_of, resize_saliency, safe_divide, sum_
 from saliency.engine.operations import Function, Operation
 from saliency.engine.signatures import BackwardOptions, Maps, typed
 from saliency.engine.targets import Target
+from saliency.engine.watching import Watching
 from saliency.methods.noting import NotingContext
 from saliency.rules.biases import BIASED, OF_POSITIONS, bias_of
 
@@ -26,9 +27,12 @@ class BiasGradient(NamedTuple):
     values: Tensor
 
 
-def _weigh(op: Operation, gradient: Tensor) -> BiasGradient | None:
+def _weigh(grids: list[Watching], op: Operation, gradient: Tensor) -> BiasGradient | None:
     bias = bias_of(op)
-    return None if bias is None else BiasGradient(op.function, gradient * bias)
+    if bias is None:
+        return None
+    values = gradient * bias
+    return BiasGradient(op.function, grids[0].batch_first(values) if grids else values)
 
 
 class FullGradientContext(NotingContext[BiasGradient]):
@@ -45,18 +49,16 @@ class FullGradientContext(NotingContext[BiasGradient]):
     """
 
     def __init__(self, noted: list[BiasGradient] | None = None) -> None:
-        super().__init__(BIASED, _weigh, [] if noted is None else noted)
+        self.grids: list[Watching] = []  # filled by each pass
+        super().__init__(BIASED, partial(_weigh, self.grids), [] if noted is None else noted)
 
 
 def _grid(bias: BiasGradient, x: Tensor) -> Tensor | None:
     """A bias-gradient as (N, C, h, w); ``None`` where it has no positions."""
-    values = bias.values
-    if values.ndim == 3 and len(values) != len(x) == values.shape[1]:
-        values = values.transpose(0, 1)  # of tokens (L, N, C)
-    if bias.function not in OF_POSITIONS or values.ndim < 3 or len(values) != len(x):
+    if bias.function not in OF_POSITIONS or bias.values.ndim < 3 or len(bias.values) != len(x):
         return None
     try:
-        grid = to_channels_first(values, x.shape[2:])
+        grid = to_channels_first(bias.values, x.shape[2:])
     except ValueError:
         return None
     return grid if grid.ndim == x.ndim else None

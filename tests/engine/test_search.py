@@ -148,7 +148,19 @@ def test_adapters_of_an_attention_are_no_layers(adapted):
         attention=Attention(adapted),
         head=nn.Linear(6, 3),
     )
-    assert saliency.find_layer(model, torch.rand(1, 3, 16, 16), target=1) == "norm"
+    assert find_layer(model, torch.rand(1, 3, 16, 16), target=1) == "norm"
+
+
+def test_a_dropout_behind_an_activation_that_is_used_again():
+    """What the activation returned as a map is known by its last call alone; the dropout behind it is the layer."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        x = s.drop(s.act(s.conv(x)))
+        return s.head(s.act(s.fc(x.mean((2, 3)))))
+
+    parts = {"conv": nn.Conv2d(3, 6, 3), "act": nn.ReLU(), "drop": nn.Dropout2d(), "fc": nn.Linear(6, 5)}
+    model = Net(forward, **parts, head=nn.Linear(5, 3))
+    assert find_layer(model, torch.rand(1, 3, 9, 9), target=1) == "drop"
 
 
 def test_a_pool_hidden_in_a_module_is_one_too():

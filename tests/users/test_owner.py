@@ -182,6 +182,28 @@ def test_a_cache_is_put_back_with_the_size_that_it_was_made_for(kept):
     assert model(torch.rand(1, 1, 9, 9)).shape == scores.shape
 
 
+def test_a_dict_that_cannot_be_written_to_stays_as_it_is():
+    class Frozen(dict):
+        def __setitem__(self, *given: object) -> None:
+            raise TypeError("frozen")
+
+        update = clear = __delitem__ = __setitem__
+
+    class Keeping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.config = nn.Conv2d(1, 2, 3), Frozen(a=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.conv(x)
+            return self.last.sum((2, 3))
+
+    model = Keeping()
+    saliency.gradient(model, X, 1)
+    assert not hasattr(model, "last")
+    assert model.config == {"a": 1}
+
+
 def test_what_is_no_tensor_stays():
     """A counter of the caller's own goes on counting."""
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 import saliency
-from tests.cases import NOTICES, VisionTransformer
+from tests.cases import NOTICES, Net, VisionTransformer
 
 pytestmark = NOTICES
 
@@ -71,11 +71,33 @@ def test_every_method_gives_the_map_of_the_same_network_with_the_batch_first(nam
 PAIR = (images(2),) * 2
 
 
-@pytest.mark.parametrize("name", ["grad_cam", "lrp", "integrated_gradients", "eigen_cam"])
-def test_as_many_images_as_tokens(name):
-    x = images(21)
-    usual, first = (getattr(saliency, name)(model, x, 1, saliency_layer="blocks.1.norm1") for model in networks())
-    assert_close(first, usual)
+def test_as_many_images_as_tokens_of_a_network_that_turns_them_inside():
+    """A decoder with the batch first, whose attention turns two of its three inputs and its result."""
+    torch.manual_seed(0)
+    decoder = nn.TransformerDecoderLayer(6, 2, 8, 0.0, batch_first=True)
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        x = s.patches(x).flatten(2).mT
+        return s.head(s.decoder(x, 2 * x).mean(1))
+
+    model = Net(forward, patches=nn.Conv2d(3, 6, 3, 3), decoder=decoder, head=nn.Linear(6, 4)).double().eval()
+    x = images(20)
+    each = torch.cat([saliency.grad_cam(model, one[None], 1) for one in x])
+    assert_close(saliency.grad_cam(model, x, 1), each)
+
+
+def test_a_class_token_that_joins_them_behind_the_turn():
+    def forward(s: Net, x: Tensor) -> Tensor:
+        x = s.patches(x).flatten(2).permute(2, 0, 1)
+        x = torch.cat([x.mean(0, keepdim=True), x])
+        return s.head((x + s.mixed(s.norm(x)).sum(0))[0])
+
+    norm, mixed = nn.LayerNorm(6), nn.Linear(6, 6)
+    model = Net(forward, patches=nn.Conv2d(3, 6, 3, 3), norm=norm, mixed=mixed, head=nn.Linear(6, 4)).double().eval()
+    assert saliency.find_layer(model, X, target=1) == "norm"
+    assert saliency.grad_cam(model, X, 1).shape == (2, 1, 4, 5)
+    each = torch.cat([saliency.grad_cam(model, one[None], 1, "norm") for one in X])
+    assert_close(saliency.grad_cam(model, X, 1, "norm"), each)
 
 
 def test_what_is_asked_of_the_layer_has_the_batch_first():
