@@ -146,7 +146,11 @@ def test_a_hostile_name_in_a_list_is_one_problem(tmp_path, name):
     assert len(found.problems) == 1
 
 
-@pytest.mark.parametrize("names", [["n\0", "b"], ["z" * 5000, "b"], ["../../x", "b"]])
+# Until Python 3.11, csv refuses a whole file with a NUL in it, which is said in one line.
+NUL = pytest.param(["n\0", "b"], marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="csv refuses the file"))
+
+
+@pytest.mark.parametrize("names", [NUL, ["z" * 5000, "b"], ["../../x", "b"]])
 def test_a_hostile_name_among_imagenet_s_is_one_problem(tmp_path, names):
     photos = tmp_path / "ILSVRC/Data/CLS-LOC/val"
     photos.mkdir(parents=True)
