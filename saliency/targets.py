@@ -99,7 +99,7 @@ def class_in_region(index: int, region: Tensor) -> Score:
     _check_class("index", index)
     check_tensor("region", region)
     if not region.ndim or not region.any():
-        raise ValueError(f"region={describe(region)} is not a mask of any position; expected (h, w), not all 0.")
+        raise ValueError(f"region={describe(region)} is not a mask of any position; expected (h, w), not all zero.")
     cells = region.flatten().nonzero()[:, 0]
     weights = region.flatten()[cells]
 

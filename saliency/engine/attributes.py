@@ -42,12 +42,11 @@ def hold_attributes(modules: Sequence[Module]) -> Undo:
 
     def put_back() -> None:
         for own, before, contents, versions in states:
-            changed: list[object] = [each for each in contents if not _is_same(*each)]
+            changed = [each for each in contents if not _is_same(*each)]
             written = any(version_of(x) != version for x, version in versions)
-            if written or _holds_tensor(changed + _changed(own, before)):
-                for container, values in contents:
-                    if not _is_same(container, values):
-                        _refill(container, values)
+            if written or _holds_tensor([*changed, *_changed(own, before)]):
+                for container, values in changed:
+                    _refill(container, values)
                 _put_back(own, before)
         for undo in tensors:
             undo()

@@ -74,9 +74,8 @@ class _Shapes:
         if reading.channels == "first":
             return "the channels of a flattened grid"
         self._tokens.add(tokens)
-        return (
-            "a projection" if isinstance(getattr(module, "base_layer", module), Linear) else ""
-        )  # or an adapter of one
+        adapted = getattr(module, "base_layer", module)  # what a low-rank adapter stands beside
+        return "a projection" if isinstance(adapted, Linear) else ""
 
     def _of_cells(self, grid: Sequence[int], seen: Sequence[Grid]) -> str:
         if self._tokens and (min(grid) == 1 or any(side in self._tokens for side in grid)):

@@ -134,8 +134,13 @@ class Watching(OwnMode):
     def _turn(self, x: Tensor, result: Tensor) -> None:
         """Tokens (N, L, C), or a flattened grid (N, C, L), turned to (L, N, C)."""
         of_batch = x.ndim == result.ndim == 3 and result.shape[1] == len(x) and result.stride(1) == x.stride(0)
-        if of_batch and len(x) != len(result) and self._of_tokens(len(x), len(result)):
-            self._turned.add((len(result), len(x)))
+        if of_batch and self._of_tokens(len(x), len(result)):
+            self._lead(len(result), len(x))
+
+    def _lead(self, tokens: int, rows: int) -> None:
+        """From here on these tokens stand before the batch, unless equal numbers leave that open."""
+        if tokens != rows:
+            self._turned.add((tokens, rows))
 
     def _split(self, rows: int, sides: tuple[int, ...]) -> None:
         """A split of the tokens that may be one into heads: it is a grid only if that grid is known, merged."""
@@ -152,7 +157,7 @@ class Watching(OwnMode):
             return
         if any(tuple(x.shape[:2]) in self._turned for x in tensors):
             tensors, result = [x.transpose(0, 1) for x in tensors], result.transpose(0, 1)
-            self._turned.add((result.shape[1], len(result)))
+            self._lead(result.shape[1], len(result))
         counts = [x.shape[1] for x in tensors]
         found = [(at, grid) for at, count in enumerate(counts) if (grid := self._of_tokens(len(result), count))]
         if len(found) == 1 and sum(counts) == result.shape[1]:
