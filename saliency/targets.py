@@ -107,8 +107,8 @@ def class_in_region(index: int, region: Tensor) -> Score:
         scores = _classes(output, index)
         if scores.shape[2:] != region.shape:
             raise ValueError(
-                f"region={describe(region)} does not fit an output {tuple(scores.shape)}; expected its (h, w), or, of a "
-                "volume, its (d, h, w)."
+                f"region={describe(region)} does not fit an output {tuple(scores.shape)}; expected its (h, w), or the "
+                "(d, h, w) of a volume."
             )
         weight = weights.to(scores)
         # Selected, not multiplied by 0: relevance rules would send relevance to the zeroed entries as well.
